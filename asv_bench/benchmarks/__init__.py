@@ -1,0 +1,4 @@
+"""Benchmarks of fastce: run ``asv run`` in the folder asv_bench, or ``asv check -E existing`` for a quick look.
+
+Absolute times say little, since memory sets the pace: compare with `Floor`, which reads and writes the logits once.
+"""

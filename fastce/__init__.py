@@ -1,0 +1,32 @@
+"""Softmax cross-entropy: fused, exact, and as fast as memory allows.
+
+Loss, gradient and statistics of softmax cross-entropy on NumPy arrays, computed in one sweep and in place if wanted.
+"""
+
+from importlib.metadata import version
+
+from fastce._config import show_config
+from fastce._loss import (
+    CrossEntropyLoss,
+    CrossEntropyStats,
+    cross_entropy,
+    cross_entropy_stats,
+    cross_entropy_with_grad,
+    nll_loss,
+)
+from fastce._softmax import log_softmax, logsumexp, softmax
+
+__version__ = version("fastce")
+
+__all__ = [
+    "CrossEntropyLoss",
+    "CrossEntropyStats",
+    "cross_entropy",
+    "cross_entropy_stats",
+    "cross_entropy_with_grad",
+    "log_softmax",
+    "logsumexp",
+    "nll_loss",
+    "show_config",
+    "softmax",
+]

@@ -1,0 +1,106 @@
+"""The CPU backend: picks the kernels for this machine and hands problems to them.
+
+Design
+------
+1. Every instruction set is an extension module of its own, compiled from the same source. The widest that the compiler
+   could build and that both CPU and operating system support is chosen at import; ``FASTCE_ISA`` forces one, and an
+   unknown or unsupported name is an error there and then, never a silent fallback.
+2. GNU OpenMP's threads do not survive a fork, and the child would wait for them for ever. So the pool is released before
+   every fork of a process that has used one; it is built anew when next needed.
+"""
+
+import contextlib
+import ctypes
+import importlib
+import importlib.util
+import os
+
+from fastce._cpu import _kernels_baseline
+
+_ISAS = ("baseline", "avx2", "avx512")  # narrowest first
+
+compiled_isas = tuple(isa for isa in _ISAS if importlib.util.find_spec(f"{__name__}._kernels_{isa}"))
+supported_isas = tuple(isa for isa in compiled_isas if isa in _kernels_baseline.cpu_supports())
+build_info = _kernels_baseline.build_info()
+
+_used_threads = False
+
+
+def _load(isa):
+    return importlib.import_module(f"{__name__}._kernels_{isa}")
+
+
+def _select():
+    isa = os.environ.get("FASTCE_ISA")
+    if isa is None:
+        return supported_isas[-1]
+    if isa not in supported_isas:
+        raise ImportError(
+            f"FASTCE_ISA must be one of {', '.join(supported_isas)} on this machine with this build, got {isa!r}"
+        )
+    return isa
+
+
+isa = _select()
+_kernels = _load(isa)
+
+
+@contextlib.contextmanager
+def use_isa(name):
+    """Run with another instruction set for a while; for tests and benchmarks, in one thread."""
+    global isa, _kernels
+    before = isa, _kernels
+    isa, _kernels = name, _load(name)
+    try:
+        yield
+    finally:
+        isa, _kernels = before
+
+
+def effective_n_threads():
+    """Return how many threads a large problem gets without `n_threads`, and the rule that decided."""
+    maximum = _kernels.max_threads()
+    if not build_info["openmp"]:
+        return 1, "built without OpenMP"
+    if os.environ.get("OMP_NUM_THREADS"):
+        return maximum, "OMP_NUM_THREADS, or a limit set at run time"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    if usable < maximum:
+        return usable, "CPU affinity"
+    return maximum, "OpenMP's maximum"
+
+
+def run(logits, target=None, prob=None, out=None, *, n_threads=None, **options):
+    """Sweep over `logits`, whose last axis holds the classes; see ``_kernels.run`` for the arguments.
+
+    Without `n_threads` small problems stay serial.
+    """
+    global _used_threads
+    if n_threads is None:
+        n_threads = 1 if logits.size < _SERIAL_SIZE else effective_n_threads()[0]
+    _used_threads = _used_threads or n_threads > 1
+    _kernels.run(logits, target, prob, out, n_threads=n_threads, **options)
+
+
+# Numbers below which a team of threads costs more than it saves: 64 x 256 float32 took as long with one as with two.
+_SERIAL_SIZE = 16384
+
+
+def scan(target, ignore_index, n_classes, weight, sample_weight):
+    """Return the first row with an invalid target, or -1, and the normalizer of the mean."""
+    return _kernels.scan(target, ignore_index, n_classes, weight, sample_weight)
+
+
+def total(values):
+    """Return the float64 sum of contiguous `values`, the same whatever the number of threads."""
+    return _kernels.total(values)
+
+
+def _release_threads():
+    """End the calling thread's OpenMP team."""
+    with contextlib.suppress(AttributeError):  # OpenMP before 5.0 cannot
+        ctypes.CDLL(_kernels_baseline.__file__).omp_pause_resource_all(1)  # 1: omp_pause_soft
+
+
+if build_info["openmp"] and hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=lambda: _release_threads() if _used_threads else None)

@@ -1,0 +1,303 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: freethreading_compatible=True
+"""The kernels as Python sees them: one module for each instruction set, all compiled from this source.
+
+Arguments are trusted: everything was checked before. Threads share the rows in chunks and write results of single rows only;
+whatever is summed over rows is summed here, by one thread and in a fixed order, so no bit depends on their number.
+"""
+from cython.parallel cimport prange, threadid
+from libc.stdint cimport int64_t, uint64_t
+from libc.stdlib cimport free, malloc
+from libc.string cimport memset
+
+cimport numpy as cnp
+
+from fastce._cpu._columns cimport STAGE_BYTES, column_block, process_column
+from fastce._cpu._math cimport real
+from fastce._cpu._rows cimport process_row, row_block
+from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, Vector
+from fastce._cpu._tiles cimport LANES
+
+cnp.import_array()
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    #define FASTCE_OPENMP 1
+    #define fastce_max_threads() omp_get_max_threads()
+    #else
+    #define FASTCE_OPENMP 0
+    #define fastce_max_threads() 1
+    #endif
+    #if defined(__clang__)
+    #define FASTCE_COMPILER "Clang " __clang_version__
+    #elif defined(__GNUC__)
+    #define FASTCE_COMPILER "GCC " __VERSION__
+    #elif defined(_MSC_VER)
+    #define FASTCE_COMPILER "MSVC"
+    #else
+    #define FASTCE_COMPILER "unknown"
+    #endif
+    #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+    /* These also ask whether the operating system saves the registers. */
+    static int fastce_has_avx2(void) {
+        __builtin_cpu_init();
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    }
+    static int fastce_has_avx512(void) {
+        return fastce_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
+            && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+    }
+    #else
+    static int fastce_has_avx2(void) { return 0; }
+    static int fastce_has_avx512(void) { return 0; }
+    #endif
+    """
+    const int FASTCE_OPENMP
+    const char* FASTCE_COMPILER
+    int fastce_max_threads() noexcept nogil
+    int fastce_has_avx2() noexcept nogil
+    int fastce_has_avx512() noexcept nogil
+
+
+cdef enum:
+    # Up to here rows with contiguous classes are faster in the column kernel: 16 rows a vector against one row a tile.
+    FEW_CLASSES = 48
+    # Numbers in a chunk, the unit that threads take: some microseconds of work.
+    CHUNK = 32768
+
+
+def build_info():
+    """Return what the compiler knew."""
+    return {"compiler": FASTCE_COMPILER.decode(), "openmp": bool(FASTCE_OPENMP)}
+
+
+def cpu_supports():
+    """Return the instruction sets, by this package's names, that CPU and operating system support."""
+    return ("baseline",) + (("avx2",) if fastce_has_avx2() else ()) + (("avx512",) if fastce_has_avx512() else ())
+
+
+def max_threads():
+    """Return the team size that OpenMP would choose for the calling thread."""
+    return fastce_max_threads()
+
+
+cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
+    """Return n_bytes up to whole cache lines, so that threads do not share one."""
+    return (n_bytes + 63) // 64 * 64
+
+
+cdef inline Py_ssize_t workspace_bytes(const Task* task, bint by_rows, real like) noexcept nogil:
+    """Return what one thread needs: maxima per block, for the column kernel a stage and 16 maxima per block."""
+    if by_rows:
+        return align((task.n_classes // row_block(like) + 1) * sizeof(double))
+    return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * sizeof(double))
+
+
+cdef void process(
+    const Task* task, bint by_rows, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
+) noexcept nogil:
+    """Do the rows start .. stop - 1."""
+    cdef Py_ssize_t i = start
+    while i < stop:
+        if by_rows:
+            process_row(task, i, <double*>workspace, like)
+            i += 1
+        else:
+            process_column(
+                task, i, min(stop - i, LANES), <real*>workspace, <double*>(workspace + STAGE_BYTES))
+            i += LANES
+
+
+cdef int process_all(const Task* task, bint by_rows, int n_threads, real like) except -1:
+    cdef Py_ssize_t size = workspace_bytes(task, by_rows, like)
+    cdef Py_ssize_t step = max(1, CHUNK // task.n_classes)
+    cdef Py_ssize_t n_chunks, c
+    cdef char* workspace
+    if not by_rows:
+        step = (step + LANES - 1) // LANES * LANES
+    n_chunks = (task.n_rows + step - 1) // step
+    n_threads = <int>min(n_threads, n_chunks)
+    workspace = <char*>malloc(n_threads * size)
+    if workspace == NULL:
+        raise MemoryError(f"no {n_threads * size} bytes for the workspace of {n_threads} threads")
+    if n_threads == 1:
+        with nogil:
+            process(task, by_rows, 0, task.n_rows, workspace, like)
+    else:
+        # dynamic: rows that are skipped cost nothing, so chunks differ
+        for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
+            process(task, by_rows, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size, like)
+    free(workspace)
+    return 0
+
+
+cdef void set_matrix(
+    Matrix* matrix, cnp.ndarray array, int type_num, const Py_ssize_t* kept, Py_ssize_t n_dims
+) noexcept:
+    """Describe `array`, classes last, by the row axes that are left after merging."""
+    cdef Py_ssize_t k
+    if array is None:
+        return
+    matrix.data = cnp.PyArray_BYTES(array)
+    matrix.class_stride = cnp.PyArray_STRIDE(array, cnp.PyArray_NDIM(array) - 1)
+    matrix.converts = cnp.PyArray_TYPE(array) != type_num
+    matrix.row_strides[0] = 0
+    for k in range(n_dims):
+        matrix.row_strides[k] = cnp.PyArray_STRIDE(array, kept[k])
+
+
+cdef bint can_merge(cnp.ndarray array, Py_ssize_t k) noexcept:
+    """Tell whether axis k continues where axis k + 1 ends."""
+    return array is None or (
+        cnp.PyArray_STRIDE(array, k) == cnp.PyArray_STRIDE(array, k + 1) * cnp.PyArray_DIM(array, k + 1))
+
+
+cdef void set_vector(Vector* vector, cnp.ndarray array) noexcept:
+    if array is not None:
+        vector.data = cnp.PyArray_BYTES(array)
+        vector.is_double = cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64
+
+
+cdef void* address(cnp.ndarray array) noexcept:
+    return NULL if array is None else cnp.PyArray_DATA(array)
+
+
+def run(
+    cnp.ndarray logits not None, cnp.ndarray target=None, cnp.ndarray prob=None, cnp.ndarray out=None, *,
+    cnp.ndarray weight=None, cnp.ndarray sample_weight=None, cnp.ndarray grad_output=None,
+    cnp.ndarray loss=None, cnp.ndarray lse=None, cnp.ndarray log_prob=None, cnp.ndarray entropy=None,
+    cnp.ndarray argmax=None, bint log_softmax=False, bint normalized=False, int64_t ignore_index=-100,
+    double label_smoothing=0.0, double z_loss=0.0, double logit_scale=1.0, double softcap=0.0,
+    double weight_sum=0.0, double factor=1.0, int n_threads=1,
+):
+    """Do one sweep over `logits`, shape (..., n_classes), float32 or float64, with at least one row and one class.
+
+    Everything that is given as an output is written: `out` (like `logits`: the gradient, without a target the softmax or
+    the log-softmax) and the per-row arrays `loss`, `lse`, `log_prob`, `entropy` (in the logits' dtype) and `argmax` (int64).
+    `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
+    """
+    cdef Task task
+    cdef Py_ssize_t kept[64]
+    cdef Py_ssize_t k, n_row_axes = cnp.PyArray_NDIM(logits) - 1
+    cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(logits)
+    cdef Py_ssize_t smallest_row_stride = -1
+    cdef bint by_rows
+    memset(&task, 0, sizeof(task))
+    task.n_classes = cnp.PyArray_DIM(logits, n_row_axes)
+    task.n_rows = cnp.PyArray_SIZE(logits) // task.n_classes
+    task.row_shape[0] = 1
+    for k in range(n_row_axes):
+        if cnp.PyArray_DIM(logits, k) == 1:
+            continue
+        if task.n_dims > 0 and kept[task.n_dims - 1] == k - 1 and (
+                can_merge(logits, k - 1) and can_merge(prob, k - 1) and can_merge(out, k - 1)):
+            task.n_dims -= 1
+            task.row_shape[task.n_dims] *= cnp.PyArray_DIM(logits, k)
+        else:
+            task.row_shape[task.n_dims] = cnp.PyArray_DIM(logits, k)
+        kept[task.n_dims] = k
+        task.n_dims += 1
+    set_matrix(&task.logits, logits, cnp.PyArray_TYPE(logits), kept, task.n_dims)
+    set_matrix(&task.prob, prob, cnp.PyArray_TYPE(logits), kept, task.n_dims)
+    set_matrix(&task.out, out, cnp.PyArray_TYPE(logits), kept, task.n_dims)
+    for k in range(task.n_dims):
+        if smallest_row_stride < 0 or abs(task.logits.row_strides[k]) < smallest_row_stride:
+            smallest_row_stride = abs(task.logits.row_strides[k])
+    task.n_dims = max(task.n_dims, 1)
+    task.target = <const int64_t*>address(target)
+    task.weight = address(weight)
+    task.weight_sum = weight_sum
+    set_vector(&task.sample_weight, sample_weight)
+    set_vector(&task.grad_output, grad_output)
+    task.ignore_index = ignore_index
+    task.label_smoothing = label_smoothing
+    task.z_loss = z_loss
+    task.logit_scale = logit_scale
+    task.softcap = softcap
+    task.normalized = normalized
+    task.factor = factor
+    task.out_kind = LOG_SOFTMAX if log_softmax else GRADIENT
+    task.loss = address(loss)
+    task.lse = address(lse)
+    task.log_prob = address(log_prob)
+    task.entropy = address(entropy)
+    task.argmax = <int64_t*>address(argmax)
+    task.sum_weight = label_smoothing != 0
+    task.sum_prob = prob is not None
+    task.sum_entropy = entropy is not None
+    task.find_argmax = argmax is not None
+    task.find_peak = prob is not None and out is not None
+    task.extras = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax
+    if task.logits.class_stride == itemsize:
+        by_rows = task.n_classes > FEW_CLASSES or task.n_rows < 4
+    else:
+        by_rows = task.n_rows < 4 or (
+            task.n_classes > FEW_CLASSES and abs(task.logits.class_stride) < smallest_row_stride)
+    if itemsize == 4:
+        process_all(&task, by_rows, n_threads, <float>0)
+    else:
+        process_all(&task, by_rows, n_threads, <double>0)
+
+
+def scan(const int64_t[::1] target, int64_t ignore_index, int64_t n_classes, cnp.ndarray weight, cnp.ndarray sample_weight):
+    """Return the first row with an invalid target, or -1, and the normalizer: the sum of a_i w_y over kept rows."""
+    cdef Py_ssize_t n_rows = target.shape[0]
+    cdef Py_ssize_t i, n_bad = 0, n_kept = 0
+    cdef bint kept
+    cdef double normalizer = 0
+    cdef Vector a, w
+    memset(&a, 0, sizeof(a))
+    memset(&w, 0, sizeof(w))
+    set_vector(&a, sample_weight)
+    set_vector(&w, weight)
+    with nogil:
+        for i in range(n_rows):  # vectorised: no exit, no gather
+            kept = target[i] != ignore_index
+            n_kept += kept
+            n_bad += kept & (<uint64_t>target[i] >= <uint64_t>n_classes)
+        if n_bad == 0 and (a.data != NULL or w.data != NULL):
+            for i in range(n_rows):
+                if target[i] != ignore_index:
+                    normalizer += item(&a, i) * item(&w, target[i])
+        elif n_bad == 0:
+            normalizer = <double>n_kept
+        else:
+            for i in range(n_rows):
+                if target[i] != ignore_index and <uint64_t>target[i] >= <uint64_t>n_classes:
+                    break
+    return (i if n_bad else -1), normalizer
+
+
+cdef inline double item(const Vector* vector, Py_ssize_t i) noexcept nogil:
+    if vector.data == NULL:
+        return 1.0
+    return (<const double*>vector.data)[i] if vector.is_double else (<const float*>vector.data)[i]
+
+
+def total(cnp.ndarray values not None):
+    """Return the float64 sum of a contiguous float array, in an order that depends on its length alone."""
+    cdef Vector vector
+    cdef double lanes[16]
+    cdef Py_ssize_t n = cnp.PyArray_SIZE(values)
+    cdef Py_ssize_t i, j
+    memset(&vector, 0, sizeof(vector))
+    set_vector(&vector, values)
+    memset(lanes, 0, sizeof(lanes))
+    with nogil:
+        for i in range(n // 16):
+            if vector.is_double:
+                for j in range(16):
+                    lanes[j] += (<const double*>vector.data)[16 * i + j]
+            else:
+                for j in range(16):
+                    lanes[j] += (<const float*>vector.data)[16 * i + j]
+        for i in range(n // 16 * 16, n):
+            lanes[i % 16] += item(&vector, i)
+        n = 8
+        while n > 0:
+            for j in range(n):
+                lanes[j] += lanes[j + n]
+            n //= 2
+    return lanes[0]

@@ -1,0 +1,148 @@
+# cython: language_level=3
+"""Elementary functions that compilers can vectorise.
+
+Design
+------
+1. Every function is straight-line code: no branch with side effects, no call, no table. A choice is a conditional
+   expression between values that exist already, which GCC and Clang turn into a blend.
+2. Rounding to an integer adds 1.5 * 2^(mantissa bits); powers of two are made by moving that integer into the exponent
+   bits. Both would break under -fassociative-math, which the build therefore never passes.
+3. The polynomials are Chebyshev fits (mpmath.chebyfit, 40 digits) on the reduced range; each states its own error.
+4. exp returns its result times 2^32 (float) or 2^64 (double). Results too small for a normal number thereby keep their
+   digits at no cost, and the factor disappears into the row's scalars. `exp_unit` is that factor.
+"""
+from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.string cimport memcpy
+
+ctypedef fused real:
+    float
+    double
+
+
+cdef inline uint32_t bits_of_float(float value) noexcept nogil:
+    cdef uint32_t bits
+    memcpy(&bits, &value, sizeof(bits))
+    return bits
+
+
+cdef inline float float_of_bits(uint32_t bits) noexcept nogil:
+    cdef float value
+    memcpy(&value, &bits, sizeof(value))
+    return value
+
+
+cdef inline uint64_t bits_of_double(double value) noexcept nogil:
+    cdef uint64_t bits
+    memcpy(&bits, &value, sizeof(bits))
+    return bits
+
+
+cdef inline double double_of_bits(uint64_t bits) noexcept nogil:
+    cdef double value
+    memcpy(&value, &bits, sizeof(value))
+    return value
+
+
+cdef inline real exp_unit(real like) noexcept nogil:
+    """Return what `exp` returns for 0; `like` only chooses the type."""
+    if real is float:
+        return <float>4294967296.0
+    else:
+        return 18446744073709551616.0
+
+
+cdef inline real exp_floor(real like) noexcept nogil:
+    """Return an argument below which e^x is less than half of the smallest subnormal."""
+    if real is float:
+        return <float>-104.5
+    else:
+        return -746.5
+
+
+cdef inline void split_exp(real x, real* power, real* fraction) noexcept nogil:
+    """Write e^x = 2^n (1 + fraction) as power = 2^n * exp_unit and fraction, for exp_floor <= x <= 1 or NaN."""
+    cdef real n, r, p
+    if real is float:
+        # 1.5 * 2^23 + 127 + 32: the low bits of the sum are the exponent field of 2^n * exp_unit.
+        n = x * <float>1.4426950408889634 + <float>12583071.0
+        power[0] = float_of_bits(bits_of_float(n) << 23)
+        n = n - <float>12583071.0
+        # ln 2 in two parts; the first has 11 bits, so that its product with n is exact even without FMA.
+        r = (x - n * <float>0.693359375) - n * <float>-0.00021219444005469058
+        # error of 1 + fraction: 8e-9
+        p = <float>0.0013926183587713494542
+        p = p * r + <float>0.0083631790527225773704
+        p = p * r + <float>0.041666554617204574203
+        p = p * r + <float>0.16666576989698775683
+        p = p * r + <float>0.5
+    else:
+        # 1.5 * 2^52 + 1023 + 64
+        n = x * 1.4426950408889634 + 6755399441056831.0
+        power[0] = double_of_bits(bits_of_double(n) << 52)
+        n = n - 6755399441056831.0
+        # The first part has 33 bits.
+        r = (x - n * 0.6931471804855391) - n * 7.4406171100123967e-11
+        # error of 1 + fraction: 1.3e-17
+        p = 2.5100385495510319078e-8
+        p = p * r + 2.7620088445409748161e-7
+        p = p * r + 2.7557268459997064772e-6
+        p = p * r + 0.000024801521295954375131
+        p = p * r + 0.00019841269863053616878
+        p = p * r + 0.0013888888917213716901
+        p = p * r + 0.0083333333333300618325
+        p = p * r + 0.041666666666624127873
+        p = p * r + 0.16666666666666667453
+        p = p * r + 0.50000000000000010221
+    fraction[0] = p * (r * r) + r
+
+
+cdef inline real exp(real x) noexcept nogil:
+    """Return e^x * exp_unit for x <= 1, within 1 ulp; -inf gives 0 and NaN gives NaN."""
+    cdef real power, fraction
+    split_exp(x, &power, &fraction)
+    # NaN fails the comparison and stays; below the floor the parts are meaningless.
+    return <real>0 if x < exp_floor(x) else fraction * power + power
+
+
+cdef inline real tanh(real x) noexcept nogil:
+    """Return tanh(x) within 3 ulp."""
+    cdef real power, fraction, t
+    t = x if x < 0 else -x
+    t = <real>-30 if t < -30 else t  # tanh is 1 to the last bit long before
+    split_exp(2 * t, &power, &fraction)
+    power = power / exp_unit(x)
+    t = fraction * power + (power - 1)  # expm1(-2|x|)
+    t = t / (2 + t)
+    return t if x < 0 else -t
+
+
+cdef inline real sech2(real x) noexcept nogil:
+    """Return 1 - tanh(x)^2 with full relative accuracy."""
+    cdef real t = x if x < 0 else -x
+    t = exp(2 * t) / exp_unit(x)
+    return 4 * t / ((1 + t) * (1 + t))
+
+
+cdef inline double log1p(double x) noexcept nogil:
+    """Return log(1 + x) within 1.5 ulp for x >= 0; NaN gives NaN."""
+    # u = 1 + x loses the low bits of x; `lost` brings them back, for log(u + t) = log(u) + t / u.
+    cdef double u = 1 + x
+    cdef double lost = (x - (u - 1)) / u
+    # u = 2^k v with v in [sqrt(1/2), sqrt(2)); the constant holds the bits of sqrt(1/2).
+    cdef uint64_t bits = bits_of_double(u) - <uint64_t>0x3FE6A09E667F3BCD
+    cdef double k = double_of_bits((bits >> 52) | <uint64_t>0x4330000000000000) - 4503599627370496.0
+    cdef double f = double_of_bits(
+        (bits & <uint64_t>0x000FFFFFFFFFFFFF) + <uint64_t>0x3FE6A09E667F3BCD
+    ) - 1
+    # log(1 + f) = f - f^2/2 + s (f^2/2 + z P(z)), s = f / (2 + f), z = s^2; error 1e-17
+    cdef double s = f / (2 + f)
+    cdef double z = s * s
+    cdef double h = 0.5 * f * f
+    cdef double p = 0.14617807153417324964
+    p = p * z + 0.15331611722055007885
+    p = p * z + 0.18182892432536871201
+    p = p * z + 0.22222211089379496214
+    p = p * z + 0.28571428626253837606
+    p = p * z + 0.39999999999898890514
+    p = p * z + 0.66666666666666697077
+    return k * 0.6931471803691238 + (f - (h - (s * (h + z * p) + (lost + k * 1.9082149292705877e-10))))

@@ -1,0 +1,386 @@
+# cython: language_level=3
+"""Row kernel: the classes of a row lie side by side and fill the vector.
+
+Design
+------
+1. A row is swept in blocks of 16 KiB, which stay in L1: maximum, then exp relative to the block's own maximum. So a row of
+   any length is read from memory once by the sweep; a row-wide maximum first would read a long row twice. A second pass
+   turns exponentials into the gradient, with one factor per block.
+2. The exponentials wait in `out`, which may be the logits themselves: no N x C memory besides. Under a softcap, whose
+   slope needs the logit again, nothing is stored and the second pass computes the exponential anew.
+3. While a block's exponentials are computed, the next block is prefetched: the maximum's pass is too short for the
+   hardware prefetcher to get ahead, and waited for memory half of its time (1.9 x instead of 1.2 x the floor).
+4. Whole tiles of ordinary arrays have loops of their own, in which constants stay in registers (13 against 10 cycles
+   per 16 floats with AVX-512). All else goes through `row_tile`. Both run the same tile functions in the same order.
+5. The last, short tile overlaps the one before: lanes that were already done are masked. Filling it up piece by piece cost
+   200 cycles a row in failed store forwarding.
+"""
+from libc.math cimport INFINITY
+from libc.stdint cimport int32_t
+from libc.string cimport memset
+
+from fastce._cpu._math cimport exp_unit, real
+from fastce._cpu._scalars cimport (
+    Scalars, begin, cap_factor_of, choose_argmax_as_peak, finish, merge, scale_of, take, unscaled_exp
+)
+from fastce._cpu._task cimport LOG_SOFTMAX, OutKind, Task, read_converted, row_offset, write
+from fastce._cpu._tiles cimport *
+
+cdef extern from *:
+    """
+    #if defined(__GNUC__)
+    #define FASTCE_PREFETCH(address) __builtin_prefetch(address)
+    #else
+    #define FASTCE_PREFETCH(address) ((void)(address))
+    #endif
+    """
+    void prefetch "FASTCE_PREFETCH"(const void* address) noexcept nogil
+
+
+cdef enum:
+    CACHE_LINE = 64
+    BLOCK_BYTES = 16384  # a third to a half of the L1 data cache of today's CPUs
+
+
+# Where the operands of one row start; NULL if absent.
+cdef struct Row:
+    const char* logits
+    const char* prob
+    char* out
+    const char* ahead_logits  # what to prefetch during a block
+    const char* ahead_prob
+
+
+# The classes of one tile: lane j is class k + j, for first <= j < limit.
+cdef struct Span:
+    Py_ssize_t k
+    Py_ssize_t first
+    Py_ssize_t limit
+
+
+cdef inline Py_ssize_t row_block(real like) noexcept nogil:
+    """Return the number of classes in a block."""
+    return BLOCK_BYTES // sizeof(real)
+
+
+cdef inline Span span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
+    """Return the span that starts with class k, or ends with it where fewer classes than a tile are left."""
+    cdef Span span
+    span.k = k
+    span.first = 0
+    span.limit = min(stop - k, TILE)
+    if span.limit < TILE and stop >= TILE:
+        span.first = TILE - span.limit
+        span.k = k - span.first
+        span.limit = TILE
+    return span
+
+
+cdef inline const real* row_tile(
+    const char* row, Py_ssize_t stride, Span span, real padding, real* buffer
+) noexcept nogil:
+    """Return a row's numbers as a tile: where they are if they fill it as an ordinary array, else in `buffer`."""
+    cdef const char* data = row + span.k * stride
+    cdef const real* x = <const real*>data
+    cdef Py_ssize_t j
+    if span.limit == TILE and is_plain(data, stride, padding):
+        if span.first == 0:
+            return x
+        for j in range(TILE):
+            buffer[j] = padding if j < span.first else x[j]
+        return buffer
+    fill(buffer, 0, TILE, padding)
+    gather(data + span.first * stride, stride, span.limit - span.first, buffer + span.first)
+    return buffer
+
+
+cdef inline const real* logit_tile(
+    const char* row, Py_ssize_t stride, real cap_factor, Span span, real* buffer
+) noexcept nogil:
+    """Return a tile of f(logits); a cap_factor of 0 means no softcap."""
+    cdef const real* x = row_tile(row, stride, span, <real>-INFINITY, buffer)
+    if cap_factor == 0:
+        return x
+    if x != buffer:
+        copy(x, buffer)
+    cap(buffer, cap_factor)
+    fill(buffer, 0, span.first, <real>-INFINITY)
+    fill(buffer, span.limit, TILE, <real>-INFINITY)
+    return buffer
+
+
+cdef inline const real* prob_tile(const Task* task, const Row* row, Span span, real* buffer) noexcept nogil:
+    cdef Py_ssize_t j
+    if row.prob == NULL:
+        return NULL
+    if not task.prob.converts:
+        return row_tile(row.prob, task.prob.class_stride, span, <real>0, buffer)
+    fill(buffer, 0, TILE, <real>0)
+    for j in range(span.first, span.limit):
+        buffer[j] = read_converted(row.prob + (span.k + j) * task.prob.class_stride, buffer[j])
+    return buffer
+
+
+cdef inline const real* weight_tile(const real* weight, Span span, real* buffer) noexcept nogil:
+    if weight != NULL:
+        return row_tile(<const char*>weight, sizeof(real), span, <real>0, buffer)
+    fill(buffer, 0, TILE, <real>0)
+    fill(buffer, span.first, span.limit, <real>1)
+    return buffer
+
+
+cdef inline Py_ssize_t max_whole_tiles(const real* x, Py_ssize_t n, real* top) noexcept nogil:
+    """Do the maximum's pass for the whole tiles among n classes; return how many classes that were."""
+    cdef Py_ssize_t k = 0
+    while k + TILE <= n:
+        fold_max(x + k, top)
+        k += TILE
+    return k
+
+
+cdef inline Py_ssize_t exp_whole_tiles(
+    const Task* task, const Row* row, Py_ssize_t start, Py_ssize_t n, const real* top, real scale, real* sums
+) noexcept nogil:
+    """Do the exponentials' pass likewise, where every operand is an ordinary array."""
+    cdef real e[TILE]
+    cdef real ones[TILE]
+    cdef const real* x = <const real*>row.logits + start
+    cdef const real* w = ones
+    cdef const real* t = NULL if row.prob == NULL else <const real*>row.prob + start
+    cdef real* out = NULL if row.out == NULL else <real*>row.out + start
+    cdef Py_ssize_t w_step = 0
+    cdef bint extras = task.extras
+    cdef Py_ssize_t j, k = 0
+    if task.weight != NULL:
+        w = <const real*>task.weight + start
+        w_step = TILE
+    else:
+        fill(ones, 0, TILE, <real>1)
+    while k + TILE <= n:
+        for j in range(TILE * sizeof(real) // CACHE_LINE):
+            prefetch(row.ahead_logits + k * sizeof(real) + j * CACHE_LINE)
+        exp_tile(x + k, top, scale, e)
+        fold_exp(e, sums)
+        if extras:
+            if t != NULL:
+                for j in range(TILE * sizeof(real) // CACHE_LINE):
+                    prefetch(row.ahead_prob + k * sizeof(real) + j * CACHE_LINE)
+            fold_extras(task, x + k, top, scale, e, w, t if t == NULL else t + k, sums)
+            w += w_step
+        if out != NULL:
+            copy(e, out + k)
+        k += TILE
+    return k
+
+
+cdef inline void sweep_block(
+    const Task* task, const Row* row, Py_ssize_t start, Py_ssize_t stop, Scalars* block, real like
+) noexcept nogil:
+    """Sum up the classes start .. stop - 1 of one row; leave the exponentials in row.out if that is not NULL."""
+    cdef real x_buffer[TILE]
+    cdef real w_buffer[TILE]
+    cdef real t_buffer[TILE]
+    cdef real e[TILE]
+    cdef real top[LANES]
+    cdef real sums[N_SUMS * LANES]
+    cdef int32_t first[LANES]
+    cdef const real* x
+    cdef real m
+    # Locals, because the compiler must assume that a store into `out` changes what `task` points to.
+    cdef real scale = <real>scale_of(task)
+    cdef real cap_factor = <real>cap_factor_of(task)
+    cdef Py_ssize_t stride = task.logits.class_stride
+    cdef Py_ssize_t out_stride = task.out.class_stride
+    cdef bint normalized = task.normalized
+    cdef bint plain = is_plain(row.logits, stride, like) and cap_factor == 0 and not normalized
+    cdef Span span
+    cdef Py_ssize_t j, k
+    fill(top, 0, LANES, <real>0 if normalized else <real>-INFINITY)
+    k = stop if normalized else start
+    if plain:
+        k += max_whole_tiles(<const real*>row.logits + k, stop - k, top)
+    while k < stop:
+        fold_max(logit_tile(row.logits, stride, cap_factor, span_at(k, stop), x_buffer), top)
+        k += TILE
+    m = lane_max(top)
+    block.top[0] = m
+    # Nothing but -inf (or NaN): any finite shift gives 0 (or NaN).
+    fill(top, 0, LANES, <real>0 if m == -INFINITY else m)
+    fill(sums, 0, (N_SUMS if task.extras else W) * LANES, <real>0)
+    k = start
+    if plain and not task.find_argmax and (row.out == NULL or is_plain(row.out, out_stride, like)) and (
+            row.prob == NULL or (is_plain(row.prob, task.prob.class_stride, like) and not task.prob.converts)):
+        k += exp_whole_tiles(task, row, start, stop - start, top, scale, sums)
+    for j in range(LANES):
+        first[j] = NO_CLASS
+    while k < stop:
+        span = span_at(k, stop)
+        x = logit_tile(row.logits, stride, cap_factor, span, x_buffer)
+        if not normalized:
+            exp_tile(x, top, scale, e)
+            fold_exp(e, sums)
+        if task.extras:
+            fold_extras(
+                task, x, top, scale, e, weight_tile(<const real*>task.weight, span, w_buffer),
+                prob_tile(task, row, span, t_buffer), sums)
+            if task.find_argmax:
+                fold_argmax(x, top, <int32_t>(span.k - start), 16, 1, first)
+        if row.out != NULL:
+            store(row.out + (span.k + span.first) * out_stride, out_stride, span.limit - span.first, e + span.first)
+        k += TILE
+    block.rest[0] = rest_of(lane_sum(sums + 16 * ALL), lane_sum(sums + 16 * REST), m)
+    if task.extras:
+        for j in range(W, N_SUMS):
+            block.sums[j][0] = lane_sum(sums + 16 * j)
+        block.sums[E_D][0] /= exp_unit(m)
+    block.argmax[0] = -1
+    if task.find_argmax:
+        k = NO_CLASS
+        for j in range(LANES):
+            k = min(k, first[j])
+        block.argmax[0] = -1 if k == NO_CLASS else start + k
+
+
+cdef inline Py_ssize_t find_peak(
+    const Task* task, const Scalars* scalars, const Row* row, const double* tops, real like
+) noexcept nogil:
+    """Return the arg-max if its probability exceeds 1/2, else -1: below, its gradient does not cancel."""
+    cdef real buffer[TILE]
+    cdef real top[LANES]
+    cdef int32_t first[LANES]
+    cdef const real* x
+    cdef Py_ssize_t j, stop, start, k = 0
+    cdef Span span
+    if not scalars.rest[0] < 1:
+        return -1
+    # The sweep left exponentials in row.out, or, under a softcap, the logits untouched.
+    fill(top, 0, LANES, <real>scalars.top[0] if row.out == NULL else exp_unit(like))
+    while k < task.n_classes:
+        start = k
+        stop = min(k + row_block(like), task.n_classes)
+        if tops[k // row_block(like)] != scalars.top[0]:
+            k = stop
+            continue
+        for j in range(LANES):
+            first[j] = NO_CLASS
+        while k < stop:
+            span = span_at(k, stop)
+            x = row_tile(row.out, task.out.class_stride, span, <real>0, buffer) if row.out != NULL else logit_tile(
+                row.logits, task.logits.class_stride, <real>cap_factor_of(task), span, buffer)
+            fold_argmax(x, top, <int32_t>(span.k - start), 16, 1, first)
+            k += TILE
+        for j in range(LANES):
+            if first[j] != NO_CLASS:
+                return start + first[j]
+    return -1
+
+
+cdef inline void write_row(
+    const Task* task, const Scalars* scalars, const Row* row, const double* tops, real like
+) noexcept nogil:
+    """Write the row's gradient, softmax or log-softmax; the sweep left exponentials in row.out, relative to `tops`."""
+    cdef real x_buffer[TILE]
+    cdef real w_buffer[TILE]
+    cdef real t_buffer[TILE]
+    cdef real e[TILE]
+    cdef real g[TILE]
+    cdef real top[LANES]
+    cdef real alpha[LANES]
+    cdef real beta[LANES]
+    cdef real gamma[LANES]
+    cdef const real* x
+    cdef real scale = <real>scale_of(task)
+    cdef real cap_factor = <real>cap_factor_of(task)
+    cdef Py_ssize_t stride = task.out.class_stride
+    cdef Py_ssize_t n_classes = task.n_classes
+    cdef bint extras = task.extras
+    cdef OutKind kind = task.out_kind
+    cdef Span span
+    cdef Py_ssize_t k = 0
+    fill(top, 0, LANES, <real>scalars.top[0])
+    fill(alpha, 0, LANES, <real>(scalars.log_sum[0] if kind == LOG_SOFTMAX else scalars.alpha[0]))
+    fill(beta, 0, LANES, <real>scalars.beta[0])
+    fill(gamma, 0, LANES, <real>scalars.gamma[0])
+    while k < n_classes:
+        if cap_factor == 0 and kind != LOG_SOFTMAX and n_classes > row_block(like) and k % row_block(like) == 0:
+            fill(alpha, 0, LANES, <real>(scalars.alpha[0] * unscaled_exp(
+                scale_of(task) * (tops[k // row_block(like)] - scalars.top[0]))))
+        span = span_at(k, n_classes)
+        k += TILE
+        if kind == LOG_SOFTMAX:
+            write_log(logit_tile(row.logits, task.logits.class_stride, cap_factor, span, x_buffer), top, scale, alpha, g)
+        else:
+            if cap_factor != 0:
+                exp_tile(logit_tile(
+                    row.logits, task.logits.class_stride, cap_factor, span, x_buffer), top, scale, e)
+                x = e
+            else:
+                x = row_tile(row.out, stride, span, <real>0, e)
+            if extras:
+                write_gradient(
+                    x, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer),
+                    gamma, prob_tile(task, row, span, t_buffer), g)
+            elif x != e:
+                scale_exp_in_place(<real*>x, alpha[0])
+                continue
+            else:
+                scale_exp(x, alpha, g)
+            if cap_factor != 0:
+                multiply_cap_slope(
+                    row_tile(row.logits, task.logits.class_stride, span, <real>0, x_buffer), cap_factor, g)
+        store(row.out + (span.k + span.first) * stride, stride, span.limit - span.first, g + span.first)
+
+
+cdef inline void write_zeros(const Task* task, char* out, real like) noexcept nogil:
+    cdef Py_ssize_t k
+    if task.out.class_stride == sizeof(real):
+        memset(out, 0, task.n_classes * sizeof(real))
+    else:
+        for k in range(task.n_classes):
+            write(out + k * task.out.class_stride, <real>0)
+
+
+cdef inline void process_row(const Task* task, Py_ssize_t i, double* tops, real like) noexcept nogil:
+    """Do all of row i; `tops` has room for one number per block."""
+    cdef Scalars scalars
+    cdef Scalars block
+    cdef Row row
+    cdef char* out = NULL
+    cdef Py_ssize_t next_row = min(i + 1, task.n_rows - 1)
+    cdef Py_ssize_t k = 0
+    cdef Py_ssize_t step = row_block(like)
+    row.logits = task.logits.data + row_offset(task, &task.logits, i)
+    row.prob = NULL if task.prob.data == NULL else task.prob.data + row_offset(task, &task.prob, i)
+    if task.out.data != NULL:
+        out = task.out.data + row_offset(task, &task.out, i)
+    row.out = NULL if task.softcap != 0 or task.out_kind == LOG_SOFTMAX else out
+    begin(task, &scalars, i, 1, like)
+    while k < task.n_classes and not scalars.skipped[0] and (task.extras or not task.normalized):
+        if k + step < task.n_classes:
+            row.ahead_logits = row.logits + (k + step) * task.logits.class_stride
+            if row.prob != NULL:
+                row.ahead_prob = row.prob + (k + step) * task.prob.class_stride
+        else:
+            row.ahead_logits = task.logits.data + row_offset(task, &task.logits, next_row)
+            if row.prob != NULL:
+                row.ahead_prob = task.prob.data + row_offset(task, &task.prob, next_row)
+        sweep_block(task, &row, k, min(k + step, task.n_classes), &block, like)
+        tops[k // step] = block.top[0]
+        if k == 0:
+            take(&scalars, &block)
+        else:
+            merge(scale_of(task), &scalars, &block)
+        k += step
+    if task.find_peak and not scalars.skipped[0]:
+        scalars.argmax[0] = find_peak(task, &scalars, &row, tops, like)
+        choose_argmax_as_peak(task, &scalars, like)
+    finish(task, &scalars, like)
+    if out == NULL:
+        return
+    if scalars.skipped[0]:
+        write_zeros(task, out, like)
+        return
+    row.out = out
+    write_row(task, &scalars, &row, tops, like)
+    if scalars.peak[0] >= 0:
+        write(out + scalars.peak[0] * task.out.class_stride, <real>scalars.grad_peak[0])

@@ -1,0 +1,119 @@
+# cython: language_level=3
+"""What a kernel is asked to do: operands, options and outputs, as plain C structs.
+
+A *row* is one softmax; rows are numbered 0 .. n_rows - 1 in C order over `row_shape`. N x C operands keep the caller's memory:
+strides count bytes. Per-row operands and outputs are contiguous. A NULL pointer means that an operand is absent.
+"""
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
+
+from fastce._cpu._math cimport real
+
+cdef enum:
+    MAX_DIMS = 64  # NumPy's own limit
+
+
+cdef enum OutKind:
+    GRADIENT = 0     # alpha p + ..., the softmax itself where there is no target
+    LOG_SOFTMAX = 1
+
+
+cdef struct Matrix:
+    char* data
+    bint converts  # its numbers are not of the arithmetic's type but of the other one, float or double
+    Py_ssize_t class_stride
+    Py_ssize_t row_strides[MAX_DIMS]
+
+
+cdef struct Vector:
+    const char* data
+    bint is_double  # else float
+
+
+cdef struct Task:
+    Py_ssize_t n_rows
+    Py_ssize_t n_classes
+    Py_ssize_t n_dims
+    Py_ssize_t row_shape[MAX_DIMS]
+    # operands
+    Matrix logits
+    Matrix prob            # class probabilities
+    const int64_t* target  # class indices; at most one of the two is there
+    const void* weight     # per class, in the arithmetic's type
+    double weight_sum      # W
+    Vector sample_weight
+    Vector grad_output
+    # options
+    int64_t ignore_index
+    double label_smoothing
+    double z_loss
+    double logit_scale
+    double softcap         # 0 without
+    bint normalized        # the logits are log-probabilities already (nll_loss)
+    double factor          # of every gradient: 1 / normalizer and a scalar grad_output
+    # which sums beyond the exponentials the options ask for
+    bint sum_weight
+    bint sum_prob
+    bint sum_entropy
+    bint find_argmax
+    bint extras            # any of the above
+    bint find_peak         # the arg-max, where its gradient would cancel
+    # outputs
+    Matrix out
+    OutKind out_kind
+    void* loss             # these in the arithmetic's type
+    void* lse
+    void* log_prob
+    void* entropy
+    int64_t* argmax
+
+
+cdef inline Py_ssize_t row_offset(const Task* task, const Matrix* matrix, Py_ssize_t i) noexcept nogil:
+    """Return where row i starts, in bytes."""
+    cdef Py_ssize_t k = task.n_dims - 1
+    cdef Py_ssize_t offset = 0
+    while k > 0:
+        offset += (i % task.row_shape[k]) * matrix.row_strides[k]
+        i = i // task.row_shape[k]
+        k -= 1
+    return offset + i * matrix.row_strides[0]
+
+
+cdef inline double vector_item(const Vector* vector, Py_ssize_t i) noexcept nogil:
+    if vector.data == NULL:
+        return 1.0
+    if vector.is_double:
+        return (<const double*>vector.data)[i]
+    return (<const float*>vector.data)[i]
+
+
+cdef inline bint is_skipped(const Task* task, Py_ssize_t i) noexcept nogil:
+    """Tell whether row i counts for nothing: loss 0, gradient 0, its logits are not even read."""
+    return (task.target != NULL and task.target[i] == task.ignore_index) or vector_item(&task.sample_weight, i) == 0
+
+
+cdef inline real read(const char* address, real like) noexcept nogil:
+    """Return the number at any alignment; `like` only chooses the type."""
+    cdef real value
+    memcpy(&value, address, sizeof(real))
+    return value
+
+
+cdef inline real read_converted(const char* address, real like) noexcept nogil:
+    """Return a number of the other type."""
+    cdef float single
+    cdef double wide
+    if real is float:
+        memcpy(&wide, address, sizeof(wide))
+        return <real>wide
+    else:
+        memcpy(&single, address, sizeof(single))
+        return <real>single
+
+
+cdef inline void write(char* address, real value) noexcept nogil:
+    memcpy(address, &value, sizeof(real))
+
+
+cdef inline real weight_of(const Task* task, Py_ssize_t k, real like) noexcept nogil:
+    return <real>1 if task.weight == NULL else (<const real*>task.weight)[k]

@@ -1,0 +1,264 @@
+# cython: language_level=3
+"""Vector code: straight loops over one tile of 64 numbers.
+
+Design
+------
+1. A tile is 4 groups of 16 lanes. A row kernel fills it with 64 consecutive classes of one row; a column kernel with 4
+   consecutive classes of 16 rows. Sums and maxima fold the groups into 16 lanes, which are partial results of one row
+   in the first case and the results of 16 rows in the second. So both kernel families run this code.
+2. Trip counts are constants and every result lands in a local array, so that compilers vectorise without remainder loops
+   and without checks for overlap. Short tiles are padded by the caller: logits with -inf, weights with 0.
+3. Folding four groups before touching the accumulator keeps the chain through it short: one chain per element was 3 times
+   slower. Summing per lane also bounds the rounding error: n classes are at most n / 64 additions deep.
+4. The largest term of a sum of exponentials is exactly `exp_unit`. `REST` leaves it out and so keeps the digits of the other
+   terms however small they are; from them come the loss and the gradient of confident rows. `ALL` serves to count ties.
+5. Sums of logits run at 2^-8 of their size (`D_UNIT`), so that 64 lanes of 3e38 do not overflow.
+6. Options are tests per tile, outside the loops.
+"""
+from libc.math cimport rint
+from libc.stdint cimport int32_t
+from libc.string cimport memcpy
+
+from fastce._cpu._math cimport exp, exp_unit, real, sech2, tanh
+from fastce._cpu._task cimport Task
+
+cdef enum:
+    LANES = 16
+    TILE = 64
+    NO_CLASS = 0x7FFFFFFF
+
+# Rows of the accumulator array: each holds LANES partial sums over classes. d is the shifted logit x - top.
+cdef enum:
+    ALL = 0       # exp(d)
+    REST = 1      # exp(d), but for the terms that are 1
+    W = 2         # w
+    W_D = 3       # w d
+    WT = 4        # w t
+    WT_D = 5      # w t d
+    T = 6         # t
+    T_D = 7       # t d
+    E_D = 8       # exp(d) d
+    N_SUMS = 9
+
+
+cdef inline double d_unit() noexcept nogil:
+    return 0.00390625
+
+
+cdef inline void fill(real* tile, Py_ssize_t start, Py_ssize_t stop, real value) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(start, stop):
+        tile[j] = value
+
+
+cdef inline void gather(const char* data, Py_ssize_t stride, Py_ssize_t n, real* tile) noexcept nogil:
+    """Copy n numbers that lie `stride` bytes apart, on any alignment."""
+    cdef Py_ssize_t j
+    if stride == sizeof(real):
+        memcpy(tile, data, n * sizeof(real))
+    else:
+        for j in range(n):
+            memcpy(tile + j, data + j * stride, sizeof(real))
+
+
+cdef inline bint is_plain(const void* data, Py_ssize_t stride, real like) noexcept nogil:
+    """Tell whether numbers `stride` bytes apart from `data` on are an ordinary C array."""
+    return stride == sizeof(real) and <size_t>data % sizeof(real) == 0
+
+
+cdef inline void copy(const real* source, real* tile) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(TILE):
+        tile[j] = source[j]
+
+
+cdef inline void store(char* data, Py_ssize_t stride, Py_ssize_t n, const real* tile) noexcept nogil:
+    cdef Py_ssize_t j
+    if stride != sizeof(real):
+        for j in range(n):
+            memcpy(data + j * stride, tile + j, sizeof(real))
+    elif n == TILE and is_plain(data, stride, tile[0]):
+        copy(tile, <real*>data)
+    else:
+        memcpy(data, tile, n * sizeof(real))
+
+
+cdef inline void cap(real* x, real factor) noexcept nogil:
+    """Replace x by tanh(x * factor)."""
+    cdef Py_ssize_t j
+    for j in range(TILE):
+        x[j] = tanh(x[j] * factor)
+
+
+cdef inline void fold_max(const real* x, real* top) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real a, b
+    for j in range(LANES):
+        a = x[j] if x[j] > x[j + 16] else x[j + 16]
+        b = x[j + 32] if x[j + 32] > x[j + 48] else x[j + 48]
+        a = a if a > b else b
+        top[j] = a if a > top[j] else top[j]
+
+
+cdef inline void exp_tile(const real* x, const real* top, real scale, real* e) noexcept nogil:
+    """Write exp(scale * (x - top)) * exp_unit."""
+    cdef Py_ssize_t g, j
+    if scale == 1:
+        for g in range(4):
+            for j in range(LANES):
+                e[16 * g + j] = exp(x[16 * g + j] - top[j])
+    else:
+        for g in range(4):
+            for j in range(LANES):
+                e[16 * g + j] = exp(scale * (x[16 * g + j] - top[j]))
+
+
+cdef inline real unless_one(real e) noexcept nogil:
+    return <real>0 if e == exp_unit(e) else e
+
+
+cdef inline void fold_exp(const real* e, real* sums) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        sums[16 * ALL + j] += (e[j] + e[j + 16]) + (e[j + 32] + e[j + 48])
+        sums[16 * REST + j] += (unless_one(e[j]) + unless_one(e[j + 16])) + (
+            unless_one(e[j + 32]) + unless_one(e[j + 48]))
+
+
+cdef inline double rest_of(double all_terms, double rest, real like) noexcept nogil:
+    """Return the sum of exponentials without one of the largest, from the sums with all of those and with none."""
+    cdef double unit = exp_unit(like)
+    return rest / unit + (rint((all_terms - rest) / unit) - 1)
+
+
+cdef inline void shift(const real* x, const real* top, real scale, real* d) noexcept nogil:
+    """Write the shifted logits d = scale * (x - top) in `d_unit`."""
+    cdef Py_ssize_t g, j
+    cdef real unit = <real>d_unit()
+    for g in range(4):
+        for j in range(LANES):
+            d[16 * g + j] = x[16 * g + j] * unit - top[j] * unit
+    if scale != 1:
+        for j in range(TILE):
+            d[j] *= scale
+
+
+cdef inline real times(real a, real d) noexcept nogil:
+    """Return a * d, where nothing of an infinite d is nothing."""
+    return <real>0 if a == 0 else a * d
+
+
+cdef inline void fold_pair(const real* a, const real* d, real* sum_a, real* sum_ad) noexcept nogil:
+    """Add a to one sum and a * d to another."""
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        sum_a[j] += (a[j] + a[j + 16]) + (a[j + 32] + a[j + 48])
+        sum_ad[j] += (times(a[j], d[j]) + times(a[j + 16], d[j + 16])) + (
+            times(a[j + 32], d[j + 32]) + times(a[j + 48], d[j + 48]))
+
+
+cdef inline void fold_argmax(
+    const real* x, const real* top, int32_t base, int32_t group_step, int32_t lane_step, int32_t* first
+) noexcept nogil:
+    """Keep in `first` the smallest class whose logit is `top`; classes count from `base` by group and by lane."""
+    cdef Py_ssize_t g, j
+    cdef int32_t k
+    for g in range(4):
+        for j in range(LANES):
+            k = base + <int32_t>g * group_step + <int32_t>j * lane_step
+            k = k if x[16 * g + j] == top[j] else NO_CLASS
+            first[j] = k if k < first[j] else first[j]
+
+
+cdef inline void product(const real* a, const real* b, real* out) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(TILE):
+        out[j] = a[j] * b[j]
+
+
+cdef inline void fold_extras(
+    const Task* task, const real* x, const real* top, real scale, const real* e, const real* w, const real* t, real* sums
+) noexcept nogil:
+    """Add what the task's options sum up besides the exponentials; t is NULL without probability targets."""
+    cdef real d[TILE]
+    cdef real wt[TILE]
+    cdef real unused[LANES]
+    shift(x, top, scale, d)
+    if task.sum_weight:
+        fold_pair(w, d, sums + 16 * W, sums + 16 * W_D)
+    if task.sum_prob:
+        product(w, t, wt)
+        fold_pair(wt, d, sums + 16 * WT, sums + 16 * WT_D)
+        if task.log_prob != NULL:
+            fold_pair(t, d, sums + 16 * T, sums + 16 * T_D)
+    if task.sum_entropy:
+        fill(unused, 0, LANES, <real>0)
+        fold_pair(e, d, unused, sums + 16 * E_D)
+
+
+cdef inline void scale_exp(const real* e, const real* alpha, real* out) noexcept nogil:
+    """Write e * alpha, freed of `exp_unit`: first that, for a tiny alpha must not become subnormal."""
+    cdef Py_ssize_t g, j
+    cdef real unit = <real>1 / exp_unit(e[0])
+    for g in range(4):
+        for j in range(LANES):
+            out[16 * g + j] = e[16 * g + j] * unit * alpha[j]
+
+
+cdef inline void scale_exp_in_place(real* e, real alpha) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef real unit = <real>1 / exp_unit(alpha)
+    for j in range(TILE):
+        e[j] = e[j] * unit * alpha
+
+
+cdef inline void write_gradient(
+    const real* e, const real* alpha, const real* beta, const real* w, const real* gamma, const real* t, real* out
+) noexcept nogil:
+    """Write alpha e + beta w, or alpha e + (beta + gamma t) w if t is not NULL."""
+    cdef Py_ssize_t g, j
+    cdef real unit = <real>1 / exp_unit(e[0])
+    if t == NULL:
+        for g in range(4):
+            for j in range(LANES):
+                out[16 * g + j] = e[16 * g + j] * unit * alpha[j] + beta[j] * w[16 * g + j]
+    else:
+        for g in range(4):
+            for j in range(LANES):
+                out[16 * g + j] = e[16 * g + j] * unit * alpha[j] + (
+                    beta[j] + gamma[j] * t[16 * g + j]) * w[16 * g + j]
+
+
+cdef inline void multiply_cap_slope(const real* x, real factor, real* out) noexcept nogil:
+    """Multiply by 1 - tanh(x * factor)^2."""
+    cdef Py_ssize_t j
+    for j in range(TILE):
+        out[j] *= sech2(x[j] * factor)
+
+
+cdef inline void write_log(const real* x, const real* top, real scale, const real* log_sum, real* out) noexcept nogil:
+    """Write scale * (x - top) - log_sum."""
+    cdef Py_ssize_t g, j
+    for g in range(4):
+        for j in range(LANES):
+            out[16 * g + j] = scale * (x[16 * g + j] - top[j]) - log_sum[j]
+
+
+cdef inline double lane_sum(const real* lanes) noexcept nogil:
+    cdef double t[8]
+    cdef Py_ssize_t j
+    for j in range(8):
+        t[j] = <double>lanes[j] + <double>lanes[j + 8]
+    return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]))
+
+
+cdef inline real lane_max(const real* lanes) noexcept nogil:
+    cdef real t[8]
+    cdef Py_ssize_t j
+    for j in range(8):
+        t[j] = lanes[j] if lanes[j] > lanes[j + 8] else lanes[j + 8]
+    for j in range(4):
+        t[j] = t[j] if t[j] > t[j + 4] else t[j + 4]
+    for j in range(2):
+        t[j] = t[j] if t[j] > t[j + 2] else t[j + 2]
+    return t[0] if t[0] > t[1] else t[1]

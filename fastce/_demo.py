@@ -1,0 +1,187 @@
+"""The demo: train a classifier of real handwritten digits and compare losses.
+
+Design
+------
+1. The training loop is what a user would write: plain NumPy, with the gradient written over the logits.
+2. NumPy's and scikit-learn's losses get copies of the same logits in the same step, in turn, so that all three meet the
+   same numbers and the same state of the machine. Times taken one after the other differ by more than the losses do.
+3. Only the loss is timed, not the copies, the matrix products or the update.
+"""
+
+import sys
+from collections.abc import Callable
+from statistics import median
+from time import perf_counter
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+import fastce
+from fastce import _reference
+
+Floats = npt.NDArray[np.float32]
+Classes = npt.NDArray[np.int64]
+LossAndGrad = Callable[[Floats, Any], tuple[float, Floats]]
+
+HELD_OUT = 360  # images, a fifth of all
+MAX_INTENSITY = 16.0  # of a pixel in this data set
+LEARNING_RATE = 0.5
+MOMENTUM = 0.9
+
+# How far the peers may be from fastce: they round every step of float32 arithmetic, which leaves some units of 1.2e-7.
+LOSS_TOLERANCE = 1e-5  # relative to 1 + loss
+GRAD_TOLERANCE = 1e-5  # relative to the largest possible element, 1 / batch size
+
+
+class Digits(NamedTuple):
+    """Images, one per row, and what they show: to learn from, and held out."""
+
+    images: Floats
+    target: Classes
+    held_out_images: Floats
+    held_out_target: Classes
+
+
+class Contestant(NamedTuple):
+    """A loss, which may overwrite the logits, and the type in which it wants the classes."""
+
+    loss_and_grad: LossAndGrad
+    target_type: type[np.int64] | type[np.float32] = np.int64
+
+
+class Contest:
+    """The same logits through several losses: seconds of each step and the largest disagreement with the first."""
+
+    def __init__(self, contestants: dict[str, Contestant]) -> None:
+        self.contestants = contestants
+        self.seconds: dict[str, list[float]] = {name: [] for name in contestants}
+        self.loss_error = dict.fromkeys(contestants, 0.0)
+        self.grad_error = dict.fromkeys(contestants, 0.0)
+        self.n_steps = 0
+
+    def compare(self, logits: Floats, target: Classes) -> tuple[float, Floats]:
+        """Return loss and gradient by the first contestant, which works on `logits` itself."""
+        names = list(self.contestants)
+        inputs = {
+            name: (logits if name == names[0] else logits.copy(), target.astype(self.contestants[name].target_type))
+            for name in names
+        }
+        results = {}
+        # Each takes its turn at every position: the first in a step finds colder caches.
+        turn = self.n_steps % len(names)
+        for name in names[turn:] + names[:turn]:
+            before = perf_counter()
+            results[name] = self.contestants[name].loss_and_grad(*inputs[name])
+            self.seconds[name].append(perf_counter() - before)
+        loss, grad = results[names[0]]
+        for name, (other_loss, other_grad) in results.items():
+            # Python's max may drop a NaN; NumPy's keeps it, and then the comparison with the tolerance fails.
+            loss_error = abs(other_loss - loss) / (1 + abs(loss))
+            self.loss_error[name] = float(np.maximum(self.loss_error[name], loss_error))
+            grad_error = np.abs(other_grad - grad).max() * len(target)
+            self.grad_error[name] = float(np.maximum(self.grad_error[name], grad_error))
+        self.n_steps += 1
+        return loss, grad
+
+    def agrees(self, name: str) -> bool:
+        """Tell whether a loss stayed within the tolerances; NaN did not."""
+        return self.loss_error[name] <= LOSS_TOLERANCE and self.grad_error[name] <= GRAD_TOLERANCE
+
+    def report(self, batch_shape: tuple[int, int]) -> bool:
+        """Print times and disagreements; return whether all agree."""
+        first = next(iter(self.contestants))
+        yardstick = median(self.seconds[first])
+        print(f"\nloss and gradient of {self.n_steps} batches of up to {batch_shape[0]} x {batch_shape[1]}, float32:")
+        print(f"  {'':12}  sum, ms  median, us  ratio  differs by (loss, gradient)")
+        for name, seconds in self.seconds.items():
+            difference = "-" if name == first else f"{self.loss_error[name]:.1e}, {self.grad_error[name]:.1e}"
+            verdict = "" if self.agrees(name) else "  too much"
+            middle = median(seconds)
+            print(
+                f"  {name:12} {sum(seconds) * 1e3:8.2f} {middle * 1e6:11.1f} {middle / yardstick:6.2f}  "
+                f"{difference}{verdict}"
+            )
+        if all(self.agrees(name) for name in self.contestants):
+            print("all agree")
+            return True
+        print(f"they do not agree: {LOSS_TOLERANCE:.0e} and {GRAD_TOLERANCE:.0e} are allowed", file=sys.stderr)
+        return False
+
+
+def run(epochs: int, batch_size: int, seed: int, n_threads: int | None) -> int:
+    """Train, report and return the exit status: 0 if all losses agree."""
+    try:
+        from sklearn._loss.loss import HalfMultinomialLoss
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        print(f"the demo needs scikit-learn (pip install 'fastce[demo]'): {error}", file=sys.stderr)
+        return 1
+
+    def fastce_loss_and_grad(logits: Floats, target: Classes) -> tuple[float, Floats]:
+        loss, grad = fastce.cross_entropy_with_grad(logits, target, out=logits, n_threads=n_threads)
+        return float(loss), grad
+
+    half_multinomial = HalfMultinomialLoss(n_classes=10)
+
+    def sklearn_loss_and_grad(logits: Floats, target: Floats) -> tuple[float, Floats]:
+        # One loss and gradient per row; the mean is left to the caller, as in scikit-learn's own models. Its default is
+        # one thread.
+        loss, grad = half_multinomial.loss_gradient(target, logits, gradient_out=logits, n_threads=n_threads or 1)
+        grad /= len(target)
+        return float(loss.mean()), grad
+
+    contest = Contest(
+        {
+            "fastce": Contestant(fastce_loss_and_grad),
+            "NumPy": Contestant(_reference.numpy_loss_and_grad),
+            "scikit-learn": Contestant(sklearn_loss_and_grad, np.float32),
+        }
+    )
+    digits = split(load_digits(), seed)
+    train(digits, contest, epochs, batch_size, seed)
+    return 0 if contest.report((batch_size, 10)) else 1
+
+
+def split(bunch: Any, seed: int) -> Digits:
+    """Shuffle scikit-learn's digits and hold some out."""
+    order = np.random.default_rng(seed).permutation(len(bunch.target))
+    images = (bunch.data[order] / MAX_INTENSITY).astype(np.float32)
+    target = bunch.target[order].astype(np.int64)
+    return Digits(images[HELD_OUT:], target[HELD_OUT:], images[:HELD_OUT], target[:HELD_OUT])
+
+
+def train(digits: Digits, contest: Contest, epochs: int, batch_size: int, seed: int) -> None:
+    """Train a linear classifier by gradient descent with momentum; print one line per epoch."""
+    rng = np.random.default_rng(seed)
+    n_images, n_pixels = digits.images.shape
+    weight = np.zeros((n_pixels, 10), np.float32)
+    bias = np.zeros(10, np.float32)
+    weight_step, bias_step = np.zeros_like(weight), np.zeros_like(bias)
+    starts = range(0, n_images, batch_size)
+    print(f"{n_images} images of digits to learn from, {HELD_OUT} held out; {n_pixels} pixels, 10 classes")
+    for epoch in range(1, epochs + 1):
+        order = rng.permutation(n_images)
+        total = 0.0
+        for step, start in enumerate(starts, 1):
+            show_progress(f"epoch {epoch}/{epochs}, batch {step}/{len(starts)}")
+            rows = order[start : start + batch_size]
+            images, target = digits.images[rows], digits.target[rows]
+            logits = images @ weight
+            logits += bias
+            loss, grad = contest.compare(logits, target)  # grad lies where the logits were
+            total += loss * len(rows)
+            weight_step = MOMENTUM * weight_step - LEARNING_RATE * (images.T @ grad)
+            bias_step = MOMENTUM * bias_step - LEARNING_RATE * grad.sum(axis=0)
+            weight += weight_step
+            bias += bias_step
+        guess = (digits.held_out_images @ weight + bias).argmax(axis=1)
+        accuracy = (guess == digits.held_out_target).mean()
+        show_progress("")
+        print(f"epoch {epoch:3}: loss {total / n_images:.4f}, held-out accuracy {accuracy:.1%}", flush=True)
+
+
+def show_progress(text: str) -> None:
+    """Rewrite the progress line, on a terminal only: in a file it would be noise."""
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

@@ -1,0 +1,246 @@
+"""The definition: the public functions in plain float64 NumPy, without a thought for speed or memory.
+
+It has three readers: whoever wants to know exactly what an option means, the tests, which hold the kernels against it,
+and the benchmarks, which take `numpy_loss_and_grad` as their baseline. Arguments are taken to be right.
+
+Design
+------
+1. A class index is the one-hot row of probabilities; label smoothing mixes either with the uniform row. With w the
+   class weights, q the target so far and n = -log p, a row costs sum_k w_k q_k n_k, whatever the kind of target.
+2. Small numbers come from sums of small terms, never from differences of large ones: with `rest` the sum of
+   exp(x_k - max) without the largest term, log s = log1p(rest), and 1 - p is the other classes' share, not a
+   subtraction from 1.
+3. A term whose weight is 0 is 0, even where its other factor is infinite.
+"""
+
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Shape = tuple[int, ...]
+
+
+class Stats(NamedTuple):
+    """What is known of each row's softmax; arrays shaped like an index target."""
+
+    lse: Array
+    log_prob: Array
+    argmax: Array
+    entropy: Array
+
+
+class Result(NamedTuple):
+    """All that there is to know of a problem."""
+
+    loss: Array | np.float64
+    grad: Array
+    stats: Stats
+
+
+class _Softmax(NamedTuple):
+    """The softmax of each row of a matrix."""
+
+    p: Array
+    one_minus_p: Array
+    minus_log_p: Array
+    lse: Array  # a column, of shape (n_rows, 1), as are the next two
+    entropy: Array
+    nan: Array  # NaN for rows that have no softmax, else 0
+    argmax: Array
+
+
+class _Weighing(NamedTuple):
+    """A target and its weights, row by row."""
+
+    prob: Array  # (n_rows, n_classes): the target, one-hot for indices
+    share: Array  # the same, smoothed and times the class weights
+    row_weight: Array
+    kept: Array
+    normalizer: float
+
+
+def _times(weight: Array | float, value: Array) -> Array:
+    return np.where(weight == 0, 0.0, weight * value)
+
+
+def _class_axis(logits: Array, axis: int | None) -> int:
+    if axis is None:
+        return 0 if logits.ndim == 1 else 1
+    return axis
+
+
+def _row_shape(shape: Shape, axis: int) -> Shape:
+    return tuple(np.delete(shape, axis).tolist())
+
+
+def _to_rows(x: Array, axis: int) -> Array:
+    """Return x as a float64 matrix of one row per softmax."""
+    x = np.moveaxis(x, axis, -1).astype(np.float64)
+    return x.reshape(prod(x.shape[:-1]), x.shape[-1])
+
+
+def _from_rows(rows: Array, like: Array, axis: int) -> Array:
+    """Undo `_to_rows`."""
+    return np.moveaxis(rows.reshape(np.moveaxis(like, axis, -1).shape), -1, axis)
+
+
+def _softmax_of_rows(x: Array) -> _Softmax:
+    argmax = x.argmax(axis=1)
+    largest = np.arange(x.shape[1]) == argmax[:, None]
+    top = x.max(axis=1, keepdims=True)
+    d = x - top
+    e = np.exp(d)
+    # The largest term is exactly 1, or NaN: a row with NaN or +inf, or with nothing but -inf.
+    rest = np.where(largest, e - 1, e).sum(axis=1, keepdims=True)
+    s = 1 + rest
+    p = e / s
+    return _Softmax(
+        p=p,
+        one_minus_p=np.where(largest, rest, s - e) / s,
+        minus_log_p=np.log1p(rest) - d,
+        lse=np.where(np.isinf(top), top, top + np.log1p(rest)),
+        entropy=np.log1p(rest) - _times(p, d).sum(axis=1, keepdims=True),
+        nan=0 * rest,
+        argmax=argmax,
+    )
+
+
+def _weigh(
+    target: npt.ArrayLike,
+    shape: Shape,
+    axis: int,
+    weight: npt.ArrayLike | None,
+    sample_weight: npt.ArrayLike | None,
+    ignore_index: int,
+    label_smoothing: float = 0.0,
+) -> _Weighing:
+    target = np.asarray(target)
+    n_rows, n_classes = prod(_row_shape(shape, axis)), shape[axis]
+    w = np.ones(n_classes) if weight is None else np.asarray(weight, np.float64)
+    a = np.ones(n_rows) if sample_weight is None else np.asarray(sample_weight, np.float64).reshape(n_rows)
+    kept = a > 0
+    if target.dtype.kind in "iu":
+        y = target.reshape(n_rows)
+        kept &= y != ignore_index
+        prob = np.where(y[:, None] == np.arange(n_classes), 1.0, 0.0)
+        normalizer = (a[kept] * w[y[kept]]).sum()
+    else:
+        prob = _to_rows(target, axis)
+        normalizer = a.sum()
+    share = w * ((1 - label_smoothing) * prob + label_smoothing / n_classes)
+    return _Weighing(prob, share, a, kept, normalizer)
+
+
+def _reduce(
+    row_loss: Array, row_shape: Shape, weighing: _Weighing, reduction: str, on_empty: str
+) -> tuple[Array | np.float64, float]:
+    """Return the loss and what the gradient of the rows' sum is to be multiplied by."""
+    loss = np.where(weighing.kept, weighing.row_weight * row_loss, 0.0)
+    if reduction == "none":
+        return loss.reshape(row_shape)[()], 1.0
+    if reduction == "sum":
+        return loss.sum(), 1.0
+    if weighing.normalizer == 0:
+        return np.float64("nan" if on_empty == "nan" else 0), 0.0
+    return loss.sum() / weighing.normalizer, 1 / weighing.normalizer
+
+
+def cross_entropy(
+    logits: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    grad_output: npt.ArrayLike = 1.0,
+    axis: int | None = None,
+    weight: npt.ArrayLike | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    on_empty: str = "nan",
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> Result:
+    """Return the loss, its gradient and the rows' statistics."""
+    logits = np.asarray(logits)
+    axis = _class_axis(logits, axis)
+    row_shape = _row_shape(logits.shape, axis)
+    weighing = _weigh(target, logits.shape, axis, weight, sample_weight, ignore_index, label_smoothing)
+    prob, share, row_weight, kept, _ = weighing
+    with np.errstate(all="ignore"):
+        x = logit_scale * _to_rows(logits, axis)
+        slope: Array | float = logit_scale
+        if softcap is not None:
+            slope = logit_scale / np.cosh(x / softcap) ** 2  # 1 - tanh^2, without the difference
+            x = softcap * np.tanh(x / softcap)
+        soft = _softmax_of_rows(x)
+        row_loss = _times(share, soft.minus_log_p).sum(axis=1) + (_times(z_loss, soft.lse**2) + soft.nan)[:, 0]
+        loss, factor = _reduce(row_loss, row_shape, weighing, reduction, on_empty)
+
+        # p_j (sum_k w_k q_k + 2 z lse) - w_j q_j, with p_j w_j q_j moved from the first term to the second
+        others = share.sum(axis=1, keepdims=True) - share
+        grad = soft.p * (others + 2 * z_loss * soft.lse) - soft.one_minus_p * share
+        row_factor = factor * np.broadcast_to(grad_output, row_shape).reshape(row_weight.shape) * row_weight
+        grad = np.where(kept[:, None] & (factor != 0), slope * row_factor[:, None] * grad, 0.0)
+
+        log_prob = (soft.nan - _times(prob, soft.minus_log_p)).sum(axis=1)
+        columns = soft.lse[:, 0], log_prob, soft.argmax, soft.entropy[:, 0]
+    stats = [np.where(kept, column, skipped) for column, skipped in zip(columns, (0, 0, -1, 0), strict=True)]
+    return Result(loss, _from_rows(grad, logits, axis), Stats(*(column.reshape(row_shape) for column in stats)))
+
+
+def nll_loss(
+    log_probs: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    axis: int | None = None,
+    weight: npt.ArrayLike | None = None,
+    sample_weight: npt.ArrayLike | None = None,
+    ignore_index: int = -100,
+    reduction: str = "mean",
+    on_empty: str = "nan",
+) -> Array | np.float64:
+    """Return the loss of log-probabilities that are given."""
+    log_probs = np.asarray(log_probs)
+    axis = _class_axis(log_probs, axis)
+    weighing = _weigh(target, log_probs.shape, axis, weight, sample_weight, ignore_index)
+    with np.errstate(all="ignore"):
+        row_loss = _times(weighing.share, -_to_rows(log_probs, axis)).sum(axis=1)
+        return _reduce(row_loss, _row_shape(log_probs.shape, axis), weighing, reduction, on_empty)[0]
+
+
+def softmax(x: npt.ArrayLike, *, axis: int = -1) -> Array:
+    """Return p."""
+    x = np.asarray(x)
+    with np.errstate(all="ignore"):
+        return _from_rows(_softmax_of_rows(_to_rows(x, axis)).p, x, axis)
+
+
+def log_softmax(x: npt.ArrayLike, *, axis: int = -1) -> Array:
+    """Return log p."""
+    x = np.asarray(x)
+    with np.errstate(all="ignore"):
+        return _from_rows(-_softmax_of_rows(_to_rows(x, axis)).minus_log_p, x, axis)
+
+
+def logsumexp(x: npt.ArrayLike, *, axis: int = -1) -> Array | np.float64:
+    """Return log s + max."""
+    x = np.asarray(x)
+    with np.errstate(all="ignore"):
+        return _softmax_of_rows(_to_rows(x, axis)).lse.reshape(_row_shape(x.shape, axis))[()]
+
+
+def numpy_loss_and_grad(logits: Array, target: Array) -> tuple[Any, Array]:
+    """Return the mean loss and its gradient as NumPy users write them, for a (n_rows, n_classes) matrix and indices."""
+    rows = np.arange(len(target))
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    p = np.exp(shifted)
+    s = p.sum(axis=1, keepdims=True)
+    loss = np.mean(np.log(s[:, 0]) - shifted[rows, target])
+    p /= s
+    p[rows, target] -= 1
+    p /= len(target)
+    return loss, p

@@ -1,0 +1,133 @@
+"""Problems to try: sizes with the reason for each, memory layouts, options, targets."""
+
+import numpy as np
+
+# Numbers of classes. A kernel works on tiles of 16 to 64 numbers and on blocks of 16 KiB of one row.
+FEW_CLASSES = (
+    1,  # p = 1 whatever the logits
+    2,
+    3,
+    10,  # less than one vector of any instruction set
+    31,  # around half a tile, where the kernel for few classes may give way to the one for many
+    32,
+    33,
+    63,  # around a whole tile: no full one, no remainder, a remainder of one
+    64,
+    65,
+    130,  # several tiles and a remainder
+)
+MANY_CLASSES = (
+    1000,
+    2049,  # two blocks of float64
+    4096,  # exactly one block of float32
+    4097,  # a second block with a single class
+    9000,  # three blocks
+)
+CLASSES = FEW_CLASSES + MANY_CLASSES
+
+# Numbers of rows. Rows of few classes are taken 16 at a time.
+ROWS = (
+    0,
+    1,
+    15,  # one short of a full group, full, one over
+    16,
+    17,
+    100,  # several groups and a remainder
+)
+
+# Options by name; "all" has every one of them. `options_for` makes their values.
+OPTION_SETS = {
+    "plain": (),
+    "weight": ("weight",),
+    "sample_weight": ("sample_weight",),
+    "ignore_index": ("ignore_index",),
+    "label_smoothing": ("label_smoothing",),
+    "logit_scale": ("logit_scale",),
+    "softcap": ("softcap",),
+    "z_loss": ("z_loss",),
+    "smoothing_weight": ("label_smoothing", "weight"),  # the one pair that shares a sum over the classes
+    "all": (
+        "weight",
+        "sample_weight",
+        "ignore_index",
+        "label_smoothing",
+        "logit_scale",
+        "softcap",
+        "z_loss",
+    ),
+}
+
+
+def class_axis(shape, axis=None):
+    if axis is None:
+        return 0 if len(shape) == 1 else 1
+    return axis
+
+
+def row_shape(shape, axis=None):
+    return tuple(np.delete(shape, class_axis(shape, axis)).tolist())
+
+
+def make_logits(rng, shape, dtype, spread=3.0):
+    return (spread * rng.standard_normal(shape)).astype(dtype)
+
+
+def make_target(rng, kind, shape, axis=None):
+    """Return class indices, or rows of probabilities that sum to one and hold some zeros."""
+    axis = class_axis(shape, axis)
+    if kind == "index":
+        return rng.integers(0, shape[axis], row_shape(shape, axis))
+    prob = rng.random(shape) * (rng.random(shape) < 0.7) + 1e-3
+    return prob / prob.sum(axis=axis, keepdims=True)
+
+
+def options_for(rng, names, kind, shape, axis=None):
+    """Return values for the options of these names; rows with a weight of zero are among them."""
+    n_classes = shape[class_axis(shape, axis)]
+    weight = rng.uniform(0.5, 2.0, n_classes)
+    weight[n_classes // 2 :: 7] = 0 if n_classes > 1 else 1
+    rows = row_shape(shape, axis)
+    values = {
+        "weight": weight,
+        "sample_weight": rng.uniform(0.5, 2.0, rows) * (rng.random(rows) < 0.8),
+        "ignore_index": n_classes // 3,
+        "label_smoothing": 0.1,
+        "logit_scale": 1.7,
+        "softcap": 4.0,
+        "z_loss": 0.01,
+    }
+    return {name: values[name] for name in names if not (name == "ignore_index" and kind == "prob")}
+
+
+def _embed(x, index, shape):
+    """Return a view, equal to x, of a larger array whose other numbers are NaN, or no class."""
+    base = np.full(shape, np.nan if x.dtype.kind == "f" else -7, x.dtype)
+    base[index] = x
+    return base[index]
+
+
+def _step(x):
+    return _embed(x, tuple(slice(1, None, 2) for _ in x.shape), tuple(2 * n + 1 for n in x.shape))
+
+
+def _unaligned(x):
+    base = np.zeros(x.nbytes + 1, np.uint8)
+    view = base[1:].view(x.dtype).reshape(x.shape)
+    view[...] = x
+    return view
+
+
+def _swapped(x):
+    return x.swapaxes(0, -1).copy().swapaxes(0, -1) if x.ndim else x.copy()
+
+
+# Each makes an array equal to its argument with other strides.
+LAYOUTS = {
+    "C": lambda x: x.copy(order="C"),
+    "F": lambda x: x.copy(order="F"),
+    "reversed": lambda x: np.flip(np.flip(x).copy()),  # every stride negative
+    "step": _step,  # no stride is the size of a number
+    "padded": lambda x: _embed(x, tuple(slice(0, n) for n in x.shape), tuple(n + 3 for n in x.shape)),
+    "swapped": _swapped,  # neither C nor F from three dimensions on
+    "unaligned": _unaligned,  # an odd address, as in a packed record
+}

@@ -1,0 +1,113 @@
+"""Results held against expected ones, with tolerances that follow from the arithmetic.
+
+A kernel rounds its inputs' differences, exponentials and sums a few times each. With eps the spacing at 1, A a row's
+weight times its target's weights and spread = 1 + log C + softcap, the error is at most a few eps times
+
+    loss:      the loss itself + A spread + z (lse^2 + |lse| size)
+    gradient:  (A + 2 z (|lse| + size)) spread, times the row's upstream factor
+
+where `size` bounds the logits: lse is no better than the largest of them. Both are the row's own; a row of small weight
+does not hide behind a large one. What the tests of accuracy promise is far stricter, and only for plain calls.
+"""
+
+import numpy as np
+
+from cases import class_axis
+from fastce import _reference
+
+SLACK = 4  # "a few"
+
+
+class Bounds:
+    """How far from the expected results a problem's results may be."""
+
+    def __init__(self, expected, logits, target, grad_output=1.0, eps=None, **options):
+        eps = np.finfo(logits.dtype).eps if eps is None else eps
+        axis = class_axis(logits.shape, options.get("axis"))
+        rows = np.shape(expected.stats.lse)
+        target = np.asarray(target)
+        z = options.get("z_loss", 0.0)
+        scale = options.get("logit_scale", 1.0)
+        # A row without finite logits has no bound; its expected values are not finite either.
+        size = scale * np.max(np.abs(logits), axis=axis, where=np.isfinite(logits), initial=0)
+        lse = np.abs(expected.stats.lse)
+        mass = 1.0 if target.dtype.kind in "iu" else np.maximum(1, np.abs(target).sum(axis=axis, dtype=np.float64))
+        row_weight = options.get("sample_weight")
+        row_weight = np.ones(rows) if row_weight is None else np.asarray(row_weight, np.float64)
+        weight = options.get("weight")
+        amount = mass * row_weight * (1.0 if weight is None else np.max(weight, initial=0))
+        spread = 1 + np.log(logits.shape[axis]) + (options.get("softcap") or 0.0)
+
+        plain = {**options, "reduction": "none"}
+        row_loss = np.abs(_reference.cross_entropy(logits, target, **plain).loss)
+        loss = row_loss + amount * spread + row_weight * z * (lse**2 + lse * size)
+        grad = (amount + 2 * row_weight * z * (lse + size)) * spread * scale * np.abs(grad_output)
+
+        unit = SLACK * eps
+        reduction = options.get("reduction", "mean")
+        self.grad = unit * np.expand_dims(grad, axis)
+        self.loss = unit * loss
+        if reduction != "none":
+            normalizer = 1.0
+            if reduction == "mean":
+                normalizer = self._normalizer(target, row_weight, options)
+            self.loss = np.sum(self.loss[np.isfinite(self.loss)]) / normalizer
+            self.grad = self.grad / normalizer
+        self.lse = unit * (lse + size + spread)
+        self.log_prob = unit * (np.abs(expected.stats.log_prob) + mass * spread)
+        self.entropy = unit * spread * (1 + lse * 0)
+
+    @staticmethod
+    def _normalizer(target, row_weight, options):
+        total = row_weight
+        if target.dtype.kind in "iu":
+            kept = target != options.get("ignore_index", -100)
+            weight = options.get("weight")
+            total = row_weight[kept] * (1.0 if weight is None else np.asarray(weight)[target[kept]])
+        return max(np.sum(total), np.finfo(np.float64).tiny)
+
+
+def assert_within(actual, expected, bound, what):
+    """Compare numbers, NaN and infinities included."""
+    actual, expected = np.asarray(actual, np.float64), np.asarray(expected, np.float64)
+    assert actual.shape == expected.shape, what
+    with np.errstate(invalid="ignore"):
+        bad = ~(np.abs(actual - expected) <= bound)
+    bad &= ~((actual == expected) | (np.isnan(actual) & np.isnan(expected)))
+    if bad.any():
+        where = tuple(int(i[0]) for i in np.nonzero(bad)) if bad.ndim else ()
+        limit = float(np.broadcast_to(bound, bad.shape)[where])
+        raise AssertionError(
+            f"{what}: {int(bad.sum())} of {bad.size} differ; at {where} got {actual[where]!r}, "
+            f"expected {expected[where]!r}, within {limit:.3g}"
+        )
+
+
+def assert_stats(stats, expected, bounds, logits, what, **options):
+    for name in ("lse", "log_prob", "entropy"):
+        assert_within(getattr(stats, name), getattr(expected, name), getattr(bounds, name), f"{what} {name}")
+    axis = class_axis(logits.shape, options.get("axis"))
+    chosen = np.maximum(stats.argmax, 0)
+    assert np.array_equal(stats.argmax < 0, expected.argmax < 0), what
+    if options.get("softcap") is None:
+        kept = expected.argmax >= 0
+        assert np.array_equal(stats.argmax[kept], expected.argmax[kept]), what
+    else:
+        # Logits that the cap rounds to the same number are equals.
+        capped = np.tanh(np.float64(logits) * options.get("logit_scale", 1.0) / options["softcap"])
+        taken = np.take_along_axis(capped, np.expand_dims(chosen, axis), axis).squeeze(axis)
+        kept = stats.argmax >= 0
+        assert np.all((taken >= capped.max(axis=axis) - SLACK * np.finfo(logits.dtype).eps)[kept]), what
+
+
+def assert_matches_reference(function, logits, target, what="", **options):
+    """Hold what a `cross_entropy_with_grad` says against the definition."""
+    expected = _reference.cross_entropy(logits, target, **options)
+    loss, grad, stats = function(logits, target, return_stats=True, **options)
+    bounds = Bounds(expected, logits, target, **options)
+    assert grad.dtype == logits.dtype and grad.shape == logits.shape, what
+    assert_within(loss, expected.loss, bounds.loss, f"{what} loss")
+    assert_within(grad, expected.grad, bounds.grad, f"{what} grad")
+    options.pop("grad_output", None)
+    assert_stats(stats, expected.stats, bounds, logits, what, **options)
+    return expected, bounds
