@@ -12,6 +12,7 @@ Design
    time stamps know nothing, and takes seconds.
 """
 
+import logging
 import os
 import subprocess
 import tempfile
@@ -39,7 +40,7 @@ ISA_FLAGS = {
 
 # The -fno flags allow vector code and change only what nobody looks at: errno, floating-point traps, the sign of zero.
 # -g0: Python's own flags ask for debug information, which makes a module seven times as large.
-UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
+UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros", *"--param max-inline-insns-single=4000 --param large-function-growth=2000 --param large-stack-frame-growth=4000 --param inline-unit-growth=500".split()]
 # GCC turns selects into jumps, after which it leaves the loop scalar: six times slower with the same results.
 GCC_FLAGS = ["-fno-thread-jumps"]
 MSVC_FLAGS = ["/O2"]
@@ -85,7 +86,7 @@ class BuildKernels(build_ext):
             isa = extension.name.rpartition("_")[2]
             isa_flags = ISA_FLAGS[isa]
             if isa != BASELINE and (is_msvc or not self.accepts(isa_flags, X86_64_PROGRAM)):
-                self.announce(f"fastce: this compiler does not build for {isa}", level=2)
+                self.announce(f"fastce: this compiler does not build for {isa}", level=logging.INFO)
                 continue
             extension.extra_compile_args = [*common, *isa_flags, *openmp_compile]
             extension.extra_link_args = [*openmp_link]

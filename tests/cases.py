@@ -99,6 +99,33 @@ def options_for(rng, names, kind, shape, axis=None):
     return {name: values[name] for name in names if not (name == "ignore_index" and kind == "prob")}
 
 
+EDGE_ROWS = 20  # a full group of rows and a remainder
+
+
+def as_kind(target, kind, n_classes, dtype):
+    """Return class indices as they are, or one-hot."""
+    return target if kind == "index" else np.eye(n_classes, dtype=dtype)[target]
+
+
+def edge_places(n_classes):
+    """Return classes at the edges of vectors, tiles and blocks."""
+    candidates = (0, 1, 15, 16, 31, 63, 64, 69, 2047, 2048, 4095, 4096, n_classes - 1)
+    return sorted({k for k in candidates if k < n_classes})
+
+
+def edge_options(n_classes):
+    """Return the options that reach into a row, each alone and all together."""
+    alone = [
+        {},
+        {"weight": np.linspace(0.5, 2, n_classes)},
+        {"label_smoothing": 0.1},
+        {"logit_scale": 2.0},
+        {"z_loss": 0.01},
+        {"sample_weight": np.linspace(0.5, 2, EDGE_ROWS)},
+    ]
+    return [*alone, {name: value for options in alone for name, value in options.items()}]
+
+
 def _embed(x, index, shape):
     """Return a view, equal to x, of a larger array whose other numbers are NaN, or no class."""
     base = np.full(shape, np.nan if x.dtype.kind == "f" else -7, x.dtype)

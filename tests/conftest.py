@@ -9,6 +9,7 @@ import zlib
 import numpy as np
 import pytest
 
+from cases import EDGE_ROWS, make_logits, make_target
 from fastce import _cpu
 
 
@@ -27,3 +28,24 @@ def isa(request):
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])
 def dtype(request):
     return request.param
+
+
+@pytest.fixture(params=["C", "F"])
+def order(request):
+    """Which kernel family."""
+    return request.param
+
+
+@pytest.fixture(
+    params=[2, 10, 70, 5000],  # less than a vector, than a tile; a tile and a remainder; several blocks
+    ids=lambda n: f"C{n}",
+)
+def n_classes(request):
+    return request.param
+
+
+@pytest.fixture
+def problem(rng, dtype, n_classes, order):
+    """Logits and class indices to plant an edge case in."""
+    shape = (EDGE_ROWS, n_classes)
+    return make_logits(rng, shape, dtype).copy(order=order), make_target(rng, "index", shape)

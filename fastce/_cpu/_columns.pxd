@@ -153,7 +153,7 @@ cdef inline void sweep_classes(
             copy(e, x)
     for j in range(logits.n):
         block.rest[j] = rest_of(sums[16 * ALL + j], sums[16 * REST + j], scale)
-        for k in range(W, N_SUMS):
+        for k in range(W_D, N_SUMS):
             block.sums[k][j] = sums[16 * k + j]
         block.sums[E_D][j] /= exp_unit(scale)
         block.argmax[j] = -1 if first[j] == NO_CLASS else start + first[j]
@@ -239,7 +239,7 @@ cdef inline void process_column(
         if k == 0:
             take(&rows, &block)
         else:
-            merge(scale_of(task), &rows, &block)
+            merge(task, &rows, &block, k // step)
         if not single and not keep_logits:
             for i in range(stop - k):
                 store_class(&out, k + i, stage + i * LANES)

@@ -14,8 +14,8 @@ cimport numpy as cnp
 
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, process_column
 from fastce._cpu._math cimport real
-from fastce._cpu._rows cimport process_row, row_block
-from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, Vector
+from fastce._cpu._rows cimport process_rows, row_block
+from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, Vector, weight_of
 from fastce._cpu._tiles cimport LANES
 
 cnp.import_array()
@@ -64,8 +64,11 @@ cdef extern from *:
 cdef enum:
     # Up to here rows with contiguous classes are faster in the column kernel: 16 rows a vector against one row a tile.
     FEW_CLASSES = 48
-    # Numbers in a chunk, the unit that threads take: some microseconds of work.
-    CHUNK = 32768
+    # A chunk, the unit that threads take, has about so many numbers, a tenth of a millisecond's work, and so many rows: the
+    # next row is prefetched, for naught where it belongs to another thread. Threads get this many chunks each, or more.
+    CHUNK_NUMBERS = 262144
+    CHUNK_ROWS = 8
+    CHUNKS_PER_THREAD = 4
 
 
 def build_info():
@@ -89,9 +92,9 @@ cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
 
 
 cdef inline Py_ssize_t workspace_bytes(const Task* task, bint by_rows, real like) noexcept nogil:
-    """Return what one thread needs: maxima per block, for the column kernel a stage and 16 maxima per block."""
+    """Return what one thread needs: maxima per block, twice; for the column kernel a stage and 16 maxima per block."""
     if by_rows:
-        return align((task.n_classes // row_block(like) + 1) * sizeof(double))
+        return align(2 * (task.n_classes // row_block(like) + 1) * sizeof(double))
     return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * sizeof(double))
 
 
@@ -100,28 +103,49 @@ cdef void process(
 ) noexcept nogil:
     """Do the rows start .. stop - 1."""
     cdef Py_ssize_t i = start
+    if by_rows:
+        process_rows(task, start, stop, <double*>workspace, like)
+        return
     while i < stop:
-        if by_rows:
-            process_row(task, i, <double*>workspace, like)
-            i += 1
+        process_column(task, i, min(stop - i, LANES), <real*>workspace, <double*>(workspace + STAGE_BYTES))
+        i += LANES
+
+
+cdef void sum_block_weights(const Task* task, Py_ssize_t block, double* sums, real like) noexcept nogil:
+    """Write what merging needs under label smoothing: the weight of all classes before each block, and of all."""
+    cdef Py_ssize_t b, k, n_blocks = (task.n_classes + block - 1) // block
+    cdef double total = 0
+    if not task.sum_weight:
+        return
+    for b in range(n_blocks):
+        sums[b] = total
+        if task.weight == NULL:
+            total += block
         else:
-            process_column(
-                task, i, min(stop - i, LANES), <real*>workspace, <double*>(workspace + STAGE_BYTES))
-            i += LANES
+            for k in range(b * block, min((b + 1) * block, task.n_classes)):
+                total += weight_of(task, k, like)
+    sums[n_blocks] = total
 
 
-cdef int process_all(const Task* task, bint by_rows, int n_threads, real like) except -1:
+cdef int process_all(Task* task, bint by_rows, int n_threads, real like) except -1:
+    cdef Py_ssize_t block = row_block(like) if by_rows else column_block(like)
+    cdef Py_ssize_t shared = align((task.n_classes // block + 2) * sizeof(double))
     cdef Py_ssize_t size = workspace_bytes(task, by_rows, like)
-    cdef Py_ssize_t step = max(1, CHUNK // task.n_classes)
+    cdef Py_ssize_t step = max(CHUNK_ROWS, CHUNK_NUMBERS // task.n_classes)
     cdef Py_ssize_t n_chunks, c
+    cdef char* memory
     cdef char* workspace
+    step = max(1, min(step, task.n_rows // (CHUNKS_PER_THREAD * n_threads)))
     if not by_rows:
         step = (step + LANES - 1) // LANES * LANES
     n_chunks = (task.n_rows + step - 1) // step
     n_threads = <int>min(n_threads, n_chunks)
-    workspace = <char*>malloc(n_threads * size)
-    if workspace == NULL:
-        raise MemoryError(f"no {n_threads * size} bytes for the workspace of {n_threads} threads")
+    memory = <char*>malloc(shared + n_threads * size)
+    if memory == NULL:
+        raise MemoryError(f"no {shared + n_threads * size} bytes for the workspace of {n_threads} threads")
+    workspace = memory + shared
+    sum_block_weights(task, block, <double*>memory, like)
+    task.block_weights = <const double*>memory
     if n_threads == 1:
         with nogil:
             process(task, by_rows, 0, task.n_rows, workspace, like)
@@ -129,7 +153,7 @@ cdef int process_all(const Task* task, bint by_rows, int n_threads, real like) e
         # dynamic: rows that are skipped cost nothing, so chunks differ
         for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
             process(task, by_rows, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size, like)
-    free(workspace)
+    free(memory)
     return 0
 
 

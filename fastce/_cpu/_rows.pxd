@@ -10,14 +10,14 @@ Design
    slope needs the logit again, nothing is stored and the second pass computes the exponential anew.
 3. While a block's exponentials are computed, the next block is prefetched: the maximum's pass is too short for the
    hardware prefetcher to get ahead, and waited for memory half of its time (1.9 x instead of 1.2 x the floor).
-4. Whole tiles of ordinary arrays have loops of their own, in which constants stay in registers (13 against 10 cycles
-   per 16 floats with AVX-512). All else goes through `row_tile`. Both run the same tile functions in the same order.
+4. Ordinary arrays have loops of their own, in which constants stay in registers (13 against 10 cycles per 16 floats
+   with AVX-512). Both loops run the same tile functions in the same order.
 5. The last, short tile overlaps the one before: lanes that were already done are masked. Filling it up piece by piece cost
    200 cycles a row in failed store forwarding.
 """
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
-from libc.string cimport memset
+from libc.string cimport memcpy, memset
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
@@ -129,33 +129,38 @@ cdef inline const real* weight_tile(const real* weight, Span span, real* buffer)
     return buffer
 
 
-cdef inline Py_ssize_t max_whole_tiles(const real* x, Py_ssize_t n, real* top) noexcept nogil:
-    """Do the maximum's pass for the whole tiles among n classes; return how many classes that were."""
+cdef inline void max_plain(const real* x, Py_ssize_t n, real* top) noexcept nogil:
+    """Do the maximum's pass over n classes of an ordinary array."""
+    cdef real buffer[TILE]
     cdef Py_ssize_t k = 0
     while k + TILE <= n:
         fold_max(x + k, top)
         k += TILE
-    return k
+    if k < n:
+        fold_max(row_tile(<const char*>x, sizeof(real), span_at(k, n), <real>-INFINITY, buffer), top)
 
 
-cdef inline Py_ssize_t exp_whole_tiles(
+cdef inline void exp_plain(
     const Task* task, const Row* row, Py_ssize_t start, Py_ssize_t n, const real* top, real scale, real* sums
 ) noexcept nogil:
     """Do the exponentials' pass likewise, where every operand is an ordinary array."""
     cdef real e[TILE]
-    cdef real ones[TILE]
+    cdef real x_buffer[TILE]
+    cdef real w_buffer[TILE]
+    cdef real t_buffer[TILE]
     cdef const real* x = <const real*>row.logits + start
-    cdef const real* w = ones
+    cdef const real* w = w_buffer
     cdef const real* t = NULL if row.prob == NULL else <const real*>row.prob + start
     cdef real* out = NULL if row.out == NULL else <real*>row.out + start
     cdef Py_ssize_t w_step = 0
     cdef bint extras = task.extras
+    cdef Span span
     cdef Py_ssize_t j, k = 0
     if task.weight != NULL:
         w = <const real*>task.weight + start
-        w_step = TILE
-    else:
-        fill(ones, 0, TILE, <real>1)
+        w_step = 1
+    elif extras:
+        fill(w_buffer, 0, TILE, <real>1)
     while k + TILE <= n:
         for j in range(TILE * sizeof(real) // CACHE_LINE):
             prefetch(row.ahead_logits + k * sizeof(real) + j * CACHE_LINE)
@@ -165,12 +170,23 @@ cdef inline Py_ssize_t exp_whole_tiles(
             if t != NULL:
                 for j in range(TILE * sizeof(real) // CACHE_LINE):
                     prefetch(row.ahead_prob + k * sizeof(real) + j * CACHE_LINE)
-            fold_extras(task, x + k, top, scale, e, w, t if t == NULL else t + k, sums)
-            w += w_step
+            fold_extras(task, x + k, top, scale, e, w + k * w_step, t if t == NULL else t + k, sums)
         if out != NULL:
             copy(e, out + k)
         k += TILE
-    return k
+    if k == n:
+        return
+    span = span_at(k, n)
+    x = row_tile(<const char*>x, sizeof(real), span, <real>-INFINITY, x_buffer)
+    exp_tile(x, top, scale, e)
+    fold_exp(e, sums)
+    if extras:
+        if t != NULL:
+            t = row_tile(<const char*>t, sizeof(real), span, <real>0, t_buffer)
+        w = weight_tile(w if w_step == 1 else NULL, span, w_buffer)
+        fold_extras(task, x, top, scale, e, w, t, sums)
+    if out != NULL:
+        memcpy(out + k, e + span.first, (n - k) * sizeof(real))
 
 
 cdef inline void sweep_block(
@@ -198,7 +214,8 @@ cdef inline void sweep_block(
     fill(top, 0, LANES, <real>0 if normalized else <real>-INFINITY)
     k = stop if normalized else start
     if plain:
-        k += max_whole_tiles(<const real*>row.logits + k, stop - k, top)
+        max_plain(<const real*>row.logits + k, stop - k, top)
+        k = stop
     while k < stop:
         fold_max(logit_tile(row.logits, stride, cap_factor, span_at(k, stop), x_buffer), top)
         k += TILE
@@ -206,11 +223,12 @@ cdef inline void sweep_block(
     block.top[0] = m
     # Nothing but -inf (or NaN): any finite shift gives 0 (or NaN).
     fill(top, 0, LANES, <real>0 if m == -INFINITY else m)
-    fill(sums, 0, (N_SUMS if task.extras else W) * LANES, <real>0)
+    fill(sums, 0, (N_SUMS if task.extras else W_D) * LANES, <real>0)
     k = start
     if plain and not task.find_argmax and (row.out == NULL or is_plain(row.out, out_stride, like)) and (
             row.prob == NULL or (is_plain(row.prob, task.prob.class_stride, like) and not task.prob.converts)):
-        k += exp_whole_tiles(task, row, start, stop - start, top, scale, sums)
+        exp_plain(task, row, start, stop - start, top, scale, sums)
+        k = stop
     for j in range(LANES):
         first[j] = NO_CLASS
     while k < stop:
@@ -230,7 +248,7 @@ cdef inline void sweep_block(
         k += TILE
     block.rest[0] = rest_of(lane_sum(sums + 16 * ALL), lane_sum(sums + 16 * REST), m)
     if task.extras:
-        for j in range(W, N_SUMS):
+        for j in range(W_D, N_SUMS):
             block.sums[j][0] = lane_sum(sums + 16 * j)
         block.sums[E_D][0] /= exp_unit(m)
     block.argmax[0] = -1
@@ -316,6 +334,11 @@ cdef inline void write_row(
                 x = e
             else:
                 x = row_tile(row.out, stride, span, <real>0, e)
+            if extras and cap_factor == 0 and x != e and not task.prob.converts:
+                write_gradient_in_place(
+                    <real*>x, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer),
+                    gamma, prob_tile(task, row, span, t_buffer))
+                continue
             if extras:
                 write_gradient(
                     x, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer),
@@ -340,22 +363,28 @@ cdef inline void write_zeros(const Task* task, char* out, real like) noexcept no
             write(out + k * task.out.class_stride, <real>0)
 
 
-cdef inline void process_row(const Task* task, Py_ssize_t i, double* tops, real like) noexcept nogil:
-    """Do all of row i; `tops` has room for one number per block."""
-    cdef Scalars scalars
+# A row between its two passes.
+cdef struct RowState:
+    Scalars scalars
+    Row row
+    double* tops  # the maximum of each block
+
+
+cdef inline void begin_row(const Task* task, Py_ssize_t i, RowState* state, real like) noexcept nogil:
+    """Do the first pass over row i."""
     cdef Scalars block
-    cdef Row row
-    cdef char* out = NULL
+    cdef Row* row = &state.row
     cdef Py_ssize_t next_row = min(i + 1, task.n_rows - 1)
     cdef Py_ssize_t k = 0
     cdef Py_ssize_t step = row_block(like)
+    block.n = 1
     row.logits = task.logits.data + row_offset(task, &task.logits, i)
     row.prob = NULL if task.prob.data == NULL else task.prob.data + row_offset(task, &task.prob, i)
-    if task.out.data != NULL:
-        out = task.out.data + row_offset(task, &task.out, i)
-    row.out = NULL if task.softcap != 0 or task.out_kind == LOG_SOFTMAX else out
-    begin(task, &scalars, i, 1, like)
-    while k < task.n_classes and not scalars.skipped[0] and (task.extras or not task.normalized):
+    row.out = NULL
+    if task.out.data != NULL and task.softcap == 0 and task.out_kind != LOG_SOFTMAX:
+        row.out = task.out.data + row_offset(task, &task.out, i)
+    begin(task, &state.scalars, i, 1, like)
+    while k < task.n_classes and not state.scalars.skipped[0] and (task.extras or not task.normalized):
         if k + step < task.n_classes:
             row.ahead_logits = row.logits + (k + step) * task.logits.class_stride
             if row.prob != NULL:
@@ -364,23 +393,50 @@ cdef inline void process_row(const Task* task, Py_ssize_t i, double* tops, real 
             row.ahead_logits = task.logits.data + row_offset(task, &task.logits, next_row)
             if row.prob != NULL:
                 row.ahead_prob = task.prob.data + row_offset(task, &task.prob, next_row)
-        sweep_block(task, &row, k, min(k + step, task.n_classes), &block, like)
-        tops[k // step] = block.top[0]
+        sweep_block(task, row, k, min(k + step, task.n_classes), &block, like)
+        state.tops[k // step] = block.top[0]
         if k == 0:
-            take(&scalars, &block)
+            take(&state.scalars, &block)
         else:
-            merge(scale_of(task), &scalars, &block)
+            merge(task, &state.scalars, &block, k // step)
         k += step
+
+
+cdef inline void end_row(const Task* task, RowState* state, real like) noexcept nogil:
+    """Write the row's results: the second pass."""
+    cdef Scalars* scalars = &state.scalars
+    cdef Row* row = &state.row
     if task.find_peak and not scalars.skipped[0]:
-        scalars.argmax[0] = find_peak(task, &scalars, &row, tops, like)
-        choose_argmax_as_peak(task, &scalars, like)
-    finish(task, &scalars, like)
-    if out == NULL:
+        scalars.argmax[0] = find_peak(task, scalars, row, state.tops, like)
+        choose_argmax_as_peak(task, scalars, like)
+    finish(task, scalars, like)
+    if task.out.data == NULL:
         return
+    row.out = task.out.data + row_offset(task, &task.out, scalars.start)
     if scalars.skipped[0]:
-        write_zeros(task, out, like)
+        write_zeros(task, row.out, like)
         return
-    row.out = out
-    write_row(task, &scalars, &row, tops, like)
+    write_row(task, scalars, row, state.tops, like)
     if scalars.peak[0] >= 0:
-        write(out + scalars.peak[0] * task.out.class_stride, <real>scalars.grad_peak[0])
+        write(row.out + scalars.peak[0] * task.out.class_stride, <real>scalars.grad_peak[0])
+
+
+cdef inline void process_rows(
+    const Task* task, Py_ssize_t start, Py_ssize_t stop, double* tops, real like
+) noexcept nogil:
+    """Do the rows start .. stop - 1; `tops` has room for two numbers per block."""
+    cdef RowState states[2]
+    cdef Py_ssize_t i
+    states[0].tops = tops
+    states[1].tops = tops + task.n_classes // row_block(like) + 1
+    if task.n_classes > row_block(like):
+        for i in range(start, stop):
+            begin_row(task, i, &states[0], like)
+            end_row(task, &states[0], like)
+        return
+    # A short row's second pass waits for a long chain of scalars; the next row's first pass fills that time.
+    begin_row(task, start, &states[0], like)
+    for i in range(start + 1, stop):
+        begin_row(task, i, &states[(i - start) % 2], like)
+        end_row(task, &states[(i - start - 1) % 2], like)
+    end_row(task, &states[(stop - start - 1) % 2], like)

@@ -20,7 +20,7 @@ from libc.stdint cimport int64_t
 from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
 from fastce._cpu._task cimport Task, is_skipped, read, read_converted, row_offset, vector_item, weight_of
 from fastce._cpu._tiles cimport (
-    E_D, LANES, N_SUMS, T, T_D, TILE, W, W_D, WT, WT_D, cap, d_unit, fill, times
+    E_D, LANES, N_SUMS, T, T_D, TILE, W_D, WT, WT_D, cap, d_unit, fill, times
 )
 
 cdef struct Scalars:
@@ -100,13 +100,16 @@ cdef inline void take(Scalars* rows, const Scalars* block) noexcept nogil:
         rows.top[j] = block.top[j]
         rows.rest[j] = block.rest[j]
         rows.argmax[j] = block.argmax[j]
-        for k in range(W, N_SUMS):
+        for k in range(W_D, N_SUMS):
             rows.sums[k][j] = block.sums[k][j]
 
 
-cdef inline void merge(double scale, Scalars* rows, const Scalars* block) noexcept nogil:
-    """Add a later block of the rows' classes to what is known of the earlier ones."""
+cdef inline void merge(const Task* task, Scalars* rows, const Scalars* block, Py_ssize_t b) noexcept nogil:
+    """Add the rows' b-th block of classes to what is known of the earlier ones."""
     cdef double factor, shift, factor_block, shift_block
+    cdef double scale = scale_of(task)
+    cdef double w = task.block_weights[b] if task.sum_weight else 0  # of the classes before this block
+    cdef double w_block = task.block_weights[b + 1] - w if task.sum_weight else 0
     cdef Py_ssize_t j, k
     for j in range(rows.n):
         factor = factor_block = 1
@@ -126,7 +129,8 @@ cdef inline void merge(double scale, Scalars* rows, const Scalars* block) noexce
             rows.sums[E_D][j] += times(
                 factor_block, block.sums[E_D][j] + times(1 + block.rest[j], shift_block))
             rows.rest[j] += (1 + block.rest[j]) * factor_block
-        for k in range(W, E_D, 2):
+        rows.sums[W_D][j] += times(w, shift) + block.sums[W_D][j] + times(w_block, shift_block)
+        for k in range(WT, N_SUMS, 2):
             rows.sums[k + 1][j] += (
                 times(rows.sums[k][j], shift) + block.sums[k + 1][j] + times(block.sums[k][j], shift_block))
             rows.sums[k][j] += block.sums[k][j]

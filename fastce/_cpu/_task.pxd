@@ -41,6 +41,7 @@ cdef struct Task:
     const int64_t* target  # class indices; at most one of the two is there
     const void* weight     # per class, in the arithmetic's type
     double weight_sum      # W
+    const double* block_weights  # the sum of w over the classes before each of the kernel's blocks, and over all
     Vector sample_weight
     Vector grad_output
     # options

@@ -1,0 +1,125 @@
+"""Numbers at the ends of the formats: huge, tiny, far apart; and the least and the most an option may be."""
+
+import numpy as np
+import pytest
+
+import fastce
+from cases import as_kind, make_logits, make_target
+from oracle import assert_matches_reference, with_grad
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+KINDS = ["index", "prob"]
+
+
+def check(logits, target, what="", **options):
+    with_grad(logits, target, **options)
+    assert_matches_reference(fastce.cross_entropy_with_grad, logits, target, what, reduction="none", **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_full_smoothing_forgets_the_target(problem, n_classes, dtype, kind):
+    logits, y = problem
+    target = as_kind(y, kind, n_classes, dtype)
+    check(logits, target, label_smoothing=1)
+    uniform = np.full(logits.shape, 1 / n_classes, dtype)
+    loss, grad = with_grad(logits, target, label_smoothing=1)
+    expected_loss, expected_grad = with_grad(logits, uniform)
+    eps = np.finfo(dtype).eps
+    np.testing.assert_allclose(loss, expected_loss, rtol=8 * eps)
+    np.testing.assert_allclose(grad, expected_grad, rtol=0, atol=eps)
+
+
+@pytest.mark.parametrize("size", [1e4, 1e30, 3e38])
+@pytest.mark.parametrize("kind", KINDS)
+def test_large_logits(problem, n_classes, dtype, kind, size):
+    """Differences up to twice the size: at 3e38 they overflow in float32, and the loss with them."""
+    logits, y = problem
+    logits *= dtype(size / np.abs(logits).max())
+    check(logits, as_kind(y, kind, n_classes, dtype))
+    check(logits, as_kind(y, kind, n_classes, dtype), sample_weight=np.linspace(0.5, 1, len(y)), z_loss=1e-9)
+
+
+def test_sums_of_large_logits_do_not_overflow(n_classes, dtype, order):
+    """Smoothing adds C terms of almost the largest number; their mean is finite."""
+    largest = np.finfo(dtype).max / 2
+    logits = np.zeros((20, n_classes), dtype, order)
+    target = np.arange(20) % n_classes
+    logits[np.arange(20), target] = largest
+    for smoothing in (0.1, 1.0):
+        loss, grad = with_grad(logits, target, reduction="none", label_smoothing=smoothing)
+        expected = smoothing * (1 - 1 / n_classes) * float(largest)
+        np.testing.assert_allclose(loss, expected, rtol=1e-5)
+        assert np.isfinite(grad).all()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_offsets_between_rows(problem, n_classes, dtype, kind):
+    """Every row is shifted by its own maximum: an offset of 1e8 costs the rows nothing but their input's rounding."""
+    logits, y = problem
+    logits += np.linspace(-1e8, 1e8, len(y)).astype(dtype)[:, None]
+    check(logits, as_kind(y, kind, n_classes, dtype))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_subnormal_logits_count(problem, n_classes, dtype, kind):
+    """Scaled up by a large factor they move the results by a hundredth; flushed to zero they would not."""
+    logits, y = problem
+    tiny = np.finfo(dtype).smallest_normal
+    logits = np.rint(logits * 100).astype(dtype) * (tiny / 1024)  # multiples of a subnormal number
+    assert np.abs(logits[logits != 0]).max() < tiny * 2
+    target = as_kind(y, kind, n_classes, dtype)
+    check(logits, target, logit_scale=float(1 / (128 * tiny)))
+    check(logits, target)
+
+
+def test_gradients_that_are_subnormal_are_not_flushed(dtype, order):
+    smallest = np.finfo(dtype).smallest_subnormal
+    lowest, highest = (88, 103) if dtype == np.float32 else (709, 744)
+    for n_classes in (2, 10, 70):
+        lead = np.linspace(lowest, highest, 20).astype(dtype)
+        logits = np.zeros((20, n_classes), dtype, order)
+        logits[:, 1] = lead
+        loss, grad = with_grad(logits, np.ones(20, int), reduction="none")
+        expected = (n_classes - 1) * np.exp(-np.float64(lead))
+        # half the spacing for the last rounding, one or two units before the sum of the others
+        np.testing.assert_allclose(loss, expected, rtol=0, atol=(n_classes + 1) * smallest)
+        np.testing.assert_allclose(grad[:, 1], -expected, rtol=0, atol=(n_classes + 1) * smallest)
+        assert loss[0] > 0
+
+
+def test_a_call_leaves_the_floating_point_environment_alone(dtype):
+    logits = np.ones((2000, 100), dtype)
+    fastce.cross_entropy_with_grad(logits, np.zeros(2000, int))
+    tiny = np.full(64, np.finfo(dtype).smallest_subnormal)
+    assert np.all(tiny * dtype(3) > tiny)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"logit_scale": 1e-30},
+        {"logit_scale": 1e30},
+        {"logit_scale": 1e-3, "softcap": 1e-3},
+        {"softcap": 1e-3},  # every logit is capped
+        {"softcap": 1e6},  # none is
+        {"softcap": 1e30},
+        {"softcap": 50.0, "logit_scale": 1e3},
+        {"z_loss": 1e3},
+        {"z_loss": 1e-30},
+        {"label_smoothing": 1e-30},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_extreme_options(problem, n_classes, dtype, kind, options):
+    logits, y = problem
+    check(logits, as_kind(y, kind, n_classes, dtype), **options)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_row(dtype, kind, rng):
+    for n_classes in (1, 2, 17, 64, 65, 1000, 9000):
+        for shape in [(1, n_classes), (n_classes,), (1, n_classes, 1)]:
+            logits = make_logits(rng, shape, dtype)
+            assert_matches_reference(fastce.cross_entropy_with_grad, logits, make_target(rng, kind, shape), str(shape))
