@@ -38,6 +38,7 @@ OPTIONS = {
     "strided target": {"target_step": 2},
     "prob float32": {"prob": np.float32},
     "prob float64": {"prob": np.float64},
+    "prob float16": {"prob": np.float16},
     "all": {
         "weight": True,
         "sample_weight": True,
@@ -118,6 +119,10 @@ def measure():
 
 @pytest.fixture(scope="module")
 def measured():
+    return measure_in_a_new_process()
+
+
+def measure_in_a_new_process():
     # Every allocation above 64 KiB is a mapping of its own, which shows when made and is gone when freed.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "0"}
     command = [sys.executable, __file__, "--json"]
@@ -148,12 +153,11 @@ def test_the_measure_sees_a_copy():
 
 
 def main():
-    results = measure()
     if "--json" in sys.argv:
-        print(json.dumps(results))
+        print(json.dumps(measure()))
         return
     print(f"{'tracemalloc':>12} {'process':>12} {'limit':>12}   bytes at most")
-    for what, traced, rss, allowed in results:
+    for what, traced, rss, allowed in measure_in_a_new_process():
         print(f"{traced:12} {rss if rss is not None else '-':>12} {allowed:12}   {what}")
 
 

@@ -185,8 +185,13 @@ cdef inline void exp_plain(
             t = row_tile(<const char*>t, sizeof(real), span, <real>0, t_buffer)
         w = weight_tile(w if w_step == 1 else NULL, span, w_buffer)
         fold_extras(task, x, top, scale, e, w, t, sums)
-    if out != NULL:
-        memcpy(out + k, e + span.first, (n - k) * sizeof(real))
+    if out != NULL and span.first > 0:
+        out = out + span.k  # as a whole tile again; its first lanes hold what the tile before left
+        for j in range(TILE):
+            e[j] = e[j] if j >= span.first else out[j]
+        copy(e, out)
+    elif out != NULL:
+        memcpy(out + k, e, (n - k) * sizeof(real))
 
 
 cdef inline void sweep_block(
@@ -293,6 +298,58 @@ cdef inline Py_ssize_t find_peak(
     return -1
 
 
+cdef inline void write_plain(
+    const Task* task, const Scalars* scalars, const Row* row, const double* tops, real like
+) noexcept nogil:
+    """Turn exponentials into the gradient or the softmax, where every operand is an ordinary array."""
+    cdef real alpha[LANES]
+    cdef real beta[LANES]
+    cdef real gamma[LANES]
+    cdef real e_buffer[TILE]
+    cdef real w_buffer[TILE]
+    cdef real t_buffer[TILE]
+    cdef real* out = <real*>row.out
+    cdef const real* w = w_buffer
+    cdef const real* t = <const real*>row.prob
+    cdef Py_ssize_t w_step = 0
+    cdef Py_ssize_t n = task.n_classes
+    cdef bint extras = task.extras
+    cdef Py_ssize_t k = 0, stop
+    cdef double factor
+    cdef Span span
+    if extras:
+        fill(beta, 0, LANES, <real>scalars.beta[0])
+        fill(gamma, 0, LANES, <real>scalars.gamma[0])
+        fill(w_buffer, 0, TILE, <real>1)
+        if task.weight != NULL:
+            w = <const real*>task.weight
+            w_step = 1
+    while k < n:
+        stop = min(k + row_block(like), n)
+        factor = scalars.alpha[0]
+        if n > row_block(like):
+            factor *= unscaled_exp(scale_of(task) * (tops[k // row_block(like)] - scalars.top[0]))
+        if not extras:
+            scale_exp_in_place(out + k, stop - k, <real>factor)
+            k = stop
+            continue
+        fill(alpha, 0, LANES, <real>factor)
+        while k + TILE <= stop:
+            write_gradient_in_place(out + k, alpha, beta, w + k * w_step, gamma, t if t == NULL else t + k)
+            k += TILE
+        if k < stop:
+            span.k = k
+            span.first = 0
+            span.limit = stop - k
+            memcpy(e_buffer, out + k, (stop - k) * sizeof(real))
+            if t != NULL:
+                t = row_tile(row.prob, sizeof(real), span, <real>0, t_buffer)
+            write_gradient_in_place(
+                e_buffer, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer), gamma, t)
+            memcpy(out + k, e_buffer, (stop - k) * sizeof(real))
+            k = stop
+
+
 cdef inline void write_row(
     const Task* task, const Scalars* scalars, const Row* row, const double* tops, real like
 ) noexcept nogil:
@@ -334,18 +391,10 @@ cdef inline void write_row(
                 x = e
             else:
                 x = row_tile(row.out, stride, span, <real>0, e)
-            if extras and cap_factor == 0 and x != e and not task.prob.converts:
-                write_gradient_in_place(
-                    <real*>x, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer),
-                    gamma, prob_tile(task, row, span, t_buffer))
-                continue
             if extras:
                 write_gradient(
                     x, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer),
                     gamma, prob_tile(task, row, span, t_buffer), g)
-            elif x != e:
-                scale_exp_in_place(<real*>x, alpha[0])
-                continue
             else:
                 scale_exp(x, alpha, g)
             if cap_factor != 0:
@@ -416,7 +465,12 @@ cdef inline void end_row(const Task* task, RowState* state, real like) noexcept 
     if scalars.skipped[0]:
         write_zeros(task, row.out, like)
         return
-    write_row(task, scalars, row, state.tops, like)
+    if task.softcap == 0 and task.out_kind != LOG_SOFTMAX and is_plain(
+            row.out, task.out.class_stride, like) and (row.prob == NULL or (
+            is_plain(row.prob, task.prob.class_stride, like) and not task.prob.converts)):
+        write_plain(task, scalars, row, state.tops, like)
+    else:
+        write_row(task, scalars, row, state.tops, like)
     if scalars.peak[0] >= 0:
         write(row.out + scalars.peak[0] * task.out.class_stride, <real>scalars.grad_peak[0])
 

@@ -211,10 +211,10 @@ cdef inline void scale_exp(const real* e, const real* alpha, real* out) noexcept
             out[16 * g + j] = e[16 * g + j] * unit * alpha[j]
 
 
-cdef inline void scale_exp_in_place(real* e, real alpha) noexcept nogil:
+cdef inline void scale_exp_in_place(real* e, Py_ssize_t n, real alpha) noexcept nogil:
     cdef Py_ssize_t j
     cdef real unit = <real>1 / exp_unit(alpha)
-    for j in range(TILE):
+    for j in range(n):
         e[j] = e[j] * unit * alpha
 
 
