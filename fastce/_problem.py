@@ -147,8 +147,8 @@ def check_target(target, shape, axis, row_shape):
 def as_int64(target, n_classes, ignore_index):
     """Return class indices as contiguous int64."""
     if target.dtype == np.uint64 and target.size and target.max() > _INT64.max:
-        # Such values would wrap around; ignore_index alone may do so, for it wraps alike.
-        bad = (target > _INT64.max) & (target != np.uint64(ignore_index % 2**64))
+        # Such values wrap around in int64; ignore_index alone may do so, for the backend wraps it alike.
+        bad = (target > _INT64.max) & (target != ignore_index)
         if bad.any():
             raise class_error(target, int(bad.argmax()), n_classes, ignore_index)
     return np.ascontiguousarray(target, dtype=np.int64).reshape(-1)
@@ -181,7 +181,8 @@ def check_weight(weight, name, shape, dtype=None):
     if array.size and not (array.min() >= 0 and array.max() < np.inf):
         bad = int(np.argmin((array >= 0) & (array < np.inf)))
         raise ValueError(f"{name} must be finite and not negative, got {array.reshape(-1)[bad]}")
-    array = np.ascontiguousarray(array.astype(dtype, copy=False) if dtype else as_float(array, np.float64))
+    with np.errstate(over="ignore"):  # refused below
+        array = np.ascontiguousarray(array.astype(dtype, copy=False) if dtype else as_float(array, np.float64))
     if dtype and array.size and not array.max() < np.inf:
         raise ValueError(f"{name} must be finite in {np.dtype(dtype).name}, got {np.max(weight)}")
     return array.reshape(-1)

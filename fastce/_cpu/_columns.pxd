@@ -232,14 +232,13 @@ cdef inline void process_column(
     begin(task, &rows, start, n, stage[0])
     while k < task.n_classes and (task.extras or not task.normalized):
         stop = min(k + step, task.n_classes)
-        block.n = n
         sweep_classes(task, &logits, &prob, k, stop, keep_logits, stage, &block)
         for j in range(n):
             tops[k // step * LANES + j] = block.top[j]
         if k == 0:
-            take(&rows, &block)
+            take(task, &rows, 0, &block, n)
         else:
-            merge(task, &rows, &block, k // step)
+            merge(task, &rows, 0, &block, n, k // step)
         if not single and not keep_logits:
             for i in range(stop - k):
                 store_class(&out, k + i, stage + i * LANES)

@@ -14,7 +14,7 @@ cimport numpy as cnp
 
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, process_column
 from fastce._cpu._math cimport real
-from fastce._cpu._rows cimport process_rows, row_block
+from fastce._cpu._rows cimport process_rows, row_block, row_group
 from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, Vector, weight_of
 from fastce._cpu._tiles cimport LANES
 
@@ -54,6 +54,7 @@ cdef extern from *:
     static int fastce_has_avx512(void) { return 0; }
     #endif
     """
+    const int CYTHON_HEX_VERSION
     const int FASTCE_OPENMP
     const char* FASTCE_COMPILER
     int fastce_max_threads() noexcept nogil
@@ -72,8 +73,12 @@ cdef enum:
 
 
 def build_info():
-    """Return what the compiler knew."""
-    return {"compiler": FASTCE_COMPILER.decode(), "openmp": bool(FASTCE_OPENMP)}
+    """Return what this module was built with."""
+    return {
+        "cython": ".".join(str(CYTHON_HEX_VERSION >> shift & 255) for shift in (24, 16, 8)),
+        "compiler": FASTCE_COMPILER.decode(),
+        "openmp": bool(FASTCE_OPENMP),
+    }
 
 
 def cpu_supports():
@@ -92,23 +97,43 @@ cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
 
 
 cdef inline Py_ssize_t workspace_bytes(const Task* task, bint by_rows, real like) noexcept nogil:
-    """Return what one thread needs: maxima per block, twice; for the column kernel a stage and 16 maxima per block."""
+    """Return what one thread needs: maxima per block; for the column kernel a stage and 16 maxima per block."""
     if by_rows:
-        return align(2 * (task.n_classes // row_block(like) + 1) * sizeof(double))
+        return align((task.n_classes // row_block(like) + 1) * sizeof(double))
     return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * sizeof(double))
 
 
-cdef void process(
+cdef inline void process(
     const Task* task, bint by_rows, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
 ) noexcept nogil:
     """Do the rows start .. stop - 1."""
+    # Each kernel is called in one place: copies of inlined code may be contracted to FMA differently, and then a result
+    # would depend on which of them computed it.
     cdef Py_ssize_t i = start
-    if by_rows:
-        process_rows(task, start, stop, <double*>workspace, like)
-        return
+    cdef Py_ssize_t step = row_group(task, like) if by_rows else LANES
     while i < stop:
-        process_column(task, i, min(stop - i, LANES), <real*>workspace, <double*>(workspace + STAGE_BYTES))
-        i += LANES
+        if by_rows:
+            process_rows(task, i, min(stop - i, step), <double*>workspace, like)
+        else:
+            process_column(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + STAGE_BYTES))
+        i += step
+
+
+# The serial and the parallel call go through a pointer to one and the same machine code: a copy inlined into each could
+# be contracted to FMA differently.
+ctypedef void (*process_t)(const Task*, bint, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
+
+
+cdef void process_float(
+    const Task* task, bint by_rows, Py_ssize_t start, Py_ssize_t stop, char* workspace
+) noexcept nogil:
+    process(task, by_rows, start, stop, workspace, <float>0)
+
+
+cdef void process_double(
+    const Task* task, bint by_rows, Py_ssize_t start, Py_ssize_t stop, char* workspace
+) noexcept nogil:
+    process(task, by_rows, start, stop, workspace, <double>0)
 
 
 cdef void sum_block_weights(const Task* task, Py_ssize_t block, double* sums, real like) noexcept nogil:
@@ -127,17 +152,17 @@ cdef void sum_block_weights(const Task* task, Py_ssize_t block, double* sums, re
     sums[n_blocks] = total
 
 
-cdef int process_all(Task* task, bint by_rows, int n_threads, real like) except -1:
+cdef int process_all(Task* task, process_t do_rows, bint by_rows, int n_threads, real like) except -1:
     cdef Py_ssize_t block = row_block(like) if by_rows else column_block(like)
     cdef Py_ssize_t shared = align((task.n_classes // block + 2) * sizeof(double))
     cdef Py_ssize_t size = workspace_bytes(task, by_rows, like)
     cdef Py_ssize_t step = max(CHUNK_ROWS, CHUNK_NUMBERS // task.n_classes)
-    cdef Py_ssize_t n_chunks, c
+    cdef Py_ssize_t n_chunks, c, group
     cdef char* memory
     cdef char* workspace
     step = max(1, min(step, task.n_rows // (CHUNKS_PER_THREAD * n_threads)))
-    if not by_rows:
-        step = (step + LANES - 1) // LANES * LANES
+    group = row_group(task, like) if by_rows else LANES
+    step = (step + group - 1) // group * group
     n_chunks = (task.n_rows + step - 1) // step
     n_threads = <int>min(n_threads, n_chunks)
     memory = <char*>malloc(shared + n_threads * size)
@@ -148,11 +173,11 @@ cdef int process_all(Task* task, bint by_rows, int n_threads, real like) except 
     task.block_weights = <const double*>memory
     if n_threads == 1:
         with nogil:
-            process(task, by_rows, 0, task.n_rows, workspace, like)
+            do_rows(task, by_rows, 0, task.n_rows, workspace)
     else:
         # dynamic: rows that are skipped cost nothing, so chunks differ
         for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
-            process(task, by_rows, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size, like)
+            do_rows(task, by_rows, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size)
     free(memory)
     return 0
 
@@ -260,9 +285,9 @@ def run(
         by_rows = task.n_rows < 4 or (
             task.n_classes > FEW_CLASSES and abs(task.logits.class_stride) < smallest_row_stride)
     if itemsize == 4:
-        process_all(&task, by_rows, n_threads, <float>0)
+        process_all(&task, process_float, by_rows, n_threads, <float>0)
     else:
-        process_all(&task, by_rows, n_threads, <double>0)
+        process_all(&task, process_double, by_rows, n_threads, <double>0)
 
 
 def scan(const int64_t[::1] target, int64_t ignore_index, int64_t n_classes, cnp.ndarray weight, cnp.ndarray sample_weight):

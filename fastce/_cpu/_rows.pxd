@@ -12,7 +12,9 @@ Design
    hardware prefetcher to get ahead, and waited for memory half of its time (1.9 x instead of 1.2 x the floor).
 4. Ordinary arrays have loops of their own, in which constants stay in registers (13 against 10 cycles per 16 floats
    with AVX-512). Both loops run the same tile functions in the same order.
-5. The last, short tile overlaps the one before: lanes that were already done are masked. Filling it up piece by piece cost
+5. Up to 16 short rows go through the first pass, the scalars and the second pass together: the scalars of one row are a
+   chain of 300 cycles, those of 16 rows hide each other's.
+6. The last, short tile overlaps the one before: lanes that were already done are masked. Filling it up piece by piece cost
    200 cycles a row in failed store forwarding.
 """
 from libc.math cimport INFINITY
@@ -40,6 +42,7 @@ cdef extern from *:
 cdef enum:
     CACHE_LINE = 64
     BLOCK_BYTES = 16384  # a third to a half of the L1 data cache of today's CPUs
+    GROUP_BYTES = 65536  # a small part of any L2 cache, where the rows wait for their second pass
 
 
 # Where the operands of one row start; NULL if absent.
@@ -74,6 +77,11 @@ cdef inline Span span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
         span.k = k - span.first
         span.limit = TILE
     return span
+
+
+cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
+    """Return how many rows go through each pass together."""
+    return max(1, min(LANES, GROUP_BYTES // (task.n_classes * sizeof(real))))
 
 
 cdef inline const real* row_tile(
@@ -234,8 +242,9 @@ cdef inline void sweep_block(
             row.prob == NULL or (is_plain(row.prob, task.prob.class_stride, like) and not task.prob.converts)):
         exp_plain(task, row, start, stop - start, top, scale, sums)
         k = stop
-    for j in range(LANES):
-        first[j] = NO_CLASS
+    if task.find_argmax:
+        for j in range(LANES):
+            first[j] = NO_CLASS
     while k < stop:
         span = span_at(k, stop)
         x = logit_tile(row.logits, stride, cap_factor, span, x_buffer)
@@ -265,7 +274,7 @@ cdef inline void sweep_block(
 
 
 cdef inline Py_ssize_t find_peak(
-    const Task* task, const Scalars* scalars, const Row* row, const double* tops, real like
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, real like
 ) noexcept nogil:
     """Return the arg-max if its probability exceeds 1/2, else -1: below, its gradient does not cancel."""
     cdef real buffer[TILE]
@@ -274,14 +283,14 @@ cdef inline Py_ssize_t find_peak(
     cdef const real* x
     cdef Py_ssize_t j, stop, start, k = 0
     cdef Span span
-    if not scalars.rest[0] < 1:
+    if not rows.rest[lane] < 1:
         return -1
     # The sweep left exponentials in row.out, or, under a softcap, the logits untouched.
-    fill(top, 0, LANES, <real>scalars.top[0] if row.out == NULL else exp_unit(like))
+    fill(top, 0, LANES, <real>rows.top[lane] if row.out == NULL else exp_unit(like))
     while k < task.n_classes:
         start = k
         stop = min(k + row_block(like), task.n_classes)
-        if tops[k // row_block(like)] != scalars.top[0]:
+        if tops[k // row_block(like)] != rows.top[lane]:
             k = stop
             continue
         for j in range(LANES):
@@ -299,7 +308,7 @@ cdef inline Py_ssize_t find_peak(
 
 
 cdef inline void write_plain(
-    const Task* task, const Scalars* scalars, const Row* row, const double* tops, real like
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, real like
 ) noexcept nogil:
     """Turn exponentials into the gradient or the softmax, where every operand is an ordinary array."""
     cdef real alpha[LANES]
@@ -318,17 +327,17 @@ cdef inline void write_plain(
     cdef double factor
     cdef Span span
     if extras:
-        fill(beta, 0, LANES, <real>scalars.beta[0])
-        fill(gamma, 0, LANES, <real>scalars.gamma[0])
+        fill(beta, 0, LANES, <real>rows.beta[lane])
+        fill(gamma, 0, LANES, <real>rows.gamma[lane])
         fill(w_buffer, 0, TILE, <real>1)
         if task.weight != NULL:
             w = <const real*>task.weight
             w_step = 1
     while k < n:
         stop = min(k + row_block(like), n)
-        factor = scalars.alpha[0]
+        factor = rows.alpha[lane]
         if n > row_block(like):
-            factor *= unscaled_exp(scale_of(task) * (tops[k // row_block(like)] - scalars.top[0]))
+            factor *= unscaled_exp(scale_of(task) * (tops[k // row_block(like)] - rows.top[lane]))
         if not extras:
             scale_exp_in_place(out + k, stop - k, <real>factor)
             k = stop
@@ -351,7 +360,7 @@ cdef inline void write_plain(
 
 
 cdef inline void write_row(
-    const Task* task, const Scalars* scalars, const Row* row, const double* tops, real like
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, real like
 ) noexcept nogil:
     """Write the row's gradient, softmax or log-softmax; the sweep left exponentials in row.out, relative to `tops`."""
     cdef real x_buffer[TILE]
@@ -372,14 +381,14 @@ cdef inline void write_row(
     cdef OutKind kind = task.out_kind
     cdef Span span
     cdef Py_ssize_t k = 0
-    fill(top, 0, LANES, <real>scalars.top[0])
-    fill(alpha, 0, LANES, <real>(scalars.log_sum[0] if kind == LOG_SOFTMAX else scalars.alpha[0]))
-    fill(beta, 0, LANES, <real>scalars.beta[0])
-    fill(gamma, 0, LANES, <real>scalars.gamma[0])
+    fill(top, 0, LANES, <real>rows.top[lane])
+    fill(alpha, 0, LANES, <real>(rows.log_sum[lane] if kind == LOG_SOFTMAX else rows.alpha[lane]))
+    fill(beta, 0, LANES, <real>rows.beta[lane])
+    fill(gamma, 0, LANES, <real>rows.gamma[lane])
     while k < n_classes:
         if cap_factor == 0 and kind != LOG_SOFTMAX and n_classes > row_block(like) and k % row_block(like) == 0:
-            fill(alpha, 0, LANES, <real>(scalars.alpha[0] * unscaled_exp(
-                scale_of(task) * (tops[k // row_block(like)] - scalars.top[0]))))
+            fill(alpha, 0, LANES, <real>(rows.alpha[lane] * unscaled_exp(
+                scale_of(task) * (tops[k // row_block(like)] - rows.top[lane]))))
         span = span_at(k, n_classes)
         k += TILE
         if kind == LOG_SOFTMAX:
@@ -412,85 +421,79 @@ cdef inline void write_zeros(const Task* task, char* out, real like) noexcept no
             write(out + k * task.out.class_stride, <real>0)
 
 
-# A row between its two passes.
-cdef struct RowState:
-    Scalars scalars
-    Row row
-    double* tops  # the maximum of each block
-
-
-cdef inline void begin_row(const Task* task, Py_ssize_t i, RowState* state, real like) noexcept nogil:
-    """Do the first pass over row i."""
-    cdef Scalars block
-    cdef Row* row = &state.row
-    cdef Py_ssize_t next_row = min(i + 1, task.n_rows - 1)
-    cdef Py_ssize_t k = 0
-    cdef Py_ssize_t step = row_block(like)
-    block.n = 1
+cdef inline Row locate_row(const Task* task, Py_ssize_t i) noexcept nogil:
+    cdef Row row
     row.logits = task.logits.data + row_offset(task, &task.logits, i)
     row.prob = NULL if task.prob.data == NULL else task.prob.data + row_offset(task, &task.prob, i)
-    row.out = NULL
-    if task.out.data != NULL and task.softcap == 0 and task.out_kind != LOG_SOFTMAX:
-        row.out = task.out.data + row_offset(task, &task.out, i)
-    begin(task, &state.scalars, i, 1, like)
-    while k < task.n_classes and not state.scalars.skipped[0] and (task.extras or not task.normalized):
+    row.out = NULL if task.out.data == NULL else task.out.data + row_offset(task, &task.out, i)
+    row.ahead_logits = row.logits
+    row.ahead_prob = row.prob
+    return row
+
+
+cdef inline void sweep_row(
+    const Task* task, Scalars* rows, Py_ssize_t lane, double* tops, real like
+) noexcept nogil:
+    """Do the first pass over the row of a lane."""
+    cdef Scalars block
+    cdef Row row = locate_row(task, rows.start + lane)
+    cdef Row after
+    cdef Py_ssize_t k = 0
+    cdef Py_ssize_t step = row_block(like)
+    # Prefetching a block's worth ahead gives memory the time that a block takes.
+    after = locate_row(task, min(rows.start + lane + max(1, step // task.n_classes), task.n_rows - 1))
+    if task.softcap != 0 or task.out_kind == LOG_SOFTMAX:
+        row.out = NULL
+    while k < task.n_classes:
         if k + step < task.n_classes:
             row.ahead_logits = row.logits + (k + step) * task.logits.class_stride
             if row.prob != NULL:
                 row.ahead_prob = row.prob + (k + step) * task.prob.class_stride
         else:
-            row.ahead_logits = task.logits.data + row_offset(task, &task.logits, next_row)
-            if row.prob != NULL:
-                row.ahead_prob = task.prob.data + row_offset(task, &task.prob, next_row)
-        sweep_block(task, row, k, min(k + step, task.n_classes), &block, like)
-        state.tops[k // step] = block.top[0]
+            row.ahead_logits = after.logits
+            row.ahead_prob = after.prob
+        sweep_block(task, &row, k, min(k + step, task.n_classes), &block, like)
+        tops[k // step] = block.top[0]
         if k == 0:
-            take(&state.scalars, &block)
+            take(task, rows, lane, &block, 1)
         else:
-            merge(task, &state.scalars, &block, k // step)
+            merge(task, rows, lane, &block, 1, k // step)
         k += step
+    if task.find_peak:
+        rows.argmax[lane] = find_peak(task, rows, lane, &row, tops, like)
 
 
-cdef inline void end_row(const Task* task, RowState* state, real like) noexcept nogil:
-    """Write the row's results: the second pass."""
-    cdef Scalars* scalars = &state.scalars
-    cdef Row* row = &state.row
-    if task.find_peak and not scalars.skipped[0]:
-        scalars.argmax[0] = find_peak(task, scalars, row, state.tops, like)
-        choose_argmax_as_peak(task, scalars, like)
-    finish(task, scalars, like)
-    if task.out.data == NULL:
-        return
-    row.out = task.out.data + row_offset(task, &task.out, scalars.start)
-    if scalars.skipped[0]:
+cdef inline void write_lane(
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const double* tops, real like
+) noexcept nogil:
+    """Do the second pass over the row of a lane."""
+    cdef Row row = locate_row(task, rows.start + lane)
+    if rows.skipped[lane]:
         write_zeros(task, row.out, like)
         return
     if task.softcap == 0 and task.out_kind != LOG_SOFTMAX and is_plain(
             row.out, task.out.class_stride, like) and (row.prob == NULL or (
             is_plain(row.prob, task.prob.class_stride, like) and not task.prob.converts)):
-        write_plain(task, scalars, row, state.tops, like)
+        write_plain(task, rows, lane, &row, tops, like)
     else:
-        write_row(task, scalars, row, state.tops, like)
-    if scalars.peak[0] >= 0:
-        write(row.out + scalars.peak[0] * task.out.class_stride, <real>scalars.grad_peak[0])
+        write_row(task, rows, lane, &row, tops, like)
+    if rows.peak[lane] >= 0:
+        write(row.out + rows.peak[lane] * task.out.class_stride, <real>rows.grad_peak[lane])
 
 
 cdef inline void process_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t stop, double* tops, real like
+    const Task* task, Py_ssize_t start, Py_ssize_t n, double* tops, real like
 ) noexcept nogil:
-    """Do the rows start .. stop - 1; `tops` has room for two numbers per block."""
-    cdef RowState states[2]
-    cdef Py_ssize_t i
-    states[0].tops = tops
-    states[1].tops = tops + task.n_classes // row_block(like) + 1
-    if task.n_classes > row_block(like):
-        for i in range(start, stop):
-            begin_row(task, i, &states[0], like)
-            end_row(task, &states[0], like)
-        return
-    # A short row's second pass waits for a long chain of scalars; the next row's first pass fills that time.
-    begin_row(task, start, &states[0], like)
-    for i in range(start + 1, stop):
-        begin_row(task, i, &states[(i - start) % 2], like)
-        end_row(task, &states[(i - start - 1) % 2], like)
-    end_row(task, &states[(stop - start - 1) % 2], like)
+    """Do n <= 16 rows, at most `row_group` of them; `tops` has room for one number per block."""
+    cdef Scalars rows
+    cdef Py_ssize_t lane
+    begin(task, &rows, start, n, like)
+    for lane in range(n):
+        if not rows.skipped[lane] and (task.extras or not task.normalized):
+            sweep_row(task, &rows, lane, tops, like)
+    if task.find_peak:
+        choose_argmax_as_peak(task, &rows, like)
+    finish(task, &rows, like)
+    if task.out.data != NULL:
+        for lane in range(n):
+            write_lane(task, &rows, lane, tops, like)

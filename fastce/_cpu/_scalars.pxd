@@ -63,17 +63,20 @@ cdef inline void read_peaks(const Task* task, Scalars* rows, real like) noexcept
     cdef real x[TILE]
     cdef real factor = <real>cap_factor_of(task)
     cdef Py_ssize_t j
-    fill(x, 0, TILE, <real>0)
     for j in range(rows.n):
         rows.slope_peak[j] = 1
         if rows.peak[j] >= 0:
-            x[j] = read(
+            rows.x_peak[j] = read(
                 task.logits.data + row_offset(task, &task.logits, rows.start + j)
                 + rows.peak[j] * task.logits.class_stride, like)
-            if factor != 0:
-                rows.slope_peak[j] = sech2(<double>(x[j] * factor))
-    if factor != 0:
-        cap(x, factor)  # the tile's own code, so that the arg-max has the very bits of `top`
+    if factor == 0:
+        return
+    fill(x, 0, TILE, <real>0)
+    for j in range(rows.n):
+        if rows.peak[j] >= 0:
+            x[j] = <real>rows.x_peak[j]
+            rows.slope_peak[j] = sech2(<double>(x[j] * factor))
+    cap(x, factor)  # the tile's own code, so that the arg-max has the very bits of `top`
     for j in range(rows.n):
         rows.x_peak[j] = x[j]
 
@@ -87,53 +90,61 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
         rows.peak[j] = -1 if task.target == NULL or rows.skipped[j] else task.target[start + j]
         rows.argmax[j] = -1
         rows.top[j] = rows.rest[j] = 0  # as they stay for rows that are not swept
-        for k in range(N_SUMS):
-            rows.sums[k][j] = 0
+        if task.extras:
+            for k in range(N_SUMS):
+                rows.sums[k][j] = 0
     if task.target != NULL:
         read_peaks(task, rows, like)
 
 
-cdef inline void take(Scalars* rows, const Scalars* block) noexcept nogil:
-    """Start from the first block of the rows' classes."""
+cdef inline void take(
+    const Task* task, Scalars* rows, Py_ssize_t lane, const Scalars* block, Py_ssize_t n
+) noexcept nogil:
+    """Start n rows, from `lane` on, with their first block of classes."""
     cdef Py_ssize_t j, k
-    for j in range(rows.n):
-        rows.top[j] = block.top[j]
-        rows.rest[j] = block.rest[j]
-        rows.argmax[j] = block.argmax[j]
-        for k in range(W_D, N_SUMS):
-            rows.sums[k][j] = block.sums[k][j]
+    for j in range(n):
+        rows.top[lane + j] = block.top[j]
+        rows.rest[lane + j] = block.rest[j]
+        rows.argmax[lane + j] = block.argmax[j]
+        if task.extras:
+            for k in range(W_D, N_SUMS):
+                rows.sums[k][lane + j] = block.sums[k][j]
 
 
-cdef inline void merge(const Task* task, Scalars* rows, const Scalars* block, Py_ssize_t b) noexcept nogil:
-    """Add the rows' b-th block of classes to what is known of the earlier ones."""
+cdef inline void merge(
+    const Task* task, Scalars* rows, Py_ssize_t lane, const Scalars* block, Py_ssize_t n, Py_ssize_t b
+) noexcept nogil:
+    """Add the b-th block of classes to what is known of the n rows from `lane` on."""
     cdef double factor, shift, factor_block, shift_block
     cdef double scale = scale_of(task)
     cdef double w = task.block_weights[b] if task.sum_weight else 0  # of the classes before this block
     cdef double w_block = task.block_weights[b + 1] - w if task.sum_weight else 0
-    cdef Py_ssize_t j, k
-    for j in range(rows.n):
+    cdef Py_ssize_t i, j, k
+    for j in range(n):
+        i = lane + j
         factor = factor_block = 1
         shift = shift_block = 0
-        if block.top[j] > rows.top[j]:
-            factor = unscaled_exp(scale * (rows.top[j] - block.top[j]))
-            shift = scale * (rows.top[j] * d_unit() - block.top[j] * d_unit())
-            rows.sums[E_D][j] += times(1 + rows.rest[j], shift)
-            rows.rest[j] = block.rest[j] + (1 + rows.rest[j]) * factor
-            rows.top[j] = block.top[j]
-            rows.argmax[j] = block.argmax[j]
-            rows.sums[E_D][j] = times(factor, rows.sums[E_D][j]) + block.sums[E_D][j]
+        if block.top[j] > rows.top[i]:
+            factor = unscaled_exp(scale * (rows.top[i] - block.top[j]))
+            shift = scale * (rows.top[i] * d_unit() - block.top[j] * d_unit())
+        elif block.top[j] < rows.top[i]:
+            factor_block = unscaled_exp(scale * (block.top[j] - rows.top[i]))
+            shift_block = scale * (block.top[j] * d_unit() - rows.top[i] * d_unit())
+        if task.extras:
+            rows.sums[E_D][i] = (
+                times(factor, rows.sums[E_D][i] + times(1 + rows.rest[i], shift))
+                + times(factor_block, block.sums[E_D][j] + times(1 + block.rest[j], shift_block)))
+            rows.sums[W_D][i] += times(w, shift) + block.sums[W_D][j] + times(w_block, shift_block)
+            for k in range(WT, N_SUMS, 2):
+                rows.sums[k + 1][i] += (
+                    times(rows.sums[k][i], shift) + block.sums[k + 1][j] + times(block.sums[k][j], shift_block))
+                rows.sums[k][i] += block.sums[k][j]
+        if block.top[j] > rows.top[i]:
+            rows.rest[i] = block.rest[j] + (1 + rows.rest[i]) * factor
+            rows.top[i] = block.top[j]
+            rows.argmax[i] = block.argmax[j]
         else:
-            if block.top[j] < rows.top[j]:
-                factor_block = unscaled_exp(scale * (block.top[j] - rows.top[j]))
-                shift_block = scale * (block.top[j] * d_unit() - rows.top[j] * d_unit())
-            rows.sums[E_D][j] += times(
-                factor_block, block.sums[E_D][j] + times(1 + block.rest[j], shift_block))
-            rows.rest[j] += (1 + block.rest[j]) * factor_block
-        rows.sums[W_D][j] += times(w, shift) + block.sums[W_D][j] + times(w_block, shift_block)
-        for k in range(WT, N_SUMS, 2):
-            rows.sums[k + 1][j] += (
-                times(rows.sums[k][j], shift) + block.sums[k + 1][j] + times(block.sums[k][j], shift_block))
-            rows.sums[k][j] += block.sums[k][j]
+            rows.rest[i] += (1 + block.rest[j]) * factor_block
 
 
 cdef inline void choose_argmax_as_peak(const Task* task, Scalars* rows, real like) noexcept nogil:
@@ -178,7 +189,7 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
                 (<real*>task.lse)[i] = <real>lse
             continue
         d_peak = scale * (rows.top[j] - rows.x_peak[j]) if k >= 0 else 0
-        e_peak = unscaled_exp(-d_peak)
+        e_peak = unscaled_exp(-d_peak) if task.out.data != NULL else 0
         w_peak = weight_of(task, k, like) if k >= 0 else 0
         # total: what multiplies p; share: the one-hot's part of the target; residue = total - q_peak w_peak
         if task.target != NULL:

@@ -71,13 +71,13 @@ cdef struct Task:
 
 cdef inline Py_ssize_t row_offset(const Task* task, const Matrix* matrix, Py_ssize_t i) noexcept nogil:
     """Return where row i starts, in bytes."""
-    cdef Py_ssize_t k = task.n_dims - 1
-    cdef Py_ssize_t offset = 0
-    while k > 0:
+    cdef Py_ssize_t k, offset = 0
+    if task.n_dims == 1:
+        return i * matrix.row_strides[0]
+    for k in range(task.n_dims - 1, -1, -1):
         offset += (i % task.row_shape[k]) * matrix.row_strides[k]
         i = i // task.row_shape[k]
-        k -= 1
-    return offset + i * matrix.row_strides[0]
+    return offset
 
 
 cdef inline double vector_item(const Vector* vector, Py_ssize_t i) noexcept nogil:
