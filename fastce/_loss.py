@@ -449,7 +449,7 @@ def _solve(problem, grad=None, return_stats=False, normalized=False):
             loss=loss,
             **(stats._asdict() if return_stats else {}),
             normalized=normalized,
-            ignore_index=(options.ignore_index + 2**63) % 2**64 - 2**63,  # wraps as a uint64 target did
+            ignore_index=problem.ignore_index,
             label_smoothing=options.label_smoothing,
             z_loss=options.z_loss,
             logit_scale=options.logit_scale,
@@ -474,7 +474,7 @@ def _normalizer(problem, backend):
         return backend.total(problem.sample_weight)
     bad, normalizer = backend.scan(
         problem.target,
-        problem.options.ignore_index,
+        problem.ignore_index,
         problem.logits.shape[-1],
         problem.weight,
         problem.sample_weight,

@@ -38,7 +38,8 @@ class Options(NamedTuple):
 class Problem(NamedTuple):
     """A call with everything checked and completed.
 
-    `target` holds class indices and `prob` class probabilities; one of the two is None. `grad_output` is a float, or an array
+    `target` holds class indices and `prob` class probabilities; one of the two is None. `ignore_index` is the option's value
+    as it compares with `target`. `grad_output` is a float, or an array
     under ``reduction="none"``. `given_target` is the target as the caller knows it, for messages.
     """
 
@@ -46,6 +47,7 @@ class Problem(NamedTuple):
     target: Any
     prob: Any
     given_target: Any
+    ignore_index: int
     weight: Any
     sample_weight: Any
     grad_output: Any
@@ -76,6 +78,7 @@ def check_problem(logits, target, *, axis, weight, sample_weight, grad_output=No
         target=None if is_prob else as_int64(given, n_classes, options.ignore_index),
         prob=np.moveaxis(as_float(given, logits.dtype), axis, -1) if is_prob else None,
         given_target=given,
+        ignore_index=as_comparable(options.ignore_index, given.dtype),
         weight=check_weight(weight, "weight", (n_classes,), logits.dtype),
         sample_weight=check_weight(sample_weight, "sample_weight", row_shape),
         grad_output=check_grad_output(grad_output, options.reduction, row_shape),
@@ -152,6 +155,13 @@ def as_int64(target, n_classes, ignore_index):
         if bad.any():
             raise class_error(target, int(bad.argmax()), n_classes, ignore_index)
     return np.ascontiguousarray(target, dtype=np.int64).reshape(-1)
+
+
+def as_comparable(ignore_index, dtype):
+    """Return ignore_index as int64: with the bits of a uint64 if targets are such, else a number that no target is."""
+    if dtype == np.uint64:
+        return (ignore_index - _INT64.min) % 2**64 + _INT64.min
+    return ignore_index if ignore_index <= _INT64.max else _INT64.min
 
 
 def class_error(target, row, n_classes, ignore_index):
@@ -288,7 +298,7 @@ def check_out(out, like, inputs, name="logits"):
         raise ValueError(f"out must have the dtype of {name}, {like.dtype.name}, got {out.dtype.str}")
     if not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
-    if any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
+    if out.size and any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out must have an element of its own for every entry, got strides {out.strides}")
     same = out.ctypes.data == like.ctypes.data and out.strides == like.strides
     for other_name, other in inputs if same else ((name, like), *inputs):

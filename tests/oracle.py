@@ -22,6 +22,7 @@ SLACK = 4  # "a few"
 class Bounds:
     """How far from the expected results a problem's results may be."""
 
+    @np.errstate(over="ignore", invalid="ignore")  # rows of infinities have no bound, and need none
     def __init__(self, expected, logits, target, grad_output=1.0, eps=None, **options):
         eps = np.finfo(logits.dtype).eps if eps is None else eps
         axis = class_axis(logits.shape, options.get("axis"))
@@ -29,8 +30,7 @@ class Bounds:
         target = np.asarray(target)
         z = options.get("z_loss", 0.0)
         scale = options.get("logit_scale", 1.0)
-        # A row without finite logits has no bound; its expected values are not finite either.
-        size = scale * np.max(np.abs(logits), axis=axis, where=np.isfinite(logits), initial=0)
+        size = scale * np.max(np.abs(logits), axis=axis, where=np.isfinite(logits), initial=0).astype(np.float64)
         lse = np.abs(expected.stats.lse)
         mass = 1.0 if target.dtype.kind in "iu" else np.maximum(1, np.abs(target).sum(axis=axis, dtype=np.float64))
         row_weight = options.get("sample_weight")

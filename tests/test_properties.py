@@ -1,4 +1,4 @@
-"""Properties: whatever the shape, the axis, the strides, the types and the options, the definition holds; and invariants."""
+"""Properties: the definition holds whatever the shape, axis, strides, types and options; and invariants."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ pytestmark = pytest.mark.usefixtures("isa")
 INTEGERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 SPECIAL = (-np.inf, 0.0, -0.0, 1e4, -1e4, 3e38, 1e-40, 88.0, -104.0)  # of a logit now and then
 settings = hypothesis.settings(
-    max_examples=150,
+    max_examples=100,
     deadline=None,  # the first call of a process starts threads
     derandomize=True,  # the same examples in every run
     database=None,
@@ -27,10 +27,16 @@ def strided(draw, array, rng):
     order = draw(st.permutations(range(array.ndim)))
     steps = [draw(st.sampled_from((1, 1, 2, -1, -3))) for _ in order]
     base = rng.integers(0, 7, [abs(step) * array.shape[k] for k, step in zip(order, steps, strict=True)])
-    view = base.astype(array.dtype)[tuple(slice(None, None, step) for step in steps)]
+    view = np.asarray(base, array.dtype)[(*(slice(None, None, step) for step in steps), ...)]
     view = view.transpose(np.argsort(order))
     view[...] = array
     return view
+
+
+def assert_equal_but_for_subnormals(actual, expected):
+    """Powers of two do not round, except where the last places are cut off."""
+    atol = 4 * np.finfo(expected.dtype).smallest_subnormal
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=atol)
 
 
 @st.composite
@@ -50,7 +56,8 @@ def problems(draw, special=True):
     rows = row_shape(shape, axis)
     options = {"axis": axis, "reduction": draw(st.sampled_from(("none", "mean", "sum")))}
     if draw(st.booleans()):
-        target = strided(draw, rng.integers(0, n_classes, rows).astype(draw(st.sampled_from(INTEGERS))), rng)
+        integers = [name for name in INTEGERS if np.iinfo(name).max >= n_classes]
+        target = strided(draw, rng.integers(0, n_classes, rows).astype(draw(st.sampled_from(integers))), rng)
         if draw(st.booleans()):
             options["ignore_index"] = draw(st.integers(-1, n_classes))
     else:
@@ -120,8 +127,7 @@ def test_a_permutation_of_the_classes_permutes_the_gradient(problem, seed):
     else:
         moved_target = np.argsort(order)[target]
         if "ignore_index" in options:
-            moved_target[target == options["ignore_index"]] = -100
-            del moved["ignore_index"]
+            moved_target = np.where(target == moved.pop("ignore_index"), -100, moved_target)
     if "weight" in options:
         moved["weight"] = options["weight"][order]
     loss, grad = fastce.cross_entropy_with_grad(np.take(logits, order, axis), moved_target, **moved)
@@ -170,7 +176,9 @@ def test_the_sum_is_the_mean_times_its_divisor(problem):
     each = fastce.cross_entropy(logits, target, **{**options, "reduction": "none"})
     np.testing.assert_allclose(total, each.sum(dtype=np.float64), rtol=eps)
     np.testing.assert_allclose(mean * divisor, total, rtol=eps)
-    np.testing.assert_allclose(mean_grad * divisor, total_grad, rtol=eps, atol=1e-30)
+    options["reduction"] = "sum"
+    bounds = Bounds(_reference.cross_entropy(logits, target, **options), logits, target, **options)
+    assert_within(mean_grad * divisor, total_grad, bounds.grad, "grad")
 
 
 @settings
@@ -182,10 +190,10 @@ def test_skipped_rows_leave_the_others_untouched(problem, bad):
     rows = row_shape(logits.shape, options["axis"])
     kept = np.random.default_rng(0).random(rows) < 0.5
     options["sample_weight"] = np.where(kept, options.get("sample_weight", 1.0), 0)
+    logits = logits.copy(order="K")
     expected_loss, expected = fastce.cross_entropy_with_grad(logits, target, **options)
-    spoilt = np.where(np.expand_dims(kept, options["axis"]), logits, logits.dtype.type(bad))
-    spoilt = np.copyto(changed := np.empty_like(logits), spoilt) or changed
-    loss, grad = fastce.cross_entropy_with_grad(spoilt, target, **options)
+    np.copyto(logits, bad, where=~np.expand_dims(kept, options["axis"]))
+    loss, grad = fastce.cross_entropy_with_grad(logits, target, **options)
     np.testing.assert_array_equal(loss, expected_loss)
     np.testing.assert_array_equal(grad, expected)
 
@@ -212,7 +220,7 @@ def test_weights_of_one_change_nothing(problem):
 @settings
 @hypothesis.given(problems(special=False))
 def test_doubled_weights_double_the_sum_and_leave_the_mean(problem):
-    """A power of two: the same bits. A z-loss is not weighted by class."""
+    """A power of two: the same bits, but for subnormal numbers. A z-loss is not weighted by class."""
     logits, target, options = problem
     hypothesis.assume(not options.get("z_loss"))
     weight = options.pop("weight", np.ones(logits.shape[options["axis"]]))
@@ -220,8 +228,8 @@ def test_doubled_weights_double_the_sum_and_leave_the_mean(problem):
     loss, grad = fastce.cross_entropy_with_grad(logits, target, weight=weight, **options)
     doubled_loss, doubled = fastce.cross_entropy_with_grad(logits, target, weight=2 * weight, **options)
     factor = logits.dtype.type(1 if by_class else 2)
-    np.testing.assert_array_equal(doubled_loss, factor * loss)
-    np.testing.assert_array_equal(doubled, factor * grad)
+    assert_equal_but_for_subnormals(doubled_loss, factor * loss)
+    assert_equal_but_for_subnormals(doubled, factor * grad)
 
 
 @settings
@@ -232,5 +240,5 @@ def test_a_logit_scale_is_a_factor_of_the_logits(problem):
     options.pop("logit_scale", None)
     loss, grad = fastce.cross_entropy_with_grad(2 * logits, target, **options)
     scaled_loss, scaled = fastce.cross_entropy_with_grad(logits, target, logit_scale=2.0, **options)
-    np.testing.assert_array_equal(scaled_loss, loss)
-    np.testing.assert_array_equal(scaled, 2 * grad)
+    assert_equal_but_for_subnormals(scaled_loss, loss)
+    assert_equal_but_for_subnormals(scaled, 2 * grad)

@@ -17,7 +17,7 @@ from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
-    Scalars, begin, cap_factor_of, choose_argmax_as_peak, finish, merge, scale_of, take, unscaled_exp
+    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, take, unscaled_exp
 )
 from fastce._cpu._task cimport LOG_SOFTMAX, Matrix, Task, read_converted, row_offset, weight_of, write
 from fastce._cpu._tiles cimport *
@@ -243,8 +243,10 @@ cdef inline void process_column(
             for i in range(stop - k):
                 store_class(&out, k + i, stage + i * LANES)
         k = stop
-    if task.prob.data != NULL and task.out.data != NULL:
-        choose_argmax_as_peak(task, &rows, stage[0])
+    if task.find_peak:
+        for j in range(n):
+            rows.peak[j] = -1 if rows.skipped[j] else rows.argmax[j]
+        describe_argmax_peaks(task, &rows, stage[0])
     finish(task, &rows, stage[0])
     if task.out.data == NULL:
         return

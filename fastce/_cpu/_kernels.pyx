@@ -145,7 +145,7 @@ cdef void sum_block_weights(const Task* task, Py_ssize_t block, double* sums, re
     for b in range(n_blocks):
         sums[b] = total
         if task.weight == NULL:
-            total += block
+            total += min(block, task.n_classes - b * block)
         else:
             for k in range(b * block, min((b + 1) * block, task.n_classes)):
                 total += weight_of(task, k, like)

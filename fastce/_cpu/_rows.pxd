@@ -23,7 +23,7 @@ from libc.string cimport memcpy, memset
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
-    Scalars, begin, cap_factor_of, choose_argmax_as_peak, finish, merge, scale_of, take, unscaled_exp
+    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, take, unscaled_exp
 )
 from fastce._cpu._task cimport LOG_SOFTMAX, OutKind, Task, read_converted, row_offset, write
 from fastce._cpu._tiles cimport *
@@ -77,6 +77,11 @@ cdef inline Span span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
         span.k = k - span.first
         span.limit = TILE
     return span
+
+
+cdef inline Py_ssize_t tile_lines(real like) noexcept nogil:
+    """Return the number of cache lines in a tile."""
+    return TILE * sizeof(real) // CACHE_LINE
 
 
 cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
@@ -170,13 +175,13 @@ cdef inline void exp_plain(
     elif extras:
         fill(w_buffer, 0, TILE, <real>1)
     while k + TILE <= n:
-        for j in range(TILE * sizeof(real) // CACHE_LINE):
+        for j in range(tile_lines(top[0])):
             prefetch(row.ahead_logits + k * sizeof(real) + j * CACHE_LINE)
         exp_tile(x + k, top, scale, e)
         fold_exp(e, sums)
         if extras:
             if t != NULL:
-                for j in range(TILE * sizeof(real) // CACHE_LINE):
+                for j in range(tile_lines(top[0])):
                     prefetch(row.ahead_prob + k * sizeof(real) + j * CACHE_LINE)
             fold_extras(task, x + k, top, scale, e, w + k * w_step, t if t == NULL else t + k, sums)
         if out != NULL:
@@ -460,7 +465,7 @@ cdef inline void sweep_row(
             merge(task, rows, lane, &block, 1, k // step)
         k += step
     if task.find_peak:
-        rows.argmax[lane] = find_peak(task, rows, lane, &row, tops, like)
+        rows.peak[lane] = find_peak(task, rows, lane, &row, tops, like)
 
 
 cdef inline void write_lane(
@@ -492,7 +497,7 @@ cdef inline void process_rows(
         if not rows.skipped[lane] and (task.extras or not task.normalized):
             sweep_row(task, &rows, lane, tops, like)
     if task.find_peak:
-        choose_argmax_as_peak(task, &rows, like)
+        describe_argmax_peaks(task, &rows, like)
     finish(task, &rows, like)
     if task.out.data != NULL:
         for lane in range(n):

@@ -147,12 +147,11 @@ cdef inline void merge(
             rows.rest[i] += (1 + block.rest[j]) * factor_block
 
 
-cdef inline void choose_argmax_as_peak(const Task* task, Scalars* rows, real like) noexcept nogil:
-    """Under probability targets the gradient that cancels is the arg-max's."""
+cdef inline void describe_argmax_peaks(const Task* task, Scalars* rows, real like) noexcept nogil:
+    """Complete the peaks under probability targets: there the gradient that cancels is the arg-max's."""
     cdef Py_ssize_t j
     cdef real x
     for j in range(rows.n):
-        rows.peak[j] = -1 if rows.skipped[j] else rows.argmax[j]
         rows.x_peak[j] = rows.top[j]
         rows.slope_peak[j] = 1
         if task.softcap != 0 and rows.peak[j] >= 0:
@@ -230,4 +229,4 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
             (<real*>task.entropy)[i] = <real>0 if rows.skipped[j] else <real>(
                 rows.log_sum[j] - rows.sums[E_D][j] * d_size / s)
         if task.argmax != NULL:
-            task.argmax[i] = rows.argmax[j]
+            task.argmax[i] = -1 if rows.skipped[j] else rows.argmax[j]

@@ -196,8 +196,8 @@ cdef inline void fold_extras(
         fold_pair(wt, d, sums + 16 * WT, sums + 16 * WT_D)
     elif task.sum_prob:
         fold_pair(t, d, sums + 16 * WT, sums + 16 * WT_D)
-        if task.log_prob != NULL:
-            fold_pair(t, d, sums + 16 * T, sums + 16 * T_D)
+    if task.sum_prob and task.log_prob != NULL:
+        fold_pair(t, d, sums + 16 * T, sums + 16 * T_D)
     if task.sum_entropy:
         fold_product(e, d, sums + 16 * E_D)
 

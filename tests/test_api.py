@@ -1,0 +1,213 @@
+"""The door: names, signatures, types of results, the loss object, the configuration."""
+
+import doctest
+import inspect
+import os
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastce
+from cases import OPTION_SETS, make_logits, make_target, options_for
+from fastce import _cpu, _loss, _softmax
+
+OPTIONS = {  # the table of the documentation, with its defaults
+    "axis": None,
+    "weight": None,
+    "sample_weight": None,
+    "ignore_index": -100,
+    "label_smoothing": 0.0,
+    "reduction": "mean",
+    "on_empty": "nan",
+    "logit_scale": 1.0,
+    "softcap": None,
+    "z_loss": 0.0,
+    "n_threads": None,
+}
+GRAD_OPTIONS = {"grad_output": None, "out": None, "return_stats": False}
+NLL_OPTIONS = ("weight", "sample_weight", "ignore_index", "reduction", "on_empty", "axis")
+SIGNATURES = {
+    "cross_entropy": (["logits", "target"], OPTIONS),
+    "cross_entropy_stats": (["logits", "target"], OPTIONS),
+    "cross_entropy_with_grad": (["logits", "target"], GRAD_OPTIONS | OPTIONS),
+    "nll_loss": (["log_probs", "target"], {name: OPTIONS[name] for name in NLL_OPTIONS}),
+    "softmax": (["x"], {"axis": -1, "out": None, "n_threads": None}),
+    "log_softmax": (["x"], {"axis": -1, "out": None, "n_threads": None}),
+    "logsumexp": (["x"], {"axis": -1, "n_threads": None}),
+}
+LOGITS = np.random.default_rng(3).standard_normal((6, 4))
+TARGET = np.array([0, 1, 2, 3, 1, -100])
+
+
+@pytest.mark.parametrize("name", SIGNATURES)
+def test_options_are_keyword_only_and_the_same_everywhere(name):
+    positional, keywords = SIGNATURES[name]
+    parameters = inspect.signature(getattr(fastce, name)).parameters.values()
+    assert [p.name for p in parameters if p.kind is p.POSITIONAL_OR_KEYWORD] == positional
+    assert {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY} == keywords
+    assert len(parameters) == len(positional) + len(keywords)
+
+
+def test_public_names():
+    assert set(fastce.__all__) == {*SIGNATURES, "CrossEntropyLoss", "CrossEntropyStats", "show_config"}
+    public = {name for name in vars(fastce) if not name.startswith("_") and not inspect.ismodule(getattr(fastce, name))}
+    assert public - {"version"} == set(fastce.__all__)
+    assert fastce.__version__.count(".") >= 2
+
+
+@pytest.mark.parametrize("name", fastce.__all__)
+def test_every_public_name_has_a_documented_example(name):
+    """One line, the parameters and an example; the examples are run below."""
+    text = inspect.getdoc(getattr(fastce, name))
+    assert len(text.splitlines()[0]) <= 120
+    if name == "CrossEntropyStats":
+        return
+    for section in ("Parameters", "Raises", "Examples"):
+        assert f"\n{section}\n{'-' * len(section)}\n" in text
+    for parameter in inspect.signature(getattr(fastce, name)).parameters:
+        assert parameter in text
+
+
+@pytest.mark.parametrize("module", [_loss, _softmax, sys.modules["fastce._config"]], ids=lambda m: m.__name__)
+def test_examples_in_docstrings_run(module):
+    results = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("kind", ["index", "prob"])
+def test_types_of_results(dtype, kind):
+    logits = LOGITS.astype(dtype)
+    target = TARGET if kind == "index" else np.full((6, 4), 0.25)
+    for reduction in ("mean", "sum"):
+        loss, grad, stats = fastce.cross_entropy_with_grad(logits, target, reduction=reduction, return_stats=True)
+        assert type(loss) is dtype
+        assert type(fastce.cross_entropy(logits, target, reduction=reduction)) is dtype
+        assert type(fastce.nll_loss(logits, target, reduction=reduction)) is dtype
+        assert type(grad) is np.ndarray
+        assert grad.dtype == dtype
+        assert [field.dtype for field in stats] == [dtype, dtype, np.int64, dtype]
+        assert [field.shape for field in stats] == [(6,)] * 4
+    loss = fastce.cross_entropy(logits, target, reduction="none")
+    assert type(loss) is np.ndarray
+    assert (loss.dtype, loss.shape) == (dtype, (6,))
+
+
+def test_results_of_one_row():
+    """One-dimensional logits take one index; what is shaped like it has no dimension."""
+    logits = LOGITS[0]
+    for target in (2, np.int8(2), np.array(2), [0.0, 0.0, 1.0, 0.0]):
+        loss, grad, stats = fastce.cross_entropy_with_grad(logits, target, reduction="none", return_stats=True)
+        assert np.shape(loss) == ()
+        assert grad.shape == (4,)
+        assert all(np.shape(field) == () for field in stats)
+        assert loss == fastce.cross_entropy(logits[None], np.array([2]))
+    assert np.shape(fastce.logsumexp(logits)) == ()
+
+
+def test_statistics_are_a_named_tuple():
+    stats = fastce.cross_entropy_stats(LOGITS, TARGET)
+    assert isinstance(stats, fastce.CrossEntropyStats)
+    assert stats._fields == ("lse", "log_prob", "argmax", "entropy")
+    assert type(fastce.cross_entropy_with_grad(LOGITS, TARGET, return_stats=True)[2]) is fastce.CrossEntropyStats
+    assert len(fastce.cross_entropy_with_grad(LOGITS, TARGET)) == 2
+
+
+@pytest.mark.parametrize("names", OPTION_SETS.values(), ids=OPTION_SETS.keys())
+@pytest.mark.parametrize("kind", ["index", "prob"])
+def test_the_loss_object_equals_the_functions(kind, names, rng):
+    shape = (5, 7, 3)
+    logits, target = make_logits(rng, shape, np.float32), make_target(rng, kind, shape)
+    options = {**options_for(rng, names, kind, shape), "reduction": "none", "n_threads": 2}
+    loss = fastce.CrossEntropyLoss(**options)
+    expected_loss, expected = fastce.cross_entropy_with_grad(logits, target, **options)
+    np.testing.assert_array_equal(loss(logits, target), fastce.cross_entropy(logits, target, **options))
+    value, grad = loss.with_grad(logits, target)
+    np.testing.assert_array_equal(value, expected_loss)
+    np.testing.assert_array_equal(grad, expected)
+    grad_output = np.full((5, 3), 2.0)
+    work = logits.copy()
+    value, grad = loss.with_grad(work, target, grad_output=grad_output, out=work)
+    assert grad is work
+    np.testing.assert_array_equal(work, 2 * expected)
+
+
+def test_the_loss_object_shows_what_differs_from_the_defaults():
+    loss = fastce.CrossEntropyLoss
+    assert repr(loss()) == "CrossEntropyLoss()"
+    assert repr(loss(reduction="mean", softcap=None)) == "CrossEntropyLoss()"
+    assert repr(loss(softcap=30.0, reduction="sum")) in (
+        "CrossEntropyLoss(softcap=30.0, reduction='sum')",
+        "CrossEntropyLoss(reduction='sum', softcap=30.0)",
+    )
+    assert repr(loss(weight=np.array([1.0, 2.0]))) == "CrossEntropyLoss(weight=array([1., 2.]))"
+
+
+def test_the_loss_object_pickles():
+    loss = fastce.CrossEntropyLoss(weight=np.array([1.0, 2.0, 0.5, 0.0]), label_smoothing=0.1, ignore_index=3)
+    again = pickle.loads(pickle.dumps(loss))
+    assert repr(again) == repr(loss)
+    assert again(LOGITS, TARGET % 4) == loss(LOGITS, TARGET % 4)
+
+
+def run(code, **environment):
+    command = [sys.executable, *code]
+    return subprocess.run(
+        command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_show_config():
+    config = fastce.show_config(mode="dicts")
+    assert config["versions"]["numpy"] == np.__version__
+    assert config["versions"]["fastce"] == fastce.__version__
+    assert config["isa"]["selected"] == _cpu.isa
+    assert set(config["isa"]["supported"]) <= set(config["isa"]["compiled"])
+    assert isinstance(config["build"]["openmp"], bool)
+    assert config["threads"]["effective"] >= 1
+    with pytest.raises(ValueError, match="mode must be 'stdout' or 'dicts', got 'json'"):
+        fastce.show_config(mode="json")
+
+
+def test_the_module_shows_the_configuration():
+    done = run(["-m", "fastce"])
+    assert done.returncode == 0, done.stderr
+    for text in (np.__version__, fastce.__version__, "openmp", "threads", *_cpu.supported_isas):
+        assert text in done.stdout
+
+
+@pytest.mark.parametrize("name", _cpu.supported_isas)
+def test_an_instruction_set_can_be_forced(name):
+    done = run(["-c", "import fastce; print(fastce._cpu.isa)"], FASTCE_ISA=name)
+    assert done.stdout.strip() == name, done.stderr
+    assert name in run(["-m", "fastce"], FASTCE_ISA=name).stdout
+
+
+@pytest.mark.parametrize("name", ["sse9", "AVX2", ""])
+def test_an_unknown_instruction_set_fails_at_import(name):
+    """Never a silent fallback; the message lists what there is."""
+    done = run(["-c", "import fastce"], FASTCE_ISA=name)
+    assert done.returncode != 0
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: FASTCE_ISA must be one of")
+    assert repr(name) in last
+    assert all(isa in last for isa in _cpu.supported_isas)
+
+
+def test_instruction_sets_switch_and_return():
+    before = _cpu.isa
+    for name in _cpu.supported_isas:
+        with _cpu.use_isa(name):
+            assert _cpu.isa == name
+        assert _cpu.isa == before
+
+
+def test_openmp_limits_the_threads():
+    code = ["-c", "import fastce; print(fastce.show_config(mode='dicts')['threads']['effective'])"]
+    if not fastce.show_config(mode="dicts")["build"]["openmp"]:
+        pytest.skip("built without OpenMP")
+    assert run(code, OMP_NUM_THREADS="1").stdout.strip() == "1"
+    assert run(code, OMP_NUM_THREADS="3").stdout.strip() == "3"

@@ -1,0 +1,48 @@
+"""The demo trains on real images, compares three losses and ends cleanly when interrupted."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("sklearn")
+COMMAND = [sys.executable, "-m", "fastce", "demo"]
+
+
+def test_the_demo_trains_and_all_losses_agree():
+    done = subprocess.run([*COMMAND, "--epochs", "2"], capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    epochs = [line for line in lines if line.startswith("epoch")]
+    assert len(epochs) == 2
+    losses = [float(line.split("loss ")[1].split(",")[0]) for line in epochs]
+    assert losses[1] < losses[0] < 2.3  # less than the log of ten classes
+    assert float(epochs[1].split("accuracy ")[1].rstrip("%")) > 85
+    for name in ("fastce", "NumPy", "scikit-learn"):
+        assert any(line.split()[:1] == [name] for line in lines)
+    assert "all agree" in done.stdout
+
+
+def test_the_demo_needs_sensible_arguments():
+    done = subprocess.run([*COMMAND, "--epochs", "0"], capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 2
+    assert "at least 1, got 0" in done.stderr
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals as on Unix")
+def test_an_interrupt_ends_the_demo_without_a_traceback():
+    command = [*COMMAND, "--epochs", "1000000"]
+    environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        for line in process.stdout:
+            if line.startswith("epoch"):  # it is under way
+                break
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in errors
+    assert "interrupted" in errors

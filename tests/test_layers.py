@@ -1,0 +1,105 @@
+"""The floors of the package: every module imports from the floor below it, and nothing else."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fastce
+
+PACKAGE = Path(fastce.__file__).parent
+
+# module: what of this package it may import. The standard library and NumPy are open to all.
+MEANING = {"_backend", "_problem"}  # the public functions stand on the junction and the rules
+FLOORS = {
+    "__init__": {"_config", "_loss", "_softmax"},  # the door
+    "_loss": MEANING,
+    "_softmax": MEANING,
+    "_config": {"_cpu"},
+    "_problem": set(),  # the rules
+    "_backend": {"_cpu"},  # the junction
+    "_reference": set(),  # aside
+}
+# Programs and integrations stand on the public functions, and on each other. They may bring their own packages.
+PROGRAMS = {"__main__": {"_demo"}, "_demo": {"_reference"}}
+
+
+def imports(path):
+    """Return the modules of this package that a file imports (its public names count as `fastce`), and the others."""
+    own, others = set(), set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: relative import"
+            names = [node.module]
+            if node.module == "fastce":
+                names = [f"fastce.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            top, _, rest = name.partition(".")
+            if top != "fastce":
+                others.add(top)
+            else:
+                own.add(rest.partition(".")[0] if rest.startswith("_") else "fastce")
+    return own, others
+
+
+def modules():
+    return sorted(path.stem for path in PACKAGE.glob("*.py"))
+
+
+def test_every_module_has_a_floor():
+    """A new one must be given its place here."""
+    assert modules() == sorted(FLOORS | PROGRAMS)
+
+
+@pytest.mark.parametrize("module", FLOORS)
+def test_modules_import_from_the_floor_below(module):
+    own, others = imports(PACKAGE / f"{module}.py")
+    assert own <= FLOORS[module]
+    assert others <= {*sys.stdlib_module_names, "numpy"}
+
+
+@pytest.mark.parametrize("module", PROGRAMS)
+def test_programs_stand_on_the_public_functions(module):
+    own, _ = imports(PACKAGE / f"{module}.py")
+    assert own <= {"fastce", *PROGRAMS[module]}
+
+
+def test_the_rules_know_only_numpy():
+    _, others = imports(PACKAGE / "_problem.py")
+    assert others <= {"numpy", "operator", "typing", "collections", "math", "numbers", "warnings"}
+
+
+def test_the_backend_imports_nothing_from_above():
+    own, others = imports(PACKAGE / "_cpu" / "__init__.py")
+    assert own <= {"_cpu"}
+    assert others <= {*sys.stdlib_module_names, "numpy"}
+
+
+def test_the_kernels_know_only_each_other():
+    sources = sorted(path for path in (PACKAGE / "_cpu").iterdir() if path.suffix in (".pyx", ".pxd"))
+    if not sources:
+        pytest.skip("an installed package has no sources")
+    for path in sources:
+        for module in re.findall(r"^\s*(?:from|cimport|import)\s+([\w.]+)", path.read_text(), re.MULTILINE):
+            assert module.split(".")[0] in ("cython", "libc", "numpy", "openmp") or module.startswith("fastce._cpu"), (
+                f"{path.name} imports {module}"
+            )
+
+
+def test_importing_the_package_imports_no_other_package():
+    """Above all not CuPy, whose import starts CUDA, and none of the peers."""
+    code = "import sys, numpy; before = set(sys.modules); import fastce; print(*sorted(set(sys.modules) - before))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    new = {name.partition(".")[0] for name in done.stdout.split()}
+    assert "fastce" in new
+    assert not new & {"cupy", "scipy", "sklearn", "torch", "pandas"}
+    assert new - {"fastce"} <= {*sys.stdlib_module_names, "numpy", "cython_runtime"} | {
+        name for name in new if name.startswith("_cython_")
+    }
