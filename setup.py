@@ -28,6 +28,17 @@ from setuptools.errors import CompileError
 SOURCE = Path("fastce/_cpu/_kernels.pyx")
 BASELINE = "baseline"
 
+# Here and not in the sources, because a .pyx does not pass its directives on to the .pxd files from which it inlines.
+DIRECTIVES = {
+    "language_level": 3,
+    "cdivision": True,  # no test for division by zero, which would put jumps into vector code
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "freethreading_compatible": True,
+    "autotestdict": False,
+}
+
 # What each instruction set adds for GCC and Clang. GCC prefers 256-bit vectors on many CPUs that have 512-bit ones.
 ISA_FLAGS = {
     BASELINE: [],
@@ -41,15 +52,11 @@ ISA_FLAGS = {
 # The -fno flags allow vector code and change only what nobody looks at: errno, floating-point traps, the sign of zero.
 # -g0: Python's own flags ask for debug information, which makes a module seven times as large.
 UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
-# Each only if the compiler knows it. Without the first GCC turns selects into jumps and leaves the loop scalar: 6 times
-# slower, same results. The others keep it inlining: a kernel is many small functions that must become one loop.
-GCC_FLAGS = [
-    "-fno-thread-jumps",
-    "--param=max-inline-insns-single=4000",
-    "--param=large-function-growth=2000",
-    "--param=large-stack-frame-growth=4000",
-    "--param=inline-unit-growth=500",
-]
+# A kernel is many small functions that must become one loop; left to itself, GCC calls some of them. All that is `inline`
+# in Cython passes through this macro.
+UNIX_FLAGS += ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
+# GCC turns selects into jumps, after which it leaves the loop scalar: six times slower with the same results.
+GCC_FLAGS = ["-fno-thread-jumps"]
 MSVC_FLAGS = ["/O2"]
 
 # Each breaks a promise of the library. Reordering sums removes the rounding steps on which exp and log1p rest, assuming
@@ -107,7 +114,9 @@ class BuildKernels(build_ext):
         # Without `depends`: Cython would copy those files next to its output.
         alone = Extension(extension.name, extension.sources)
         folder = Path(self.build_temp, extension.name.rpartition(".")[2])
-        return cythonize([alone], build_dir=str(folder), force=True, quiet=not self.verbose)[0].sources
+        return cythonize(
+            [alone], build_dir=str(folder), force=True, quiet=not self.verbose, compiler_directives=DIRECTIVES
+        )[0].sources
 
     def refuse_unsafe_flags(self):
         """Raise if the environment brings floating-point flags under which the kernels are wrong."""

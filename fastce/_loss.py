@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastce._backend import backend_of
-from fastce._problem import check_array, check_options, check_out, check_problem, class_error
+from fastce._problem import check_options, check_out, check_problem, class_error
 
 
 class CrossEntropyStats(NamedTuple):
@@ -109,11 +109,11 @@ def cross_entropy(
     >>> import fastce
     >>> logits = np.array([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]])
     >>> print(f"{fastce.cross_entropy(logits, [0, 2]):.6f}")
-    1.667253
+    1.667234
     >>> print(fastce.cross_entropy(logits, [0, 2], reduction="none").round(6))
-    [0.239591 3.094915]
+    [0.239545 3.094923]
     >>> print(fastce.cross_entropy(np.float32([60, 0]), 0))  # log1p(e**-60)
-    8.7565106e-27
+    8.756511e-27
     """
     problem, _ = check_problem(
         logits,
@@ -463,7 +463,8 @@ def _solve(problem, grad=None, return_stats=False, normalized=False):
     value = backend.total(loss)
     if mean:
         value = value / normalizer if normalizer != 0 else {"nan": np.nan, "zero": 0.0}[options.on_empty]
-    return logits.dtype.type(value), stats
+    with np.errstate(over="ignore"):  # inf, as the losses of single rows are
+        return logits.dtype.type(value), stats
 
 
 def _normalizer(problem, backend):

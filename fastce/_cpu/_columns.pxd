@@ -1,4 +1,3 @@
-# cython: language_level=3
 """Column kernel: 16 rows fill the vector, one class after the other.
 
 Design
@@ -37,7 +36,7 @@ cdef struct Lanes:
 
 cdef inline Py_ssize_t column_block(real like) noexcept nogil:
     """Return the number of classes in a block."""
-    return STAGE_BYTES // (LANES * sizeof(real))
+    return STAGE_BYTES // (LANES * <Py_ssize_t>sizeof(real))
 
 
 cdef inline Lanes locate(
@@ -47,16 +46,15 @@ cdef inline Lanes locate(
     cdef Py_ssize_t j
     lanes.n = n
     lanes.class_stride = matrix.class_stride
-    if task.n_dims == 1:
-        for j in range(n):
-            lanes.row[j] = matrix.data + (start + j) * matrix.row_strides[0]
-    else:
-        for j in range(n):
-            lanes.row[j] = matrix.data + row_offset(task, matrix, start + j)
     lanes.converts = matrix.converts
+    lanes.plain = False
+    if matrix.data == NULL:
+        return lanes
+    for j in range(n):
+        lanes.row[j] = matrix.data + row_offset(task, matrix, start + j)
     lanes.plain = n == LANES and not matrix.converts and <size_t>lanes.row[0] % sizeof(real) == 0 and matrix.class_stride % sizeof(real) == 0
     for j in range(1, n):
-        lanes.plain = lanes.plain and lanes.row[j] == lanes.row[0] + j * sizeof(real)
+        lanes.plain = lanes.plain and lanes.row[j] == lanes.row[0] + j * <Py_ssize_t>sizeof(real)
     return lanes
 
 
@@ -219,16 +217,12 @@ cdef inline void process_column(
     cdef Scalars rows
     cdef Scalars block
     cdef Lanes logits = locate(task, &task.logits, start, n, stage[0])
-    cdef Lanes prob
-    cdef Lanes out
+    cdef Lanes prob = locate(task, &task.prob, start, n, stage[0])
+    cdef Lanes out = locate(task, &task.out, start, n, stage[0])
     cdef bint keep_logits = task.softcap != 0 or task.out_kind == LOG_SOFTMAX or task.out.data == NULL
     cdef bint single = task.n_classes <= column_block(stage[0])
     cdef Py_ssize_t step = column_block(stage[0])
     cdef Py_ssize_t i, j, stop, k = 0
-    if task.prob.data != NULL:
-        prob = locate(task, &task.prob, start, n, stage[0])
-    if task.out.data != NULL:
-        out = locate(task, &task.out, start, n, stage[0])
     begin(task, &rows, start, n, stage[0])
     while k < task.n_classes and (task.extras or not task.normalized):
         stop = min(k + step, task.n_classes)

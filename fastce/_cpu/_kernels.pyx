@@ -1,5 +1,3 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
-# cython: freethreading_compatible=True
 """The kernels as Python sees them: one module for each instruction set, all compiled from this source.
 
 Arguments are trusted: everything was checked before. Threads share the rows in chunks and write results of single rows only;
@@ -99,8 +97,8 @@ cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
 cdef inline Py_ssize_t workspace_bytes(const Task* task, bint by_rows, real like) noexcept nogil:
     """Return what one thread needs: maxima per block; for the column kernel a stage and 16 maxima per block."""
     if by_rows:
-        return align((task.n_classes // row_block(like) + 1) * sizeof(double))
-    return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * sizeof(double))
+        return align((task.n_classes // row_block(like) + 1) * <Py_ssize_t>sizeof(double))
+    return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * <Py_ssize_t>sizeof(double))
 
 
 cdef inline void process(
@@ -154,7 +152,7 @@ cdef void sum_block_weights(const Task* task, Py_ssize_t block, double* sums, re
 
 cdef int process_all(Task* task, process_t do_rows, bint by_rows, int n_threads, real like) except -1:
     cdef Py_ssize_t block = row_block(like) if by_rows else column_block(like)
-    cdef Py_ssize_t shared = align((task.n_classes // block + 2) * sizeof(double))
+    cdef Py_ssize_t shared = align((task.n_classes // block + 2) * <Py_ssize_t>sizeof(double))
     cdef Py_ssize_t size = workspace_bytes(task, by_rows, like)
     cdef Py_ssize_t step = max(CHUNK_ROWS, CHUNK_NUMBERS // task.n_classes)
     cdef Py_ssize_t n_chunks, c, group
@@ -293,7 +291,7 @@ def run(
 def scan(const int64_t[::1] target, int64_t ignore_index, int64_t n_classes, cnp.ndarray weight, cnp.ndarray sample_weight):
     """Return the first row with an invalid target, or -1, and the normalizer: the sum of a_i w_y over kept rows."""
     cdef Py_ssize_t n_rows = target.shape[0]
-    cdef Py_ssize_t i, n_bad = 0, n_kept = 0
+    cdef Py_ssize_t i = 0, n_bad = 0, n_kept = 0
     cdef bint kept
     cdef double normalizer = 0
     cdef Vector a, w

@@ -1,4 +1,3 @@
-# cython: language_level=3
 """Elementary functions that compilers can vectorise.
 
 Design

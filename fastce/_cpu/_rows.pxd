@@ -1,4 +1,3 @@
-# cython: language_level=3
 """Row kernel: the classes of a row lie side by side and fill the vector.
 
 Design
@@ -63,7 +62,7 @@ cdef struct Span:
 
 cdef inline Py_ssize_t row_block(real like) noexcept nogil:
     """Return the number of classes in a block."""
-    return BLOCK_BYTES // sizeof(real)
+    return BLOCK_BYTES // <Py_ssize_t>sizeof(real)
 
 
 cdef inline Span span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
@@ -81,12 +80,14 @@ cdef inline Span span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
 
 cdef inline Py_ssize_t tile_lines(real like) noexcept nogil:
     """Return the number of cache lines in a tile."""
-    return TILE * sizeof(real) // CACHE_LINE
+    return TILE * <Py_ssize_t>sizeof(real) // CACHE_LINE
 
 
 cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
-    """Return how many rows go through each pass together."""
-    return max(1, min(LANES, GROUP_BYTES // (task.n_classes * sizeof(real))))
+    """Return how many rows go through each pass together; long rows, which need `tops`, go alone."""
+    if task.n_classes > row_block(like):
+        return 1
+    return max(1, min(LANES, GROUP_BYTES // (task.n_classes * <Py_ssize_t>sizeof(real))))
 
 
 cdef inline const real* row_tile(
@@ -95,12 +96,10 @@ cdef inline const real* row_tile(
     """Return a row's numbers as a tile: where they are if they fill it as an ordinary array, else in `buffer`."""
     cdef const char* data = row + span.k * stride
     cdef const real* x = <const real*>data
-    cdef Py_ssize_t j
     if span.limit == TILE and is_plain(data, stride, padding):
         if span.first == 0:
             return x
-        for j in range(TILE):
-            buffer[j] = padding if j < span.first else x[j]
+        keep_lanes(<int32_t>span.first, x, padding, buffer)
         return buffer
     fill(buffer, 0, TILE, padding)
     gather(data + span.first * stride, stride, span.limit - span.first, buffer + span.first)
@@ -163,12 +162,16 @@ cdef inline void exp_plain(
     cdef real t_buffer[TILE]
     cdef const real* x = <const real*>row.logits + start
     cdef const real* w = w_buffer
-    cdef const real* t = NULL if row.prob == NULL else <const real*>row.prob + start
+    cdef const real* t = NULL
     cdef real* out = NULL if row.out == NULL else <real*>row.out + start
     cdef Py_ssize_t w_step = 0
     cdef bint extras = task.extras
     cdef Span span
     cdef Py_ssize_t j, k = 0
+    cdef int32_t lane, first
+    cdef real left, value
+    if row.prob != NULL:
+        t = <const real*>row.prob + start
     if task.weight != NULL:
         w = <const real*>task.weight + start
         w_step = 1
@@ -199,9 +202,12 @@ cdef inline void exp_plain(
         w = weight_tile(w if w_step == 1 else NULL, span, w_buffer)
         fold_extras(task, x, top, scale, e, w, t, sums)
     if out != NULL and span.first > 0:
+        first = <int32_t>span.first
         out = out + span.k  # as a whole tile again; its first lanes hold what the tile before left
-        for j in range(TILE):
-            e[j] = e[j] if j >= span.first else out[j]
+        for lane in range(TILE):
+            left = out[lane]
+            value = e[lane]
+            e[lane] = left if lane < first else value
         copy(e, out)
     elif out != NULL:
         memcpy(out + k, e, (n - k) * sizeof(real))
@@ -247,9 +253,8 @@ cdef inline void sweep_block(
             row.prob == NULL or (is_plain(row.prob, task.prob.class_stride, like) and not task.prob.converts)):
         exp_plain(task, row, start, stop - start, top, scale, sums)
         k = stop
-    if task.find_argmax:
-        for j in range(LANES):
-            first[j] = NO_CLASS
+    for j in range(LANES):
+        first[j] = NO_CLASS
     while k < stop:
         span = span_at(k, stop)
         x = logit_tile(row.logits, stride, cap_factor, span, x_buffer)
@@ -324,13 +329,15 @@ cdef inline void write_plain(
     cdef real t_buffer[TILE]
     cdef real* out = <real*>row.out
     cdef const real* w = w_buffer
-    cdef const real* t = <const real*>row.prob
+    cdef const real* t = NULL
     cdef Py_ssize_t w_step = 0
     cdef Py_ssize_t n = task.n_classes
     cdef bint extras = task.extras
     cdef Py_ssize_t k = 0, stop
     cdef double factor
     cdef Span span
+    if row.prob != NULL:
+        t = <const real*>row.prob
     if extras:
         fill(beta, 0, LANES, <real>rows.beta[lane])
         fill(gamma, 0, LANES, <real>rows.gamma[lane])
@@ -419,7 +426,7 @@ cdef inline void write_row(
 
 cdef inline void write_zeros(const Task* task, char* out, real like) noexcept nogil:
     cdef Py_ssize_t k
-    if task.out.class_stride == sizeof(real):
+    if task.out.class_stride == <Py_ssize_t>sizeof(real):
         memset(out, 0, task.n_classes * sizeof(real))
     else:
         for k in range(task.n_classes):

@@ -1,4 +1,3 @@
-# cython: language_level=3
 """The scalars of up to 16 rows: from the sums of the vector code to loss, statistics and the gradient's factors.
 
 Design

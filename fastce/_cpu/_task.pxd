@@ -1,4 +1,3 @@
-# cython: language_level=3
 """What a kernel is asked to do: operands, options and outputs, as plain C structs.
 
 A *row* is one softmax; rows are numbered 0 .. n_rows - 1 in C order over `row_shape`. N x C operands keep the caller's memory:

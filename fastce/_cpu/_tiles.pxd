@@ -1,4 +1,3 @@
-# cython: language_level=3
 """Vector code: straight loops over one tile of 64 numbers.
 
 Design
@@ -53,16 +52,25 @@ cdef inline void fill(real* tile, Py_ssize_t start, Py_ssize_t stop, real value)
 cdef inline void gather(const char* data, Py_ssize_t stride, Py_ssize_t n, real* tile) noexcept nogil:
     """Copy n numbers that lie `stride` bytes apart, on any alignment."""
     cdef Py_ssize_t j
-    if stride == sizeof(real):
+    if stride == <Py_ssize_t>sizeof(real):
         memcpy(tile, data, n * sizeof(real))
     else:
         for j in range(n):
             memcpy(tile + j, data + j * stride, sizeof(real))
 
 
+cdef inline void keep_lanes(int32_t first, const real* source, real other, real* tile) noexcept nogil:
+    """Copy a tile but for the lanes before `first`, which become `other`."""
+    cdef int32_t j  # as wide as a float: wider indices would halve the vectors
+    cdef real value
+    for j in range(TILE):
+        value = source[j]
+        tile[j] = other if j < first else value
+
+
 cdef inline bint is_plain(const void* data, Py_ssize_t stride, real like) noexcept nogil:
     """Tell whether numbers `stride` bytes apart from `data` on are an ordinary C array."""
-    return stride == sizeof(real) and <size_t>data % sizeof(real) == 0
+    return stride == <Py_ssize_t>sizeof(real) and <size_t>data % sizeof(real) == 0
 
 
 cdef inline void copy(const real* source, real* tile) noexcept nogil:
@@ -73,7 +81,7 @@ cdef inline void copy(const real* source, real* tile) noexcept nogil:
 
 cdef inline void store(char* data, Py_ssize_t stride, Py_ssize_t n, const real* tile) noexcept nogil:
     cdef Py_ssize_t j
-    if stride != sizeof(real):
+    if stride != <Py_ssize_t>sizeof(real):
         for j in range(n):
             memcpy(data + j * stride, tile + j, sizeof(real))
     elif n == TILE and is_plain(data, stride, tile[0]):
