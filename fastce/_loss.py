@@ -405,7 +405,9 @@ class CrossEntropyLoss:
         changed = (
             f"{name}={value!r}"
             for name, value in vars(self).items()
-            if not (value is cross_entropy.__kwdefaults__[name] or np.array_equal(value, cross_entropy.__kwdefaults__[name]))
+            if not (
+                value is cross_entropy.__kwdefaults__[name] or np.array_equal(value, cross_entropy.__kwdefaults__[name])
+            )
         )
         return f"CrossEntropyLoss({', '.join(changed)})"
 
@@ -430,7 +432,9 @@ def _solve(problem, grad=None, return_stats=False, normalized=False):
     loss = np.zeros(row_shape, logits.dtype)
     stats = None
     if return_stats:
-        stats = CrossEntropyStats(*(np.empty(row_shape, dtype) for dtype in (*[logits.dtype] * 2, np.int64, logits.dtype)))
+        stats = CrossEntropyStats(
+            *(np.empty(row_shape, dtype) for dtype in (*[logits.dtype] * 2, np.int64, logits.dtype))
+        )
     if loss.size:
         per_row = isinstance(problem.grad_output, np.ndarray)
         factor = 1.0 if per_row else problem.grad_output

@@ -18,6 +18,7 @@ DEFAULT_IGNORE_INDEX = -100
 REDUCTIONS = ("none", "mean", "sum")
 ON_EMPTY = ("nan", "zero")
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+PROB_DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 _INT64 = np.iinfo(np.int64)
 
@@ -76,7 +77,7 @@ def check_problem(logits, target, *, axis, weight, sample_weight, grad_output=No
     problem = Problem(
         logits=np.moveaxis(logits, axis, -1),
         target=None if is_prob else as_int64(given, n_classes, options.ignore_index),
-        prob=np.moveaxis(as_float(given, logits.dtype), axis, -1) if is_prob else None,
+        prob=np.moveaxis(as_float(given, logits.dtype, PROB_DTYPES), axis, -1) if is_prob else None,
         given_target=given,
         ignore_index=as_comparable(options.ignore_index, given.dtype),
         weight=check_weight(weight, "weight", (n_classes,), logits.dtype),
@@ -114,7 +115,9 @@ def check_axis(axis, logits, default):
         return default
     number = check_integer(axis, "axis")
     if not -logits.ndim <= number < logits.ndim:
-        raise ValueError(f"axis must be in [{-logits.ndim}, {logits.ndim - 1}] for {logits.ndim} dimensions, got {axis}")
+        raise ValueError(
+            f"axis must be in [{-logits.ndim}, {logits.ndim - 1}] for {logits.ndim} dimensions, got {axis}"
+        )
     return number % logits.ndim
 
 
@@ -144,7 +147,9 @@ def check_target(target, shape, axis, row_shape):
                 f"convert it with target.astype(np.int64)"
             )
         raise ValueError(f"target of class probabilities must have the logits' shape {shape}, got {target.shape}")
-    raise TypeError(f"target must be of an integer dtype (class indices) or floating (probabilities), got {target.dtype}")
+    raise TypeError(
+        f"target must be of an integer dtype (class indices) or floating (probabilities), got {target.dtype}"
+    )
 
 
 def as_int64(target, n_classes, ignore_index):
@@ -174,9 +179,9 @@ def class_error(target, row, n_classes, ignore_index):
     )
 
 
-def as_float(array, dtype):
-    """Return float32 and float64 arrays as they are, others in `dtype`."""
-    return array if array.dtype in DTYPES and array.dtype.isnative else array.astype(dtype)
+def as_float(array, dtype, names=("float32", "float64")):
+    """Return arrays of a dtype that backends read as they are, others in `dtype`."""
+    return array if array.dtype.name in names and array.dtype.isnative else array.astype(dtype)
 
 
 def check_weight(weight, name, shape, dtype=None):
@@ -207,7 +212,9 @@ def check_grad_output(grad_output, reduction, row_shape):
         raise TypeError(f"grad_output must be real numbers, got {array.dtype}")
     shape = row_shape if reduction == "none" else ()
     if array.shape != shape:
-        raise ValueError(f"grad_output must have the loss's shape {shape} under reduction={reduction!r}, got {array.shape}")
+        raise ValueError(
+            f"grad_output must have the loss's shape {shape} under reduction={reduction!r}, got {array.shape}"
+        )
     if shape == ():
         return float(array)
     return np.ascontiguousarray(as_float(array, np.float64)).reshape(-1)
@@ -303,7 +310,9 @@ def check_out(out, like, inputs, name="logits"):
     same = out.ctypes.data == like.ctypes.data and out.strides == like.strides
     for other_name, other in inputs if same else ((name, like), *inputs):
         if isinstance(other, np.ndarray) and overlap(out, other):
-            raise ValueError(f"out must be {name} itself or share no memory with the inputs, got an overlap with {other_name}")
+            raise ValueError(
+                f"out must be {name} itself or share no memory with the inputs, got an overlap with {other_name}"
+            )
     return out
 
 

@@ -124,7 +124,7 @@ def edge_options(n_classes):
         {"sample_weight": np.linspace(0.5, 2, EDGE_ROWS)},
     ]
     together = {name: value for options in alone for name, value in options.items()}
-    return [*alone, together] if n_classes <= 1000 else [{}, {"label_smoothing": 0.1}, together]
+    return [*alone, together] if n_classes <= 1000 else [{}, together]
 
 
 def _embed(x, index, shape):

@@ -105,9 +105,11 @@ def make_call(shape, order, prob=None, target_type=np.int64, target_step=1, **op
 
 
 def measure():
-    """Return [what, tracemalloc's peak, the process's peak, the limit] for every case."""
+    """Return [what, tracemalloc's peak, the process's peak, the limit] for every case; first a copy, for comparison."""
     make_call((20_000, 100), "C")()  # starts the threads, whose stacks are not part of a call
-    results = []
+    logits = np.ones((5_000, 1_000), np.float32)
+    rss = peak_rss(lambda: logits * 2)
+    results = [["a copy", peak_traced(lambda: logits * 2), rss, int(limit(logits.shape))]]
     for shape in SHAPES:
         for order in ORDERS:
             for name, options in OPTIONS.items():
@@ -131,25 +133,20 @@ def measure_in_a_new_process():
 
 
 def test_in_place_allocates_little(measured):
-    assert len(measured) == len(SHAPES) * len(ORDERS) * len(OPTIONS)
-    assert not [row for row in measured if row[1] >= row[3]]
+    assert len(measured) == 1 + len(SHAPES) * len(ORDERS) * len(OPTIONS)
+    assert not [row for row in measured[1:] if row[1] >= row[3]]
 
 
 def test_in_place_leaves_the_process_as_large_as_it_was(measured):
     if measured[0][2] is None:
         pytest.skip("this system does not tell the peak of a process's memory")
-    assert not [row for row in measured if row[2] >= row[3]]
+    assert not [row for row in measured[1:] if row[2] >= row[3]]
 
 
-def test_the_measure_sees_a_copy():
-    logits = np.ones((5000, 1000), np.float32)
-
-    def copy():
-        return logits * 2
-
-    assert peak_traced(copy) >= logits.nbytes
-    grown = peak_rss(copy)
-    assert grown is None or grown >= 0.9 * logits.nbytes
+def test_the_measure_sees_a_copy(measured):
+    _, traced, rss, allowed = measured[0]
+    assert traced > allowed
+    assert rss is None or rss > allowed
 
 
 def main():

@@ -26,8 +26,9 @@ def test_nan_and_inf_spoil_their_row_only(problem, n_classes, dtype, kind, bad):
             loss, grad = with_grad(x, target, reduction="none", **options)
             assert np.isnan(loss[i])
             assert np.isnan(grad[i]).all()
-            np.testing.assert_array_equal(np.delete(loss, i), np.delete(clean[0], i))
-            np.testing.assert_array_equal(np.delete(grad, i, 0), np.delete(clean[1], i, 0))
+            loss[i], grad[i] = clean[0][i], clean[1][i]
+            assert np.array_equal(loss, clean[0])
+            assert np.array_equal(grad, clean[1])
         # the last of them once more, under the mean
         assert np.isnan(fastce.cross_entropy(x, target, **options))
         grad = with_grad(x, target, **options)[1]

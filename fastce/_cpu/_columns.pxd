@@ -18,7 +18,7 @@ from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, take, unscaled_exp
 )
-from fastce._cpu._task cimport LOG_SOFTMAX, Matrix, Task, read_converted, row_offset, weight_of, write
+from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, Format, Matrix, Task, read_converted, row_offset, weight_of, write
 from fastce._cpu._tiles cimport *
 
 cdef enum:
@@ -31,7 +31,7 @@ cdef struct Lanes:
     Py_ssize_t n
     Py_ssize_t class_stride
     bint plain
-    bint converts
+    Format format
 
 
 cdef inline Py_ssize_t column_block(real like) noexcept nogil:
@@ -46,13 +46,13 @@ cdef inline Lanes locate(
     cdef Py_ssize_t j
     lanes.n = n
     lanes.class_stride = matrix.class_stride
-    lanes.converts = matrix.converts
+    lanes.format = matrix.format
     lanes.plain = False
     if matrix.data == NULL:
         return lanes
     for j in range(n):
         lanes.row[j] = matrix.data + row_offset(task, matrix, start + j)
-    lanes.plain = n == LANES and not matrix.converts and <size_t>lanes.row[0] % sizeof(real) == 0 and matrix.class_stride % sizeof(real) == 0
+    lanes.plain = n == LANES and matrix.format == NATIVE and <size_t>lanes.row[0] % sizeof(real) == 0 and matrix.class_stride % sizeof(real) == 0
     for j in range(1, n):
         lanes.plain = lanes.plain and lanes.row[j] == lanes.row[0] + j * <Py_ssize_t>sizeof(real)
     return lanes
@@ -65,9 +65,9 @@ cdef inline void load_class(const Lanes* lanes, Py_ssize_t k, real* x) noexcept 
         plain = <const real*>(lanes.row[0] + k * lanes.class_stride)
         for j in range(LANES):
             x[j] = plain[j]
-    elif lanes.converts:
+    elif lanes.format != NATIVE:
         for j in range(lanes.n):
-            x[j] = read_converted(lanes.row[j] + k * lanes.class_stride, x[j])
+            x[j] = read_converted(lanes.row[j] + k * lanes.class_stride, lanes.format, x[j])
     else:
         for j in range(lanes.n):
             memcpy(x + j, lanes.row[j] + k * lanes.class_stride, sizeof(real))

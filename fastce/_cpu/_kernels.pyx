@@ -13,7 +13,9 @@ cimport numpy as cnp
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, process_column
 from fastce._cpu._math cimport real
 from fastce._cpu._rows cimport process_rows, row_block, row_group
-from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, Vector, weight_of
+from fastce._cpu._task cimport (
+    BFLOAT16, DOUBLE, FLOAT, GRADIENT, HALF, LOG_SOFTMAX, NATIVE, Format, Matrix, Task, Vector, weight_of
+)
 from fastce._cpu._tiles cimport LANES
 
 cnp.import_array()
@@ -180,6 +182,16 @@ cdef int process_all(Task* task, process_t do_rows, bint by_rows, int n_threads,
     return 0
 
 
+cdef Format format_of(int type_num, int arithmetic) noexcept:
+    if type_num == arithmetic:
+        return NATIVE
+    if type_num == cnp.NPY_FLOAT32:
+        return FLOAT
+    if type_num == cnp.NPY_FLOAT64:
+        return DOUBLE
+    return HALF if type_num == cnp.NPY_FLOAT16 else BFLOAT16
+
+
 cdef void set_matrix(
     Matrix* matrix, cnp.ndarray array, int type_num, const Py_ssize_t* kept, Py_ssize_t n_dims
 ) noexcept:
@@ -189,7 +201,7 @@ cdef void set_matrix(
         return
     matrix.data = cnp.PyArray_BYTES(array)
     matrix.class_stride = cnp.PyArray_STRIDE(array, cnp.PyArray_NDIM(array) - 1)
-    matrix.converts = cnp.PyArray_TYPE(array) != type_num
+    matrix.format = format_of(cnp.PyArray_TYPE(array), type_num)
     matrix.row_strides[0] = 0
     for k in range(n_dims):
         matrix.row_strides[k] = cnp.PyArray_STRIDE(array, kept[k])

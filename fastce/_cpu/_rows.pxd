@@ -24,7 +24,7 @@ from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, take, unscaled_exp
 )
-from fastce._cpu._task cimport LOG_SOFTMAX, OutKind, Task, read_converted, row_offset, write
+from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, OutKind, Task, read_converted, row_offset, write
 from fastce._cpu._tiles cimport *
 
 cdef extern from *:
@@ -125,11 +125,12 @@ cdef inline const real* prob_tile(const Task* task, const Row* row, Span span, r
     cdef Py_ssize_t j
     if row.prob == NULL:
         return NULL
-    if not task.prob.converts:
+    if task.prob.format == NATIVE:
         return row_tile(row.prob, task.prob.class_stride, span, <real>0, buffer)
     fill(buffer, 0, TILE, <real>0)
     for j in range(span.first, span.limit):
-        buffer[j] = read_converted(row.prob + (span.k + j) * task.prob.class_stride, buffer[j])
+        buffer[j] = read_converted(
+            row.prob + (span.k + j) * task.prob.class_stride, task.prob.format, buffer[j])
     return buffer
 
 
@@ -166,6 +167,7 @@ cdef inline void exp_plain(
     cdef real* out = NULL if row.out == NULL else <real*>row.out + start
     cdef Py_ssize_t w_step = 0
     cdef bint extras = task.extras
+    cdef bint in_place = <const char*>row.out == row.logits and not extras
     cdef Span span
     cdef Py_ssize_t j, k = 0
     cdef int32_t lane, first
@@ -180,6 +182,11 @@ cdef inline void exp_plain(
     while k + TILE <= n:
         for j in range(tile_lines(top[0])):
             prefetch(row.ahead_logits + k * sizeof(real) + j * CACHE_LINE)
+        if in_place:
+            exp_in_place(out + k, top, scale)
+            fold_exp(out + k, sums)
+            k += TILE
+            continue
         exp_tile(x + k, top, scale, e)
         fold_exp(e, sums)
         if extras:
@@ -250,7 +257,7 @@ cdef inline void sweep_block(
     fill(sums, 0, (N_SUMS if task.extras else W_D) * LANES, <real>0)
     k = start
     if plain and not task.find_argmax and (row.out == NULL or is_plain(row.out, out_stride, like)) and (
-            row.prob == NULL or (is_plain(row.prob, task.prob.class_stride, like) and not task.prob.converts)):
+            row.prob == NULL or (is_plain(row.prob, task.prob.class_stride, like) and task.prob.format == NATIVE)):
         exp_plain(task, row, start, stop - start, top, scale, sums)
         k = stop
     for j in range(LANES):
@@ -485,7 +492,7 @@ cdef inline void write_lane(
         return
     if task.softcap == 0 and task.out_kind != LOG_SOFTMAX and is_plain(
             row.out, task.out.class_stride, like) and (row.prob == NULL or (
-            is_plain(row.prob, task.prob.class_stride, like) and not task.prob.converts)):
+            is_plain(row.prob, task.prob.class_stride, like) and task.prob.format == NATIVE)):
         write_plain(task, rows, lane, &row, tops, like)
     else:
         write_row(task, rows, lane, &row, tops, like)

@@ -201,7 +201,7 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
             share = 0
             if k >= 0:
                 prob = task.prob.data + row_offset(task, &task.prob, i) + k * task.prob.class_stride
-                share = hard * w_peak * (read_converted(prob, like) if task.prob.converts else read(prob, like))
+                share = hard * w_peak * read_converted(prob, task.prob.format, like)
             residue = total - share - even * w_peak
             loss = times(hard, rows.sums[WT][j]) * rows.log_sum[j] - times(hard, rows.sums[WT_D][j]) * d_size
             log_prob = rows.sums[T_D][j] * d_size - rows.sums[T][j] * rows.log_sum[j]

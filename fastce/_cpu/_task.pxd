@@ -3,10 +3,10 @@
 A *row* is one softmax; rows are numbered 0 .. n_rows - 1 in C order over `row_shape`. N x C operands keep the caller's memory:
 strides count bytes. Per-row operands and outputs are contiguous. A NULL pointer means that an operand is absent.
 """
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._math cimport real
+from fastce._cpu._math cimport float_of_bits, real
 
 cdef enum:
     MAX_DIMS = 64  # NumPy's own limit
@@ -17,9 +17,18 @@ cdef enum OutKind:
     LOG_SOFTMAX = 1
 
 
+# The type of the numbers in memory.
+cdef enum Format:
+    NATIVE = 0    # the arithmetic's
+    FLOAT = 1
+    DOUBLE = 2
+    HALF = 3      # IEEE binary16
+    BFLOAT16 = 4  # the upper half of a float
+
+
 cdef struct Matrix:
     char* data
-    bint converts  # its numbers are not of the arithmetic's type but of the other one, float or double
+    Format format
     Py_ssize_t class_stride
     Py_ssize_t row_strides[MAX_DIMS]
 
@@ -99,16 +108,32 @@ cdef inline real read(const char* address, real like) noexcept nogil:
     return value
 
 
-cdef inline real read_converted(const char* address, real like) noexcept nogil:
-    """Return a number of the other type."""
+cdef inline float float_of_half(uint32_t half) noexcept nogil:
+    """Return the value of a binary16: exponent and fraction moved into place, then the exponent's bias made good."""
+    cdef uint32_t bits = (half & 0x7FFF) << 13
+    cdef float value = float_of_bits(bits) * <float>5.192296858534828e33  # 2^112
+    if half & 0x7C00 == 0x7C00:
+        value = float_of_bits(bits | <uint32_t>0x7F800000)  # infinity and NaN
+    return -value if half & 0x8000 else value
+
+
+cdef inline real read_converted(const char* address, Format format, real like) noexcept nogil:
+    """Return the number at any alignment, in any format."""
     cdef float single
     cdef double wide
-    if real is float:
-        memcpy(&wide, address, sizeof(wide))
-        return <real>wide
-    else:
+    cdef uint16_t half
+    if format == FLOAT:
         memcpy(&single, address, sizeof(single))
         return <real>single
+    if format == DOUBLE:
+        memcpy(&wide, address, sizeof(wide))
+        return <real>wide
+    if format == NATIVE:
+        return read(address, like)
+    memcpy(&half, address, sizeof(half))
+    if format == HALF:
+        return <real>float_of_half(half)
+    return <real>float_of_bits(<uint32_t>half << 16)
 
 
 cdef inline void write(char* address, real value) noexcept nogil:

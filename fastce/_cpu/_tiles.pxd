@@ -11,10 +11,10 @@ Design
    slower. Summing per lane also bounds the rounding error: n classes are at most n / 64 additions deep.
 4. The largest term of a sum of exponentials is exactly `exp_unit`. `REST` leaves it out and so keeps the digits of the other
    terms however small they are; from them come the loss and the gradient of confident rows. `ALL` serves to count ties.
-5. Sums of logits run at 2^-8 of their size (`D_UNIT`), so that 64 lanes of 3e38 do not overflow.
+5. Sums of logits run at 2^-16 of their size (`d_unit`), so that a block of 3e38 in one lane does not overflow.
 6. Options are tests per tile, outside the loops.
 """
-from libc.math cimport rint
+from libc.math cimport fabs, rint
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
@@ -40,7 +40,7 @@ cdef enum:
 
 
 cdef inline double d_unit() noexcept nogil:
-    return 0.00390625
+    return 1.52587890625e-05
 
 
 cdef inline void fill(real* tile, Py_ssize_t start, Py_ssize_t stop, real value) noexcept nogil:
@@ -118,6 +118,19 @@ cdef inline void exp_tile(const real* x, const real* top, real scale, real* e) n
         for g in range(4):
             for j in range(LANES):
                 e[16 * g + j] = exp(scale * (x[16 * g + j] - top[j]))
+
+
+cdef inline void exp_in_place(real* x, const real* top, real scale) noexcept nogil:
+    """Do the same over x itself, which saves a copy."""
+    cdef Py_ssize_t g, j
+    if scale == 1:
+        for g in range(4):
+            for j in range(LANES):
+                x[16 * g + j] = exp(x[16 * g + j] - top[j])
+    else:
+        for g in range(4):
+            for j in range(LANES):
+                x[16 * g + j] = exp(scale * (x[16 * g + j] - top[j]))
 
 
 cdef inline real unless_one(real e) noexcept nogil:
@@ -222,8 +235,13 @@ cdef inline void scale_exp(const real* e, const real* alpha, real* out) noexcept
 cdef inline void scale_exp_in_place(real* e, Py_ssize_t n, real alpha) noexcept nogil:
     cdef Py_ssize_t j
     cdef real unit = <real>1 / exp_unit(alpha)
-    for j in range(n):
-        e[j] = e[j] * unit * alpha
+    cdef real both = unit * alpha
+    if fabs(both) > unit * unit:  # far from subnormal
+        for j in range(n):
+            e[j] = e[j] * both
+    else:
+        for j in range(n):
+            e[j] = e[j] * unit * alpha
 
 
 cdef inline void write_gradient(
