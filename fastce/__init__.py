@@ -7,14 +7,14 @@ from importlib.metadata import version
 
 from fastce._config import show_config
 from fastce._loss import (
-    CrossEntropyLoss,
-    CrossEntropyStats,
     cross_entropy,
-    cross_entropy_stats,
     cross_entropy_with_grad,
-    nll_loss,
 )
+from fastce._loss_object import CrossEntropyLoss
+from fastce._nll_loss import nll_loss
 from fastce._softmax import log_softmax, logsumexp, softmax
+from fastce._solve import CrossEntropyStats
+from fastce._stats import cross_entropy_stats
 
 __version__ = version("fastce")
 

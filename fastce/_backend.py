@@ -1,8 +1,41 @@
 """The junction: from the type of an array to the backend that computes on it."""
 
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
 from fastce import _cpu
 
 
-def backend_of(array):
-    """Return the backend for `array`; all of them offer the same functions."""
+class Backend(Protocol):
+    """What every backend offers."""
+
+    def run(
+        self,
+        logits: NDArray[Any],
+        target: NDArray[Any] | None = None,
+        prob: NDArray[Any] | None = None,
+        out: NDArray[Any] | None = None,
+        *,
+        n_threads: int | None = None,
+        **options: Any,
+    ) -> None:
+        """Sweep once over the logits and write what is asked for."""
+
+    def scan(
+        self,
+        target: NDArray[Any],
+        ignore_index: int,
+        n_classes: int,
+        weight: NDArray[Any] | None,
+        sample_weight: NDArray[Any] | None,
+    ) -> tuple[int, float]:
+        """Return the first row with an invalid target, or -1, and the normalizer of the mean."""
+
+    def total(self, values: NDArray[Any]) -> float:
+        """Return the float64 sum, the same whatever the number of threads."""
+
+
+def backend_of(array: object) -> Backend:
+    """Return the backend for `array`."""
     return _cpu

@@ -2,65 +2,66 @@
 
 Design
 ------
-1. Nothing below this floor checks again, and nothing is written before everything here has passed. The one check that has
-   to look at every row, whether its class exists, is left to the backend's scan, which also adds up the normalizer.
-2. Backends see one shape: the class axis last, class indices as contiguous int64, per-row factors as contiguous float32 or
-   float64, class weights in the dtype of the logits.
+1. Nothing below this floor checks again, and nothing is written before everything here has passed. The one check that
+   has to look at every row, whether its class exists, is left to the backend's scan, which also adds up the normalizer.
+2. Backends see one shape: the class axis last, class indices as contiguous int64, per-row factors as contiguous float32
+   or float64, class weights in the dtype of the logits.
 3. Every message has one form: the argument, the rule, what was got.
 """
 
-import operator
+import sys
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-DEFAULT_IGNORE_INDEX = -100
-REDUCTIONS = ("none", "mean", "sum")
-ON_EMPTY = ("nan", "zero")
+from fastce._options import DEFAULT_IGNORE_INDEX, INT64, Options, check_integer, check_options
+
+Array = NDArray[Any]
+Shape = tuple[int, ...]
+
 DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 PROB_DTYPES = ("float32", "float64", "float16", "bfloat16")
 
-_INT64 = np.iinfo(np.int64)
-
-
-class Options(NamedTuple):
-    """The checked options that are numbers or names."""
-
-    ignore_index: int = DEFAULT_IGNORE_INDEX
-    label_smoothing: float = 0.0
-    reduction: str = "mean"
-    on_empty: str = "nan"
-    logit_scale: float = 1.0
-    softcap: float | None = None
-    z_loss: float = 0.0
-    n_threads: int | None = None
+# Candidate solutions that a search for shared elements may look at. Any: NumPy's stubs know -1 and 0 only.
+_MAX_WORK: Any = 100_000
 
 
 class Problem(NamedTuple):
     """A call with everything checked and completed.
 
-    `target` holds class indices and `prob` class probabilities; one of the two is None. `ignore_index` is the option's value
-    as it compares with `target`. `grad_output` is a float, or an array
-    under ``reduction="none"``. `given_target` is the target as the caller knows it, for messages.
+    `target` holds class indices and `prob` class probabilities; one of the two is None. `ignore_index` is the option's
+    value as it compares with `target`. `grad_output` is a float, or an array under ``reduction="none"``. `given_target`
+    is the target as the caller knows it, for messages.
     """
 
-    logits: Any
-    target: Any
-    prob: Any
-    given_target: Any
+    logits: Array
+    target: NDArray[np.int64] | None
+    prob: Array | None
+    given_target: Array
     ignore_index: int
-    weight: Any
-    sample_weight: Any
-    grad_output: Any
+    weight: Array | None
+    sample_weight: Array | None
+    grad_output: float | Array
     options: Options
-    row_shape: tuple[int, ...]
+    row_shape: Shape
 
 
-def check_problem(logits, target, *, axis, weight, sample_weight, grad_output=None, **options):
+def check_problem(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    axis: int | None,
+    weight: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+    grad_output: ArrayLike | None = None,
+    **single_options: Any,
+) -> tuple[Problem, int]:
     """Check the arguments of a loss; return the problem and the class axis."""
     logits = check_logits(logits)
     axis = check_axis(axis, logits, default=min(logits.ndim - 1, 1))
-    options = check_options(**options)
+    options = check_options(**single_options)
     n_classes = logits.shape[axis]
     row_shape = logits.shape[:axis] + logits.shape[axis + 1 :]
     given = check_array(target, "target")
@@ -89,16 +90,22 @@ def check_problem(logits, target, *, axis, weight, sample_weight, grad_output=No
     return problem, axis
 
 
-def check_array(value, name):
+def is_masked(value: object) -> bool:
+    """Tell masked arrays, without importing their module: until somebody else has, there are none."""
+    ma = sys.modules.get("numpy.ma")
+    return ma is not None and isinstance(value, ma.MaskedArray)
+
+
+def check_array(value: ArrayLike, name: str) -> Array:
     """Return `value` as a plain array."""
-    if isinstance(value, np.ma.MaskedArray):
+    if is_masked(value):
         raise TypeError(f"{name} must not be a masked array (fill it, and give skipped rows a sample_weight of 0)")
     if type(value).__module__.partition(".")[0] == "cupy":
         raise TypeError(f"{name} must be a NumPy array like every other argument, got a CuPy array")
     return np.asarray(value)
 
 
-def check_logits(logits, name="logits"):
+def check_logits(logits: ArrayLike, name: str = "logits") -> Array:
     """Return the logits as an array of a dtype that the kernels know."""
     logits = check_array(logits, name)
     if logits.dtype not in DTYPES:
@@ -109,7 +116,7 @@ def check_logits(logits, name="logits"):
     return logits
 
 
-def check_axis(axis, logits, default):
+def check_axis(axis: int | None, logits: Array, default: int) -> int:
     """Return the class axis as a non-negative number."""
     if axis is None:
         return default
@@ -121,7 +128,7 @@ def check_axis(axis, logits, default):
     return number % logits.ndim
 
 
-def check_target(target, shape, axis, row_shape):
+def check_target(target: Array, shape: Shape, axis: int, row_shape: Shape) -> bool:
     """Tell class probabilities (True) from class indices (False); refuse anything between."""
     kind = target.dtype.kind
     if kind in "iu":
@@ -129,8 +136,8 @@ def check_target(target, shape, axis, row_shape):
             return False
         if target.shape == shape:
             raise TypeError(
-                f"target must hold one class index per row, shape {row_shape}, or class probabilities of a floating dtype; "
-                f"got {target.dtype.name} of the logits' shape {shape}, which looks one-hot: convert it with "
+                f"target must hold one class index per row, shape {row_shape}, or class probabilities of a floating "
+                f"dtype; got {target.dtype.name} of the logits' shape {shape}, which looks one-hot: convert it with "
                 f"target.astype(logits.dtype), or with target.argmax({axis}) to indices"
             )
         hint = ": remove its last axis" if target.shape == (*row_shape, 1) else ""
@@ -152,24 +159,24 @@ def check_target(target, shape, axis, row_shape):
     )
 
 
-def as_int64(target, n_classes, ignore_index):
+def as_int64(target: Array, n_classes: int, ignore_index: int) -> NDArray[np.int64]:
     """Return class indices as contiguous int64."""
-    if target.dtype == np.uint64 and target.size and target.max() > _INT64.max:
+    if target.dtype == np.uint64 and target.size and target.max() > INT64.max:
         # Such values wrap around in int64; ignore_index alone may do so, for the backend wraps it alike.
-        bad = (target > _INT64.max) & (target != ignore_index)
+        bad = (target > INT64.max) & (target != ignore_index)
         if bad.any():
             raise class_error(target, int(bad.argmax()), n_classes, ignore_index)
     return np.ascontiguousarray(target, dtype=np.int64).reshape(-1)
 
 
-def as_comparable(ignore_index, dtype):
+def as_comparable(ignore_index: int, dtype: np.dtype[Any]) -> int:
     """Return ignore_index as int64: with the bits of a uint64 if targets are such, else a number that no target is."""
     if dtype == np.uint64:
-        return (ignore_index - _INT64.min) % 2**64 + _INT64.min
-    return ignore_index if ignore_index <= _INT64.max else _INT64.min
+        return (ignore_index - INT64.min) % 2**64 + INT64.min
+    return ignore_index if ignore_index <= INT64.max else INT64.min
 
 
-def class_error(target, row, n_classes, ignore_index):
+def class_error(target: Array, row: int, n_classes: int, ignore_index: int) -> IndexError:
     """Return the error for the row-th target, counted in C order."""
     place = ", ".join(str(i) for i in np.unravel_index(row, target.shape))
     value = target.reshape(-1)[row] if target.ndim else target[()]
@@ -179,12 +186,12 @@ def class_error(target, row, n_classes, ignore_index):
     )
 
 
-def as_float(array, dtype, names=("float32", "float64")):
+def as_float(array: Array, dtype: DTypeLike, names: tuple[str, ...] = ("float32", "float64")) -> Array:
     """Return arrays of a dtype that backends read as they are, others in `dtype`."""
     return array if array.dtype.name in names and array.dtype.isnative else array.astype(dtype)
 
 
-def check_weight(weight, name, shape, dtype=None):
+def check_weight(weight: ArrayLike | None, name: str, shape: Shape, dtype: np.dtype[Any] | None = None) -> Array | None:
     """Return finite, non-negative factors of the given shape, contiguous; flat unless `dtype` fixes their type."""
     if weight is None:
         return None
@@ -203,7 +210,7 @@ def check_weight(weight, name, shape, dtype=None):
     return array.reshape(-1)
 
 
-def check_grad_output(grad_output, reduction, row_shape):
+def check_grad_output(grad_output: ArrayLike | None, reduction: str, row_shape: Shape) -> float | Array:
     """Return the upstream gradient: a float, or contiguous factors per row."""
     if grad_output is None:
         return 1.0
@@ -220,84 +227,14 @@ def check_grad_output(grad_output, reduction, row_shape):
     return np.ascontiguousarray(as_float(array, np.float64)).reshape(-1)
 
 
-def check_options(
-    *,
-    ignore_index=DEFAULT_IGNORE_INDEX,
-    label_smoothing=0.0,
-    reduction="mean",
-    on_empty="nan",
-    logit_scale=1.0,
-    softcap=None,
-    z_loss=0.0,
-    n_threads=None,
-):
-    """Check the options that are numbers or names."""
-    check_name(reduction, "reduction", REDUCTIONS)
-    check_name(on_empty, "on_empty", ON_EMPTY)
-    ignore_index = check_integer(ignore_index, "ignore_index")
-    if not _INT64.min <= ignore_index < 2**64:
-        raise ValueError(f"ignore_index must fit in 64 bits, got {ignore_index}")
-    return Options(
-        ignore_index=ignore_index,
-        label_smoothing=check_number(label_smoothing, "label_smoothing", "in [0, 1]", lambda x: 0 <= x <= 1),
-        reduction=reduction,
-        on_empty=on_empty,
-        logit_scale=check_number(logit_scale, "logit_scale", "positive and finite", lambda x: 0 < x < np.inf),
-        softcap=None
-        if softcap is None
-        else check_number(softcap, "softcap", "None, or positive and finite", lambda x: 0 < x < np.inf),
-        z_loss=check_number(z_loss, "z_loss", "finite and not negative", lambda x: 0 <= x < np.inf),
-        n_threads=check_n_threads(n_threads),
-    )
-
-
-def check_n_threads(n_threads):
-    """Return None or a positive number of threads."""
-    if n_threads is None:
-        return None
-    number = check_integer(n_threads, "n_threads")
-    if number < 1:
-        raise ValueError(f"n_threads must be None or at least 1, got {number}")
-    return number
-
-
-def check_name(value, name, allowed):
-    """Refuse a word that is not one of the allowed ones."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-
-
-def check_integer(value, name):
-    """Return an int; booleans are not numbers here."""
-    if isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
-    try:
-        return operator.index(value)
-    except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
-
-
-def check_number(value, name, rule, is_allowed):
-    """Return a float that obeys the rule."""
-    try:
-        if isinstance(value, bool | np.bool_ | str | bytes):
-            raise TypeError
-        number = float(value)
-    except TypeError:
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
-    if not is_allowed(number):
-        raise ValueError(f"{name} must be {rule}, got {value!r}")
-    return number
-
-
-def check_out(out, like, inputs, name="logits"):
+def check_out(out: object, like: Array, inputs: Sequence[tuple[str, object]], name: str = "logits") -> Array:
     """Return where the result goes, shaped like `like`: `out` if it fits, else a new array in the same memory order.
 
     `like` itself may be `out`; any other overlap with it or with one of `inputs`, (name, array) pairs, is refused.
     """
     if out is None:
         return np.empty_like(like, subok=False)
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
+    if not isinstance(out, np.ndarray) or is_masked(out):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if out.shape != like.shape:
         raise ValueError(f"out must have the shape of {name}, {like.shape}, got {out.shape}")
@@ -316,9 +253,9 @@ def check_out(out, like, inputs, name="logits"):
     return out
 
 
-def overlap(a, b):
+def overlap(a: Array, b: Array) -> bool:
     """Tell whether two arrays share an element, or are too intricate to tell."""
     try:
-        return np.shares_memory(a, b, max_work=100_000)
+        return np.shares_memory(a, b, max_work=_MAX_WORK)
     except np.exceptions.TooHardError:
         return True

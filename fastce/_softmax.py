@@ -1,12 +1,18 @@
 """Softmax, log-softmax and log-sum-exp along one axis, by the kernels of the losses."""
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
 from fastce._backend import backend_of
-from fastce._problem import check_axis, check_logits, check_n_threads, check_out
+from fastce._options import check_n_threads
+from fastce._problem import check_axis, check_logits, check_out
 
 
-def softmax(x, *, axis=-1, out=None, n_threads=None):
+def softmax(
+    x: ArrayLike, *, axis: int = -1, out: NDArray[Any] | None = None, n_threads: int | None = None
+) -> NDArray[Any]:
     """Return exp(x) divided by its sum along an axis.
 
     Parameters
@@ -44,7 +50,9 @@ def softmax(x, *, axis=-1, out=None, n_threads=None):
     return _along_axis(x, axis, out, n_threads)
 
 
-def log_softmax(x, *, axis=-1, out=None, n_threads=None):
+def log_softmax(
+    x: ArrayLike, *, axis: int = -1, out: NDArray[Any] | None = None, n_threads: int | None = None
+) -> NDArray[Any]:
     """Return the logarithm of the softmax along an axis.
 
     Parameters
@@ -77,7 +85,7 @@ def log_softmax(x, *, axis=-1, out=None, n_threads=None):
     return _along_axis(x, axis, out, n_threads, log_softmax=True)
 
 
-def logsumexp(x, *, axis=-1, n_threads=None):
+def logsumexp(x: ArrayLike, *, axis: int = -1, n_threads: int | None = None) -> np.floating[Any] | NDArray[Any]:
     """Return the logarithm of the sum of exponentials along an axis.
 
     Parameters
@@ -88,8 +96,8 @@ def logsumexp(x, *, axis=-1, n_threads=None):
     Returns
     -------
     lse : ndarray or scalar
-        The shape of `x` without the axis, its dtype. -inf where there is nothing but -inf (or nothing at all), +inf where
-        there is +inf and no NaN.
+        The shape of `x` without the axis, its dtype. -inf where there is nothing but -inf (or nothing at all), +inf
+        where there is +inf and no NaN.
 
     Raises
     ------
@@ -120,7 +128,7 @@ def logsumexp(x, *, axis=-1, n_threads=None):
     return lse[()]
 
 
-def _along_axis(x, axis, out, n_threads, **kind):
+def _along_axis(x: ArrayLike, axis: int, out: NDArray[Any] | None, n_threads: int | None, **kind: Any) -> NDArray[Any]:
     """Write what a kernel makes of `x` along an axis."""
     x = check_logits(x, "x")
     axis = check_axis(axis, x, -1)

@@ -5,8 +5,8 @@ Design
 1. Every instruction set is an extension module of its own, compiled from the same source. The widest that the compiler
    could build and that both CPU and operating system support is chosen at import; ``FASTCE_ISA`` forces one, and an
    unknown or unsupported name is an error there and then, never a silent fallback.
-2. GNU OpenMP's threads do not survive a fork, and the child would wait for them for ever. So the pool is released before
-   every fork of a process that has used one; it is built anew when next needed.
+2. GNU OpenMP's threads do not survive a fork, and the child would wait for them for ever. So the pool is released
+   before every fork of a process that has used one; it is built anew when next needed.
 """
 
 import contextlib
@@ -14,10 +14,17 @@ import ctypes
 import importlib
 import importlib.util
 import os
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+from numpy.typing import NDArray
 
 from fastce._cpu import _kernels_baseline
 
 _ISAS = ("baseline", "avx2", "avx512")  # narrowest first
+# Numbers below which a team of threads costs more than it saves: 64 x 256 float32 took as long with one as with two.
+_SERIAL_SIZE = 16384
 
 compiled_isas = tuple(isa for isa in _ISAS if importlib.util.find_spec(f"{__name__}._kernels_{isa}"))
 supported_isas = tuple(isa for isa in compiled_isas if isa in _kernels_baseline.cpu_supports())
@@ -26,11 +33,11 @@ build_info = _kernels_baseline.build_info()
 _used_threads = False
 
 
-def _load(isa):
+def _load(isa: str) -> ModuleType:
     return importlib.import_module(f"{__name__}._kernels_{isa}")
 
 
-def _select():
+def _select() -> str:
     isa = os.environ.get("FASTCE_ISA")
     if isa is None:
         return supported_isas[-1]
@@ -46,7 +53,7 @@ _kernels = _load(isa)
 
 
 @contextlib.contextmanager
-def use_isa(name):
+def use_isa(name: str) -> Iterator[None]:
     """Run with another instruction set for a while; for tests and benchmarks, in one thread."""
     global isa, _kernels
     before = isa, _kernels
@@ -57,7 +64,7 @@ def use_isa(name):
         isa, _kernels = before
 
 
-def effective_n_threads():
+def effective_n_threads() -> tuple[int, str]:
     """Return how many threads a large problem gets without `n_threads`, and the rule that decided."""
     maximum = _kernels.max_threads()
     if not build_info["openmp"]:
@@ -70,7 +77,15 @@ def effective_n_threads():
     return maximum, "OpenMP's maximum"
 
 
-def run(logits, target=None, prob=None, out=None, *, n_threads=None, **options):
+def run(
+    logits: NDArray[Any],
+    target: NDArray[Any] | None = None,
+    prob: NDArray[Any] | None = None,
+    out: NDArray[Any] | None = None,
+    *,
+    n_threads: int | None = None,
+    **options: Any,
+) -> None:
     """Sweep over `logits`, whose last axis holds the classes; see ``_kernels.run`` for the arguments.
 
     Without `n_threads` small problems stay serial.
@@ -82,21 +97,25 @@ def run(logits, target=None, prob=None, out=None, *, n_threads=None, **options):
     _kernels.run(logits, target, prob, out, n_threads=n_threads, **options)
 
 
-# Numbers below which a team of threads costs more than it saves: 64 x 256 float32 took as long with one as with two.
-_SERIAL_SIZE = 16384
-
-
-def scan(target, ignore_index, n_classes, weight, sample_weight):
+def scan(
+    target: NDArray[Any],
+    ignore_index: int,
+    n_classes: int,
+    weight: NDArray[Any] | None,
+    sample_weight: NDArray[Any] | None,
+) -> tuple[int, float]:
     """Return the first row with an invalid target, or -1, and the normalizer of the mean."""
-    return _kernels.scan(target, ignore_index, n_classes, weight, sample_weight)
+    found: tuple[int, float] = _kernels.scan(target, ignore_index, n_classes, weight, sample_weight)
+    return found
 
 
-def total(values):
+def total(values: NDArray[Any]) -> float:
     """Return the float64 sum of contiguous `values`, the same whatever the number of threads."""
-    return _kernels.total(values)
+    result: float = _kernels.total(values)
+    return result
 
 
-def _release_threads():
+def _release_threads() -> None:
     """End the calling thread's OpenMP team."""
     with contextlib.suppress(AttributeError):  # OpenMP before 5.0 cannot
         ctypes.CDLL(_kernels_baseline.__file__).omp_pause_resource_all(1)  # 1: omp_pause_soft

@@ -2,13 +2,13 @@
 
 Design
 ------
-1. It serves class axes that are not contiguous, (N, C, d1, ...) and Fortran order, and rows of few classes, whose vectors a row
-   kernel would leave half empty. The logits of 16 rows are staged class by class in a buffer, transposed on the way if need
-   be; 4 classes of it make a tile, on which the row kernel's own vector code runs.
-2. Up to 1024 classes (float32) stay in the stage from the first read to the last write. More go block by block, and their
-   exponentials wait in `out`, as in the row kernel.
-3. Staging is not only for transposition: planes a power of two apart share the same few cache sets, and would evict each
-   other between the passes.
+1. It serves class axes that are not contiguous, (N, C, d1, ...) and Fortran order, and rows of few classes, whose
+   vectors a row kernel would leave half empty. The logits of 16 rows are staged class by class in a buffer, transposed
+   on the way if need be; 4 classes of it make a tile, on which the row kernel's own vector code runs.
+2. Up to 1024 classes (float32) stay in the stage from the first read to the last write. More go block by block, and
+   their exponentials wait in `out`, as in the row kernel.
+3. Staging is not only for transposition: planes a power of two apart share the same few cache sets, and would evict
+   each other between the passes.
 """
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
@@ -52,7 +52,9 @@ cdef inline Lanes locate(
         return lanes
     for j in range(n):
         lanes.row[j] = matrix.data + row_offset(task, matrix, start + j)
-    lanes.plain = n == LANES and matrix.format == NATIVE and <size_t>lanes.row[0] % sizeof(real) == 0 and matrix.class_stride % sizeof(real) == 0
+    lanes.plain = (
+        n == LANES and matrix.format == NATIVE and <size_t>lanes.row[0] % sizeof(real) == 0
+        and matrix.class_stride % sizeof(real) == 0)
     for j in range(1, n):
         lanes.plain = lanes.plain and lanes.row[j] == lanes.row[0] + j * <Py_ssize_t>sizeof(real)
     return lanes

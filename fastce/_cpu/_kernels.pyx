@@ -1,7 +1,8 @@
 """The kernels as Python sees them: one module for each instruction set, all compiled from this source.
 
-Arguments are trusted: everything was checked before. Threads share the rows in chunks and write results of single rows only;
-whatever is summed over rows is summed here, by one thread and in a fixed order, so no bit depends on their number.
+Arguments are trusted: everything was checked before. Threads share the rows in chunks and write results of single rows
+only; whatever is summed over rows is summed here, by one thread and in a fixed order, so no bit depends on their
+number.
 """
 from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t, uint64_t
@@ -65,8 +66,9 @@ cdef extern from *:
 cdef enum:
     # Up to here rows with contiguous classes are faster in the column kernel: 16 rows a vector against one row a tile.
     FEW_CLASSES = 48
-    # A chunk, the unit that threads take, has about so many numbers, a tenth of a millisecond's work, and so many rows: the
-    # next row is prefetched, for naught where it belongs to another thread. Threads get this many chunks each, or more.
+    # A chunk, the unit that threads take, has about so many numbers, a tenth of a millisecond's work, and so many
+    # rows: the next row is prefetched, for naught where it belongs to another thread. Threads get this many chunks
+    # each, or more.
     CHUNK_NUMBERS = 262144
     CHUNK_ROWS = 8
     CHUNKS_PER_THREAD = 4
@@ -233,9 +235,9 @@ def run(
 ):
     """Do one sweep over `logits`, shape (..., n_classes), float32 or float64, with at least one row and one class.
 
-    Everything that is given as an output is written: `out` (like `logits`: the gradient, without a target the softmax or
-    the log-softmax) and the per-row arrays `loss`, `lse`, `log_prob`, `entropy` (in the logits' dtype) and `argmax` (int64).
-    `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
+    Everything that is given as an output is written: `out` (like `logits`: the gradient, without a target the softmax
+    or the log-softmax) and the per-row arrays `loss`, `lse`, `log_prob`, `entropy` (in the logits' dtype) and `argmax`
+    (int64). `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
     """
     cdef Task task
     cdef Py_ssize_t kept[64]
@@ -300,7 +302,10 @@ def run(
         process_all(&task, process_double, by_rows, n_threads, <double>0)
 
 
-def scan(const int64_t[::1] target, int64_t ignore_index, int64_t n_classes, cnp.ndarray weight, cnp.ndarray sample_weight):
+def scan(
+    const int64_t[::1] target, int64_t ignore_index, int64_t n_classes,
+    cnp.ndarray weight, cnp.ndarray sample_weight,
+):
     """Return the first row with an invalid target, or -1, and the normalizer: the sum of a_i w_y over kept rows."""
     cdef Py_ssize_t n_rows = target.shape[0]
     cdef Py_ssize_t i = 0, n_bad = 0, n_kept = 0

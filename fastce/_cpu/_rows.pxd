@@ -2,9 +2,9 @@
 
 Design
 ------
-1. A row is swept in blocks of 16 KiB, which stay in L1: maximum, then exp relative to the block's own maximum. So a row of
-   any length is read from memory once by the sweep; a row-wide maximum first would read a long row twice. A second pass
-   turns exponentials into the gradient, with one factor per block.
+1. A row is swept in blocks of 16 KiB, which stay in L1: maximum, then exp relative to the block's own maximum. So a
+   row of any length is read from memory once by the sweep; a row-wide maximum first would read a long row twice. A
+   second pass turns exponentials into the gradient, with one factor per block.
 2. The exponentials wait in `out`, which may be the logits themselves: no N x C memory besides. Under a softcap, whose
    slope needs the logit again, nothing is stored and the second pass computes the exponential anew.
 3. While a block's exponentials are computed, the next block is prefetched: the maximum's pass is too short for the
@@ -13,8 +13,8 @@ Design
    with AVX-512). Both loops run the same tile functions in the same order.
 5. Up to 16 short rows go through the first pass, the scalars and the second pass together: the scalars of one row are a
    chain of 300 cycles, those of 16 rows hide each other's.
-6. The last, short tile overlaps the one before: lanes that were already done are masked. Filling it up piece by piece cost
-   200 cycles a row in failed store forwarding.
+6. The last, short tile overlaps the one before: lanes that were already done are masked. Filling it up piece by piece
+   cost 200 cycles a row in failed store forwarding.
 """
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
@@ -24,7 +24,8 @@ from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, take, unscaled_exp
 )
-from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, OutKind, Task, read_converted, row_offset, write
+from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, prob_tile, row_tile, span_at, weight_tile
+from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, OutKind, Task, write
 from fastce._cpu._tiles cimport *
 
 cdef extern from *:
@@ -44,38 +45,9 @@ cdef enum:
     GROUP_BYTES = 65536  # a small part of any L2 cache, where the rows wait for their second pass
 
 
-# Where the operands of one row start; NULL if absent.
-cdef struct Row:
-    const char* logits
-    const char* prob
-    char* out
-    const char* ahead_logits  # what to prefetch during a block
-    const char* ahead_prob
-
-
-# The classes of one tile: lane j is class k + j, for first <= j < limit.
-cdef struct Span:
-    Py_ssize_t k
-    Py_ssize_t first
-    Py_ssize_t limit
-
-
 cdef inline Py_ssize_t row_block(real like) noexcept nogil:
     """Return the number of classes in a block."""
     return BLOCK_BYTES // <Py_ssize_t>sizeof(real)
-
-
-cdef inline Span span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
-    """Return the span that starts with class k, or ends with it where fewer classes than a tile are left."""
-    cdef Span span
-    span.k = k
-    span.first = 0
-    span.limit = min(stop - k, TILE)
-    if span.limit < TILE and stop >= TILE:
-        span.first = TILE - span.limit
-        span.k = k - span.first
-        span.limit = TILE
-    return span
 
 
 cdef inline Py_ssize_t tile_lines(real like) noexcept nogil:
@@ -88,58 +60,6 @@ cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
     if task.n_classes > row_block(like):
         return 1
     return max(1, min(LANES, GROUP_BYTES // (task.n_classes * <Py_ssize_t>sizeof(real))))
-
-
-cdef inline const real* row_tile(
-    const char* row, Py_ssize_t stride, Span span, real padding, real* buffer
-) noexcept nogil:
-    """Return a row's numbers as a tile: where they are if they fill it as an ordinary array, else in `buffer`."""
-    cdef const char* data = row + span.k * stride
-    cdef const real* x = <const real*>data
-    if span.limit == TILE and is_plain(data, stride, padding):
-        if span.first == 0:
-            return x
-        keep_lanes(<int32_t>span.first, x, padding, buffer)
-        return buffer
-    fill(buffer, 0, TILE, padding)
-    gather(data + span.first * stride, stride, span.limit - span.first, buffer + span.first)
-    return buffer
-
-
-cdef inline const real* logit_tile(
-    const char* row, Py_ssize_t stride, real cap_factor, Span span, real* buffer
-) noexcept nogil:
-    """Return a tile of f(logits); a cap_factor of 0 means no softcap."""
-    cdef const real* x = row_tile(row, stride, span, <real>-INFINITY, buffer)
-    if cap_factor == 0:
-        return x
-    if x != buffer:
-        copy(x, buffer)
-    cap(buffer, cap_factor)
-    fill(buffer, 0, span.first, <real>-INFINITY)
-    fill(buffer, span.limit, TILE, <real>-INFINITY)
-    return buffer
-
-
-cdef inline const real* prob_tile(const Task* task, const Row* row, Span span, real* buffer) noexcept nogil:
-    cdef Py_ssize_t j
-    if row.prob == NULL:
-        return NULL
-    if task.prob.format == NATIVE:
-        return row_tile(row.prob, task.prob.class_stride, span, <real>0, buffer)
-    fill(buffer, 0, TILE, <real>0)
-    for j in range(span.first, span.limit):
-        buffer[j] = read_converted(
-            row.prob + (span.k + j) * task.prob.class_stride, task.prob.format, buffer[j])
-    return buffer
-
-
-cdef inline const real* weight_tile(const real* weight, Span span, real* buffer) noexcept nogil:
-    if weight != NULL:
-        return row_tile(<const char*>weight, sizeof(real), span, <real>0, buffer)
-    fill(buffer, 0, TILE, <real>0)
-    fill(buffer, span.first, span.limit, <real>1)
-    return buffer
 
 
 cdef inline void max_plain(const real* x, Py_ssize_t n, real* top) noexcept nogil:
@@ -410,15 +330,16 @@ cdef inline void write_row(
                 scale_of(task) * (tops[k // row_block(like)] - rows.top[lane]))))
         span = span_at(k, n_classes)
         k += TILE
+        if kind == LOG_SOFTMAX or cap_factor != 0:
+            x = logit_tile(row.logits, task.logits.class_stride, cap_factor, span, x_buffer)
+        else:
+            x = row_tile(row.out, stride, span, <real>0, e)
         if kind == LOG_SOFTMAX:
-            write_log(logit_tile(row.logits, task.logits.class_stride, cap_factor, span, x_buffer), top, scale, alpha, g)
+            write_log(x, top, scale, alpha, g)
         else:
             if cap_factor != 0:
-                exp_tile(logit_tile(
-                    row.logits, task.logits.class_stride, cap_factor, span, x_buffer), top, scale, e)
+                exp_tile(x, top, scale, e)
                 x = e
-            else:
-                x = row_tile(row.out, stride, span, <real>0, e)
             if extras:
                 write_gradient(
                     x, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer),
@@ -438,16 +359,6 @@ cdef inline void write_zeros(const Task* task, char* out, real like) noexcept no
     else:
         for k in range(task.n_classes):
             write(out + k * task.out.class_stride, <real>0)
-
-
-cdef inline Row locate_row(const Task* task, Py_ssize_t i) noexcept nogil:
-    cdef Row row
-    row.logits = task.logits.data + row_offset(task, &task.logits, i)
-    row.prob = NULL if task.prob.data == NULL else task.prob.data + row_offset(task, &task.prob, i)
-    row.out = NULL if task.out.data == NULL else task.out.data + row_offset(task, &task.out, i)
-    row.ahead_logits = row.logits
-    row.ahead_prob = row.prob
-    return row
 
 
 cdef inline void sweep_row(

@@ -9,8 +9,9 @@ Design
        alpha e_k + beta w_k + gamma w_k t_k        times the slope of the softcap where there is one,
 
    and one number `grad_peak` is stored over it at class `peak`: the target, or the arg-max under probability targets.
-3. There 1 - p is formed from the other classes' terms, (rest + (1 - e_peak)) / s: it keeps full relative accuracy however near to
-   1 p is. For the arg-max e_peak is exactly 1. The loss likewise is log1p(rest) + (top - x_y), never lse - x_y.
+3. There 1 - p is formed from the other classes' terms, (rest + (1 - e_peak)) / s: it keeps full relative accuracy
+   however near to 1 p is. For the arg-max e_peak is exactly 1. The loss likewise is log1p(rest) + (top - x_y), never
+   lse - x_y.
 4. A row whose logits are all -inf has rest = -1, the empty sum; it becomes NaN here.
 """
 from libc.math cimport INFINITY, NAN

@@ -1,7 +1,8 @@
 """What a kernel is asked to do: operands, options and outputs, as plain C structs.
 
-A *row* is one softmax; rows are numbered 0 .. n_rows - 1 in C order over `row_shape`. N x C operands keep the caller's memory:
-strides count bytes. Per-row operands and outputs are contiguous. A NULL pointer means that an operand is absent.
+A *row* is one softmax; rows are numbered 0 .. n_rows - 1 in C order over `row_shape`. N x C operands keep the caller's
+memory: strides count bytes. Per-row operands and outputs are contiguous. A NULL pointer means that an operand is
+absent.
 """
 from libc.stdint cimport int64_t, uint16_t, uint32_t
 from libc.string cimport memcpy

@@ -5,12 +5,13 @@ Design
 1. A tile is 4 groups of 16 lanes. A row kernel fills it with 64 consecutive classes of one row; a column kernel with 4
    consecutive classes of 16 rows. Sums and maxima fold the groups into 16 lanes, which are partial results of one row
    in the first case and the results of 16 rows in the second. So both kernel families run this code.
-2. Trip counts are constants and every result lands in a local array, so that compilers vectorise without remainder loops
-   and without checks for overlap. Short tiles are padded by the caller: logits with -inf, weights with 0.
-3. Folding four groups before touching the accumulator keeps the chain through it short: one chain per element was 3 times
-   slower. Summing per lane also bounds the rounding error: n classes are at most n / 64 additions deep.
-4. The largest term of a sum of exponentials is exactly `exp_unit`. `REST` leaves it out and so keeps the digits of the other
-   terms however small they are; from them come the loss and the gradient of confident rows. `ALL` serves to count ties.
+2. Trip counts are constants and every result lands in a local array, so that compilers vectorise without remainder
+   loops and without checks for overlap. Short tiles are padded by the caller: logits with -inf, weights with 0.
+3. Folding four groups before touching the accumulator keeps the chain through it short: one chain per element was 3
+   times slower. Summing per lane also bounds the rounding error: n classes are at most n / 64 additions deep.
+4. The largest term of a sum of exponentials is exactly `exp_unit`. `REST` leaves it out and so keeps the digits of the
+   other terms however small they are; from them come the loss and the gradient of confident rows. `ALL` serves to
+   count ties.
 5. Sums of logits run at 2^-16 of their size (`d_unit`), so that a block of 3e38 in one lane does not overflow.
 6. Options are tests per tile, outside the loops.
 """
@@ -204,7 +205,8 @@ cdef inline void product(const real* a, const real* b, real* out) noexcept nogil
 
 
 cdef inline void fold_extras(
-    const Task* task, const real* x, const real* top, real scale, const real* e, const real* w, const real* t, real* sums
+    const Task* task, const real* x, const real* top, real scale, const real* e, const real* w, const real* t,
+    real* sums
 ) noexcept nogil:
     """Add what the task's options sum up besides the exponentials; t is NULL without probability targets."""
     cdef real d[TILE]

@@ -1,0 +1,45 @@
+from typing import Any, TypedDict
+
+from numpy.typing import NDArray
+
+class _BuildInfo(TypedDict):
+    cython: str
+    compiler: str
+    openmp: bool
+
+def build_info() -> _BuildInfo: ...
+def cpu_supports() -> tuple[str, ...]: ...
+def max_threads() -> int: ...
+def run(
+    logits: NDArray[Any],
+    target: NDArray[Any] | None = None,
+    prob: NDArray[Any] | None = None,
+    out: NDArray[Any] | None = None,
+    *,
+    weight: NDArray[Any] | None = None,
+    sample_weight: NDArray[Any] | None = None,
+    grad_output: NDArray[Any] | None = None,
+    loss: NDArray[Any] | None = None,
+    lse: NDArray[Any] | None = None,
+    log_prob: NDArray[Any] | None = None,
+    entropy: NDArray[Any] | None = None,
+    argmax: NDArray[Any] | None = None,
+    log_softmax: bool = False,
+    normalized: bool = False,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    logit_scale: float = 1.0,
+    softcap: float = 0.0,
+    weight_sum: float = 0.0,
+    factor: float = 1.0,
+    n_threads: int = 1,
+) -> None: ...
+def scan(
+    target: NDArray[Any],
+    ignore_index: int,
+    n_classes: int,
+    weight: NDArray[Any] | None,
+    sample_weight: NDArray[Any] | None,
+) -> tuple[int, float]: ...
+def total(values: NDArray[Any]) -> float: ...

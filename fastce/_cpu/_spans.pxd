@@ -1,0 +1,98 @@
+"""Rows as tiles: which classes a tile holds, and where its numbers are."""
+from libc.math cimport INFINITY
+from libc.stdint cimport int32_t
+
+from fastce._cpu._math cimport real
+from fastce._cpu._task cimport NATIVE, Task, read_converted, row_offset
+from fastce._cpu._tiles cimport TILE, cap, copy, fill, gather, is_plain, keep_lanes
+
+
+# Where the operands of one row start; NULL if absent.
+cdef struct Row:
+    const char* logits
+    const char* prob
+    char* out
+    const char* ahead_logits  # what to prefetch during a block
+    const char* ahead_prob
+
+
+# The classes of one tile: lane j is class k + j, for first <= j < limit.
+cdef struct Span:
+    Py_ssize_t k
+    Py_ssize_t first
+    Py_ssize_t limit
+
+
+cdef inline Row locate_row(const Task* task, Py_ssize_t i) noexcept nogil:
+    cdef Row row
+    row.logits = task.logits.data + row_offset(task, &task.logits, i)
+    row.prob = NULL if task.prob.data == NULL else task.prob.data + row_offset(task, &task.prob, i)
+    row.out = NULL if task.out.data == NULL else task.out.data + row_offset(task, &task.out, i)
+    row.ahead_logits = row.logits
+    row.ahead_prob = row.prob
+    return row
+
+
+cdef inline Span span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
+    """Return the span that starts with class k, or ends with it where fewer classes than a tile are left."""
+    cdef Span span
+    span.k = k
+    span.first = 0
+    span.limit = min(stop - k, TILE)
+    if span.limit < TILE and stop >= TILE:
+        span.first = TILE - span.limit
+        span.k = k - span.first
+        span.limit = TILE
+    return span
+
+
+cdef inline const real* row_tile(
+    const char* row, Py_ssize_t stride, Span span, real padding, real* buffer
+) noexcept nogil:
+    """Return a row's numbers as a tile: where they are if they fill it as an ordinary array, else in `buffer`."""
+    cdef const char* data = row + span.k * stride
+    cdef const real* x = <const real*>data
+    if span.limit == TILE and is_plain(data, stride, padding):
+        if span.first == 0:
+            return x
+        keep_lanes(<int32_t>span.first, x, padding, buffer)
+        return buffer
+    fill(buffer, 0, TILE, padding)
+    gather(data + span.first * stride, stride, span.limit - span.first, buffer + span.first)
+    return buffer
+
+
+cdef inline const real* logit_tile(
+    const char* row, Py_ssize_t stride, real cap_factor, Span span, real* buffer
+) noexcept nogil:
+    """Return a tile of f(logits); a cap_factor of 0 means no softcap."""
+    cdef const real* x = row_tile(row, stride, span, <real>-INFINITY, buffer)
+    if cap_factor == 0:
+        return x
+    if x != buffer:
+        copy(x, buffer)
+    cap(buffer, cap_factor)
+    fill(buffer, 0, span.first, <real>-INFINITY)
+    fill(buffer, span.limit, TILE, <real>-INFINITY)
+    return buffer
+
+
+cdef inline const real* prob_tile(const Task* task, const Row* row, Span span, real* buffer) noexcept nogil:
+    cdef Py_ssize_t j
+    if row.prob == NULL:
+        return NULL
+    if task.prob.format == NATIVE:
+        return row_tile(row.prob, task.prob.class_stride, span, <real>0, buffer)
+    fill(buffer, 0, TILE, <real>0)
+    for j in range(span.first, span.limit):
+        buffer[j] = read_converted(
+            row.prob + (span.k + j) * task.prob.class_stride, task.prob.format, buffer[j])
+    return buffer
+
+
+cdef inline const real* weight_tile(const real* weight, Span span, real* buffer) noexcept nogil:
+    if weight != NULL:
+        return row_tile(<const char*>weight, sizeof(real), span, <real>0, buffer)
+    fill(buffer, 0, TILE, <real>0)
+    fill(buffer, span.first, span.limit, <real>1)
+    return buffer

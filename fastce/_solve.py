@@ -1,0 +1,103 @@
+"""From a checked problem to its results, by whichever backend its arrays belong to."""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastce._backend import Backend, backend_of
+from fastce._problem import Array, Problem, class_error
+
+
+class CrossEntropyStats(NamedTuple):
+    """Per-row statistics of the softmax after `logit_scale` and `softcap`, each of the shape of an index target.
+
+    Skipped rows hold 0, 0, -1 and 0.
+    """
+
+    lse: Array
+    """log of the sum of the exponentials; float64 for float64 logits, else float32."""
+    log_prob: Array
+    """log p_y, or sum_c t_c log p_c under class probabilities; dtype of `lse`."""
+    argmax: NDArray[np.int64]
+    """The most probable class, the first of equals; int64; -1 where there is none (NaN)."""
+    entropy: Array
+    """-sum_c p_c log p_c in nats; dtype of `lse`."""
+
+
+def empty_stats(problem: Problem) -> CrossEntropyStats:
+    """Return statistics to be written."""
+    shape, dtype = problem.row_shape, problem.logits.dtype
+    return CrossEntropyStats(
+        lse=np.empty(shape, dtype),
+        log_prob=np.empty(shape, dtype),
+        argmax=np.empty(shape, np.int64),
+        entropy=np.empty(shape, dtype),
+    )
+
+
+def solve(
+    problem: Problem, grad: Array | None = None, stats: CrossEntropyStats | None = None, normalized: bool = False
+) -> np.floating[Any] | Array:
+    """Run a problem and return the loss; write the gradient and the statistics that are given."""
+    options = problem.options
+    backend = backend_of(problem.logits)
+    logits = problem.logits
+    row_shape = problem.row_shape
+    n_classes = logits.shape[-1]
+    normalizer = find_normalizer(problem, backend)
+    mean = options.reduction == "mean"
+    loss = np.zeros(row_shape, logits.dtype)
+    if loss.size:
+        per_row = isinstance(problem.grad_output, np.ndarray)
+        factor = 1.0 if per_row else problem.grad_output
+        if mean and normalizer != 0:
+            factor /= normalizer
+        backend.run(
+            logits,
+            problem.target,
+            problem.prob,
+            grad if normalizer != 0 or not mean else None,
+            weight=problem.weight,
+            weight_sum=float(n_classes) if problem.weight is None else backend.total(problem.weight),
+            sample_weight=problem.sample_weight,
+            grad_output=problem.grad_output if per_row else None,
+            factor=factor,
+            loss=loss,
+            **(stats._asdict() if stats is not None else {}),
+            normalized=normalized,
+            ignore_index=problem.ignore_index,
+            label_smoothing=options.label_smoothing,
+            z_loss=options.z_loss,
+            logit_scale=options.logit_scale,
+            softcap=options.softcap or 0.0,
+            n_threads=options.n_threads,
+        )
+    if mean and normalizer == 0 and grad is not None:
+        grad[...] = 0
+    if options.reduction == "none":
+        return loss
+    value = backend.total(loss)
+    if mean:
+        value = value / normalizer if normalizer != 0 else {"nan": np.nan, "zero": 0.0}[options.on_empty]
+    with np.errstate(over="ignore"):  # inf, as the losses of single rows are
+        scalar: np.floating[Any] = logits.dtype.type(value)
+    return scalar
+
+
+def find_normalizer(problem: Problem, backend: Backend) -> float:
+    """Return what a mean divides by; raise IndexError for the first class that does not exist."""
+    if problem.target is None:
+        if problem.sample_weight is None:
+            return float(np.prod(problem.row_shape))
+        return backend.total(problem.sample_weight)
+    bad, normalizer = backend.scan(
+        problem.target,
+        problem.ignore_index,
+        problem.logits.shape[-1],
+        problem.weight,
+        problem.sample_weight,
+    )
+    if bad >= 0:
+        raise class_error(problem.given_target, bad, problem.logits.shape[-1], problem.options.ignore_index)
+    return normalizer
