@@ -101,8 +101,8 @@ def cross_entropy(
     1.667234
     >>> print(fastce.cross_entropy(logits, [0, 2], reduction="none").round(6))
     [0.239545 3.094923]
-    >>> print(fastce.cross_entropy(np.float32([60, 0]), 0))  # log1p(e**-60)
-    8.756511e-27
+    >>> print(f"{fastce.cross_entropy(np.float32([60, 0]), 0):.4e}")  # log1p(e**-60)
+    8.7565e-27
     """
     problem, _ = check_problem(
         logits,

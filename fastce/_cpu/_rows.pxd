@@ -31,12 +31,16 @@ from fastce._cpu._tiles cimport *
 cdef extern from *:
     """
     #if defined(__GNUC__)
-    #define FASTCE_PREFETCH(address) __builtin_prefetch(address)
+    #define FASTCE_PREFETCH(address, locality) __builtin_prefetch(address, 0, locality)
     #else
-    #define FASTCE_PREFETCH(address) ((void)(address))
+    #define FASTCE_PREFETCH(address, locality) ((void)(address))
     #endif
+    #define FASTCE_PREFETCH_L1(address) FASTCE_PREFETCH(address, 3)
+    #define FASTCE_PREFETCH_L2(address) FASTCE_PREFETCH(address, 2)
     """
-    void prefetch "FASTCE_PREFETCH"(const void* address) noexcept nogil
+    void prefetch "FASTCE_PREFETCH_L1"(const void* address) noexcept nogil
+    # L1 has no room for a block of probabilities besides the two of logits.
+    void prefetch_to_l2 "FASTCE_PREFETCH_L2"(const void* address) noexcept nogil
 
 
 cdef enum:
@@ -90,8 +94,6 @@ cdef inline void exp_plain(
     cdef bint in_place = <const char*>row.out == row.logits and not extras
     cdef Span span
     cdef Py_ssize_t j, k = 0
-    cdef int32_t lane, first
-    cdef real left, value
     if row.prob != NULL:
         t = <const real*>row.prob + start
     if task.weight != NULL:
@@ -112,7 +114,7 @@ cdef inline void exp_plain(
         if extras:
             if t != NULL:
                 for j in range(tile_lines(top[0])):
-                    prefetch(row.ahead_prob + k * sizeof(real) + j * CACHE_LINE)
+                    prefetch_to_l2(row.ahead_prob + k * sizeof(real) + j * CACHE_LINE)
             fold_extras(task, x + k, top, scale, e, w + k * w_step, t if t == NULL else t + k, sums)
         if out != NULL:
             copy(e, out + k)
@@ -129,13 +131,7 @@ cdef inline void exp_plain(
         w = weight_tile(w if w_step == 1 else NULL, span, w_buffer)
         fold_extras(task, x, top, scale, e, w, t, sums)
     if out != NULL and span.first > 0:
-        first = <int32_t>span.first
-        out = out + span.k  # as a whole tile again; its first lanes hold what the tile before left
-        for lane in range(TILE):
-            left = out[lane]
-            value = e[lane]
-            e[lane] = left if lane < first else value
-        copy(e, out)
+        store_lanes(<int32_t>span.first, e, out + span.k)
     elif out != NULL:
         memcpy(out + k, e, (n - k) * sizeof(real))
 
@@ -251,6 +247,7 @@ cdef inline void write_plain(
     cdef real alpha[LANES]
     cdef real beta[LANES]
     cdef real gamma[LANES]
+    cdef real e[TILE]
     cdef real e_buffer[TILE]
     cdef real w_buffer[TILE]
     cdef real t_buffer[TILE]
@@ -285,17 +282,19 @@ cdef inline void write_plain(
         while k + TILE <= stop:
             write_gradient_in_place(out + k, alpha, beta, w + k * w_step, gamma, t if t == NULL else t + k)
             k += TILE
-        if k < stop:
-            span.k = k
-            span.first = 0
-            span.limit = stop - k
-            memcpy(e_buffer, out + k, (stop - k) * sizeof(real))
-            if t != NULL:
-                t = row_tile(row.prob, sizeof(real), span, <real>0, t_buffer)
-            write_gradient_in_place(
-                e_buffer, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer), gamma, t)
-            memcpy(out + k, e_buffer, (stop - k) * sizeof(real))
-            k = stop
+        if k == stop:
+            continue
+        span = span_at(k, n)
+        copy(row_tile(row.out, sizeof(real), span, <real>0, e_buffer), e)
+        if t != NULL:
+            t = row_tile(row.prob, sizeof(real), span, <real>0, t_buffer)
+        write_gradient_in_place(
+            e, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer), gamma, t)
+        if span.first > 0:
+            store_lanes(<int32_t>span.first, e, out + span.k)
+        else:
+            memcpy(out + k, e, (stop - k) * sizeof(real))
+        k = stop
 
 
 cdef inline void write_row(

@@ -69,6 +69,18 @@ cdef inline void keep_lanes(int32_t first, const real* source, real other, real*
         tile[j] = other if j < first else value
 
 
+cdef inline void store_lanes(int32_t first, const real* tile, real* out) noexcept nogil:
+    """Overwrite `out` but for the lanes before `first`."""
+    cdef int32_t j
+    cdef real left, value
+    cdef real merged[TILE]
+    for j in range(TILE):
+        left = out[j]
+        value = tile[j]
+        merged[j] = left if j < first else value
+    copy(merged, out)
+
+
 cdef inline bint is_plain(const void* data, Py_ssize_t stride, real like) noexcept nogil:
     """Tell whether numbers `stride` bytes apart from `data` on are an ordinary C array."""
     return stride == <Py_ssize_t>sizeof(real) and <size_t>data % sizeof(real) == 0
