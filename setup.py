@@ -52,8 +52,8 @@ ISA_FLAGS = {
 # The -fno flags allow vector code and change only what nobody looks at: errno, floating-point traps, the sign of zero.
 # -g0: Python's own flags ask for debug information, which makes a module seven times as large.
 UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
-# A kernel is many small functions that must become one loop; left to itself, GCC calls some of them. All that is `inline`
-# in Cython passes through this macro.
+# A kernel is many small functions that must become one loop; left to itself, GCC calls some of them. All that is
+# `inline` in Cython passes through this macro.
 UNIX_FLAGS += ["-DCYTHON_INLINE=inline __attribute__((always_inline))"]
 # GCC turns selects into jumps, after which it leaves the loop scalar: six times slower with the same results.
 GCC_FLAGS = ["-fno-thread-jumps"]

@@ -55,6 +55,8 @@ class Bounds:
             if reduction == "mean":
                 normalizer = self._normalizer(target, row_weight, options)
             self.loss = np.sum(self.loss[np.isfinite(self.loss)]) / normalizer
+            if np.any(np.isfinite(row_loss) & (row_loss > np.finfo(logits.dtype).max)):
+                self.loss = np.inf  # a row that the type cannot hold makes the sum infinite
             self.grad = self.grad / normalizer
         self.lse = unit * (lse + size + spread)
         self.log_prob = unit * (np.abs(expected.stats.log_prob) + mass * spread)

@@ -16,7 +16,7 @@ from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
-    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, take, unscaled_exp
+    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, finish_sums, merge, scale_of, take, unscaled_exp
 )
 from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, Format, Matrix, Task, read_converted, row_offset, weight_of, write
 from fastce._cpu._tiles cimport *
@@ -146,7 +146,9 @@ cdef inline void sweep_classes(
             load_weights(task, start + 4 * k, stop, w)
             if task.sum_prob:
                 load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, <real>0, t)
-            fold_extras(task, x, top, scale, e, w, t if task.sum_prob else NULL, sums)
+            fold_targets(task, x, top, w, t if task.sum_prob else NULL, sums)
+            if task.sum_entropy:
+                fold_shifted(e, x, top, sums + 16 * E_D)
             if task.find_argmax or task.find_peak:
                 fold_argmax(x, top, <int32_t>(4 * k), 1, 0, first)
         if not keep_logits:
@@ -155,8 +157,8 @@ cdef inline void sweep_classes(
         block.rest[j] = rest_of(sums[16 * ALL + j], sums[16 * REST + j], scale)
         for k in range(W_D, N_SUMS):
             block.sums[k][j] = sums[16 * k + j]
-        block.sums[E_D][j] /= exp_unit(scale)
         block.argmax[j] = -1 if first[j] == NO_CLASS else start + first[j]
+    finish_sums(block, logits.n, scale)
 
 
 cdef inline void write_classes(

@@ -22,7 +22,7 @@ from libc.string cimport memcpy, memset
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
-    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, take, unscaled_exp
+    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, finish_sums, merge, scale_of, take, unscaled_exp
 )
 from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, prob_tile, row_tile, span_at, weight_tile
 from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, OutKind, Task, write
@@ -91,7 +91,8 @@ cdef inline void exp_plain(
     cdef real* out = NULL if row.out == NULL else <real*>row.out + start
     cdef Py_ssize_t w_step = 0
     cdef bint extras = task.extras
-    cdef bint in_place = <const char*>row.out == row.logits and not extras
+    cdef bint entropy = task.sum_entropy
+    cdef bint in_place = <const char*>row.out == row.logits and not entropy
     cdef Span span
     cdef Py_ssize_t j, k = 0
     if row.prob != NULL:
@@ -104,6 +105,11 @@ cdef inline void exp_plain(
     while k + TILE <= n:
         for j in range(tile_lines(top[0])):
             prefetch(row.ahead_logits + k * sizeof(real) + j * CACHE_LINE)
+        if extras:
+            if t != NULL:
+                for j in range(tile_lines(top[0])):
+                    prefetch_to_l2(row.ahead_prob + k * sizeof(real) + j * CACHE_LINE)
+            fold_targets(task, x + k, top, w + k * w_step, t if t == NULL else t + k, sums)
         if in_place:
             exp_in_place(out + k, top, scale)
             fold_exp(out + k, sums)
@@ -111,11 +117,8 @@ cdef inline void exp_plain(
             continue
         exp_tile(x + k, top, scale, e)
         fold_exp(e, sums)
-        if extras:
-            if t != NULL:
-                for j in range(tile_lines(top[0])):
-                    prefetch_to_l2(row.ahead_prob + k * sizeof(real) + j * CACHE_LINE)
-            fold_extras(task, x + k, top, scale, e, w + k * w_step, t if t == NULL else t + k, sums)
+        if entropy:
+            fold_shifted(e, x + k, top, sums + 16 * E_D)
         if out != NULL:
             copy(e, out + k)
         k += TILE
@@ -129,7 +132,9 @@ cdef inline void exp_plain(
         if t != NULL:
             t = row_tile(<const char*>t, sizeof(real), span, <real>0, t_buffer)
         w = weight_tile(w if w_step == 1 else NULL, span, w_buffer)
-        fold_extras(task, x, top, scale, e, w, t, sums)
+        fold_targets(task, x, top, w, t, sums)
+        if entropy:
+            fold_shifted(e, x, top, sums + 16 * E_D)
     if out != NULL and span.first > 0:
         store_lanes(<int32_t>span.first, e, out + span.k)
     elif out != NULL:
@@ -185,9 +190,11 @@ cdef inline void sweep_block(
             exp_tile(x, top, scale, e)
             fold_exp(e, sums)
         if task.extras:
-            fold_extras(
-                task, x, top, scale, e, weight_tile(<const real*>task.weight, span, w_buffer),
+            fold_targets(
+                task, x, top, weight_tile(<const real*>task.weight, span, w_buffer),
                 prob_tile(task, row, span, t_buffer), sums)
+            if task.sum_entropy:
+                fold_shifted(e, x, top, sums + 16 * E_D)
             if task.find_argmax:
                 fold_argmax(x, top, <int32_t>(span.k - start), 16, 1, first)
         if row.out != NULL:
@@ -197,7 +204,7 @@ cdef inline void sweep_block(
     if task.extras:
         for j in range(W_D, N_SUMS):
             block.sums[j][0] = lane_sum(sums + 16 * j)
-        block.sums[E_D][0] /= exp_unit(m)
+        finish_sums(block, 1, scale)
     block.argmax[0] = -1
     if task.find_argmax:
         k = NO_CLASS

@@ -97,6 +97,16 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
         read_peaks(task, rows, like)
 
 
+cdef inline void finish_sums(Scalars* block, Py_ssize_t n, real scale) noexcept nogil:
+    """Multiply what is missing to the sums of n rows: the logits' scale to those of d, and `exp_unit`."""
+    cdef Py_ssize_t j
+    for j in range(n):
+        block.sums[W_D][j] *= scale
+        block.sums[E_D][j] *= scale / exp_unit(scale)
+        block.sums[WT_D][j] *= scale
+        block.sums[T_D][j] *= scale
+
+
 cdef inline void take(
     const Task* task, Scalars* rows, Py_ssize_t lane, const Scalars* block, Py_ssize_t n
 ) noexcept nogil:

@@ -27,7 +27,8 @@ cdef enum:
     TILE = 64
     NO_CLASS = 0x7FFFFFFF
 
-# Rows of the accumulator array: each holds LANES partial sums over classes. d is the shifted logit x - top.
+# Rows of the accumulator array: each holds LANES partial sums over classes. d is the shifted logit x - top, to be
+# multiplied by the logits' scale.
 cdef enum:
     ALL = 0       # exp(d)
     REST = 1      # exp(d), but for the terms that are 1
@@ -164,37 +165,24 @@ cdef inline double rest_of(double all_terms, double rest, real like) noexcept no
     return rest / unit + (rint((all_terms - rest) / unit) - 1)
 
 
-cdef inline void shift(const real* x, const real* top, real scale, real* d) noexcept nogil:
-    """Write the shifted logits d = scale * (x - top) in `d_unit`."""
-    cdef Py_ssize_t g, j
-    cdef real unit = <real>d_unit()
-    for g in range(4):
-        for j in range(LANES):
-            d[16 * g + j] = x[16 * g + j] * unit - top[j] * unit
-    if scale != 1:
-        for j in range(TILE):
-            d[j] *= scale
-
-
 cdef inline real times(real a, real d) noexcept nogil:
     """Return a * d, where nothing of an infinite d is nothing."""
     return <real>0 if a == 0 else a * d
 
 
-cdef inline void fold_product(const real* a, const real* d, real* sum_ad) noexcept nogil:
-    """Add a * d to a sum."""
-    cdef Py_ssize_t j
-    for j in range(LANES):
-        sum_ad[j] += (times(a[j], d[j]) + times(a[j + 16], d[j + 16])) + (
-            times(a[j + 32], d[j + 32]) + times(a[j + 48], d[j + 48]))
-
-
-cdef inline void fold_pair(const real* a, const real* d, real* sum_a, real* sum_ad) noexcept nogil:
-    """Add a to one sum and a * d to another."""
+cdef inline void fold(const real* a, real* sum_a) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(LANES):
         sum_a[j] += (a[j] + a[j + 16]) + (a[j + 32] + a[j + 48])
-    fold_product(a, d, sum_ad)
+
+
+cdef inline void fold_shifted(const real* a, const real* x, const real* top, real* sum_ad) noexcept nogil:
+    """Add a * (x - top), in `d_unit`, to a sum."""
+    cdef Py_ssize_t j
+    cdef real u = <real>d_unit()
+    for j in range(LANES):
+        sum_ad[j] += (times(a[j], x[j] * u - top[j] * u) + times(a[j + 16], x[j + 16] * u - top[j] * u)) + (
+            times(a[j + 32], x[j + 32] * u - top[j] * u) + times(a[j + 48], x[j + 48] * u - top[j] * u))
 
 
 cdef inline void fold_argmax(
@@ -216,25 +204,23 @@ cdef inline void product(const real* a, const real* b, real* out) noexcept nogil
         out[j] = a[j] * b[j]
 
 
-cdef inline void fold_extras(
-    const Task* task, const real* x, const real* top, real scale, const real* e, const real* w, const real* t,
-    real* sums
+cdef inline void fold_targets(
+    const Task* task, const real* x, const real* top, const real* w, const real* t, real* sums
 ) noexcept nogil:
-    """Add what the task's options sum up besides the exponentials; t is NULL without probability targets."""
-    cdef real d[TILE]
+    """Add what label smoothing and class probabilities sum up; t is NULL without the latter."""
     cdef real wt[TILE]
-    shift(x, top, scale, d)
     if task.sum_weight:
-        fold_product(w, d, sums + 16 * W_D)
+        fold_shifted(w, x, top, sums + 16 * W_D)
     if task.sum_prob and task.weight != NULL:
         product(w, t, wt)
-        fold_pair(wt, d, sums + 16 * WT, sums + 16 * WT_D)
+        fold(wt, sums + 16 * WT)
+        fold_shifted(wt, x, top, sums + 16 * WT_D)
     elif task.sum_prob:
-        fold_pair(t, d, sums + 16 * WT, sums + 16 * WT_D)
+        fold(t, sums + 16 * WT)
+        fold_shifted(t, x, top, sums + 16 * WT_D)
     if task.sum_prob and task.log_prob != NULL:
-        fold_pair(t, d, sums + 16 * T, sums + 16 * T_D)
-    if task.sum_entropy:
-        fold_product(e, d, sums + 16 * E_D)
+        fold(t, sums + 16 * T)
+        fold_shifted(t, x, top, sums + 16 * T_D)
 
 
 cdef inline void scale_exp(const real* e, const real* alpha, real* out) noexcept nogil:
