@@ -13,7 +13,8 @@ cimport numpy as cnp
 
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, process_column
 from fastce._cpu._math cimport real
-from fastce._cpu._rows cimport process_rows, row_block, row_group
+from fastce._cpu._rows cimport process_rows, row_group
+from fastce._cpu._spans cimport row_block
 from fastce._cpu._task cimport (
     BFLOAT16, DOUBLE, FLOAT, GRADIENT, HALF, LOG_SOFTMAX, NATIVE, Format, Matrix, Task, Vector, weight_of
 )

@@ -18,14 +18,17 @@ Design
 """
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
-    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, finish_sums, merge, scale_of, take, unscaled_exp
+    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, finish_sums, merge, scale_of, take
 )
-from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, prob_tile, row_tile, span_at, weight_tile
-from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, OutKind, Task, write
+from fastce._cpu._row_writes cimport write_lane
+from fastce._cpu._spans cimport (
+    Row, Span, locate_row, logit_tile, prob_tile, row_block, row_tile, span_at, weight_tile
+)
+from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, Task
 from fastce._cpu._tiles cimport *
 
 cdef extern from *:
@@ -45,13 +48,7 @@ cdef extern from *:
 
 cdef enum:
     CACHE_LINE = 64
-    BLOCK_BYTES = 16384  # a third to a half of the L1 data cache of today's CPUs
     GROUP_BYTES = 65536  # a small part of any L2 cache, where the rows wait for their second pass
-
-
-cdef inline Py_ssize_t row_block(real like) noexcept nogil:
-    """Return the number of classes in a block."""
-    return BLOCK_BYTES // <Py_ssize_t>sizeof(real)
 
 
 cdef inline Py_ssize_t tile_lines(real like) noexcept nogil:
@@ -247,126 +244,6 @@ cdef inline Py_ssize_t find_peak(
     return -1
 
 
-cdef inline void write_plain(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, real like
-) noexcept nogil:
-    """Turn exponentials into the gradient or the softmax, where every operand is an ordinary array."""
-    cdef real alpha[LANES]
-    cdef real beta[LANES]
-    cdef real gamma[LANES]
-    cdef real e[TILE]
-    cdef real e_buffer[TILE]
-    cdef real w_buffer[TILE]
-    cdef real t_buffer[TILE]
-    cdef real* out = <real*>row.out
-    cdef const real* w = w_buffer
-    cdef const real* t = NULL
-    cdef Py_ssize_t w_step = 0
-    cdef Py_ssize_t n = task.n_classes
-    cdef bint extras = task.extras
-    cdef Py_ssize_t k = 0, stop
-    cdef double factor
-    cdef Span span
-    if row.prob != NULL:
-        t = <const real*>row.prob
-    if extras:
-        fill(beta, 0, LANES, <real>rows.beta[lane])
-        fill(gamma, 0, LANES, <real>rows.gamma[lane])
-        fill(w_buffer, 0, TILE, <real>1)
-        if task.weight != NULL:
-            w = <const real*>task.weight
-            w_step = 1
-    while k < n:
-        stop = min(k + row_block(like), n)
-        factor = rows.alpha[lane]
-        if n > row_block(like):
-            factor *= unscaled_exp(scale_of(task) * (tops[k // row_block(like)] - rows.top[lane]))
-        if not extras:
-            scale_exp_in_place(out + k, stop - k, <real>factor)
-            k = stop
-            continue
-        fill(alpha, 0, LANES, <real>factor)
-        while k + TILE <= stop:
-            write_gradient_in_place(out + k, alpha, beta, w + k * w_step, gamma, t if t == NULL else t + k)
-            k += TILE
-        if k == stop:
-            continue
-        span = span_at(k, n)
-        copy(row_tile(row.out, sizeof(real), span, <real>0, e_buffer), e)
-        if t != NULL:
-            t = row_tile(row.prob, sizeof(real), span, <real>0, t_buffer)
-        write_gradient_in_place(
-            e, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer), gamma, t)
-        if span.first > 0:
-            store_lanes(<int32_t>span.first, e, out + span.k)
-        else:
-            memcpy(out + k, e, (stop - k) * sizeof(real))
-        k = stop
-
-
-cdef inline void write_row(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, real like
-) noexcept nogil:
-    """Write the row's gradient, softmax or log-softmax; the sweep left exponentials in row.out, relative to `tops`."""
-    cdef real x_buffer[TILE]
-    cdef real w_buffer[TILE]
-    cdef real t_buffer[TILE]
-    cdef real e[TILE]
-    cdef real g[TILE]
-    cdef real top[LANES]
-    cdef real alpha[LANES]
-    cdef real beta[LANES]
-    cdef real gamma[LANES]
-    cdef const real* x
-    cdef real scale = <real>scale_of(task)
-    cdef real cap_factor = <real>cap_factor_of(task)
-    cdef Py_ssize_t stride = task.out.class_stride
-    cdef Py_ssize_t n_classes = task.n_classes
-    cdef bint extras = task.extras
-    cdef OutKind kind = task.out_kind
-    cdef Span span
-    cdef Py_ssize_t k = 0
-    fill(top, 0, LANES, <real>rows.top[lane])
-    fill(alpha, 0, LANES, <real>(rows.log_sum[lane] if kind == LOG_SOFTMAX else rows.alpha[lane]))
-    fill(beta, 0, LANES, <real>rows.beta[lane])
-    fill(gamma, 0, LANES, <real>rows.gamma[lane])
-    while k < n_classes:
-        if cap_factor == 0 and kind != LOG_SOFTMAX and n_classes > row_block(like) and k % row_block(like) == 0:
-            fill(alpha, 0, LANES, <real>(rows.alpha[lane] * unscaled_exp(
-                scale_of(task) * (tops[k // row_block(like)] - rows.top[lane]))))
-        span = span_at(k, n_classes)
-        k += TILE
-        if kind == LOG_SOFTMAX or cap_factor != 0:
-            x = logit_tile(row.logits, task.logits.class_stride, cap_factor, span, x_buffer)
-        else:
-            x = row_tile(row.out, stride, span, <real>0, e)
-        if kind == LOG_SOFTMAX:
-            write_log(x, top, scale, alpha, g)
-        else:
-            if cap_factor != 0:
-                exp_tile(x, top, scale, e)
-                x = e
-            if extras:
-                write_gradient(
-                    x, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer),
-                    gamma, prob_tile(task, row, span, t_buffer), g)
-            else:
-                scale_exp(x, alpha, g)
-            if cap_factor != 0:
-                multiply_cap_slope(
-                    row_tile(row.logits, task.logits.class_stride, span, <real>0, x_buffer), cap_factor, g)
-        store(row.out + (span.k + span.first) * stride, stride, span.limit - span.first, g + span.first)
-
-
-cdef inline void write_zeros(const Task* task, char* out, real like) noexcept nogil:
-    cdef Py_ssize_t k
-    if task.out.class_stride == <Py_ssize_t>sizeof(real):
-        memset(out, 0, task.n_classes * sizeof(real))
-    else:
-        for k in range(task.n_classes):
-            write(out + k * task.out.class_stride, <real>0)
-
-
 cdef inline void sweep_row(
     const Task* task, Scalars* rows, Py_ssize_t lane, double* tops, real like
 ) noexcept nogil:
@@ -397,24 +274,6 @@ cdef inline void sweep_row(
         k += step
     if task.find_peak:
         rows.peak[lane] = find_peak(task, rows, lane, &row, tops, like)
-
-
-cdef inline void write_lane(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const double* tops, real like
-) noexcept nogil:
-    """Do the second pass over the row of a lane."""
-    cdef Row row = locate_row(task, rows.start + lane)
-    if rows.skipped[lane]:
-        write_zeros(task, row.out, like)
-        return
-    if task.softcap == 0 and task.out_kind != LOG_SOFTMAX and is_plain(
-            row.out, task.out.class_stride, like) and (row.prob == NULL or (
-            is_plain(row.prob, task.prob.class_stride, like) and task.prob.format == NATIVE)):
-        write_plain(task, rows, lane, &row, tops, like)
-    else:
-        write_row(task, rows, lane, &row, tops, like)
-    if rows.peak[lane] >= 0:
-        write(row.out + rows.peak[lane] * task.out.class_stride, <real>rows.grad_peak[lane])
 
 
 cdef inline void process_rows(

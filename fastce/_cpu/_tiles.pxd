@@ -15,7 +15,7 @@ Design
 5. Sums of logits run at 2^-16 of their size (`d_unit`), so that a block of 3e38 in one lane does not overflow.
 6. Options are tests per tile, outside the loops.
 """
-from libc.math cimport fabs, rint
+from libc.math cimport rint
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
@@ -232,16 +232,10 @@ cdef inline void scale_exp(const real* e, const real* alpha, real* out) noexcept
             out[16 * g + j] = e[16 * g + j] * unit * alpha[j]
 
 
-cdef inline void scale_exp_in_place(real* e, Py_ssize_t n, real alpha) noexcept nogil:
+cdef inline void multiply(real* e, Py_ssize_t n, real factor) noexcept nogil:
     cdef Py_ssize_t j
-    cdef real unit = <real>1 / exp_unit(alpha)
-    cdef real both = unit * alpha
-    if fabs(both) > unit * unit:  # far from subnormal
-        for j in range(n):
-            e[j] = e[j] * both
-    else:
-        for j in range(n):
-            e[j] = e[j] * unit * alpha
+    for j in range(n):
+        e[j] *= factor
 
 
 cdef inline void write_gradient(
@@ -264,17 +258,16 @@ cdef inline void write_gradient(
 cdef inline void write_gradient_in_place(
     real* e, const real* alpha, const real* beta, const real* w, const real* gamma, const real* t
 ) noexcept nogil:
-    """Do the same over e itself, which saves a third of the stores."""
+    """Do the same over e itself, for an alpha that is freed of `exp_unit`."""
     cdef Py_ssize_t g, j
-    cdef real unit = <real>1 / exp_unit(e[0])
     if t == NULL:
         for g in range(4):
             for j in range(LANES):
-                e[16 * g + j] = e[16 * g + j] * unit * alpha[j] + beta[j] * w[16 * g + j]
+                e[16 * g + j] = e[16 * g + j] * alpha[j] + beta[j] * w[16 * g + j]
     else:
         for g in range(4):
             for j in range(LANES):
-                e[16 * g + j] = e[16 * g + j] * unit * alpha[j] + (
+                e[16 * g + j] = e[16 * g + j] * alpha[j] + (
                     beta[j] + gamma[j] * t[16 * g + j]) * w[16 * g + j]
 
 
