@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce._options import LossOptions
-from fastce._problem import check_out, check_problem
+from fastce._problem import check_out, check_problem, put_back, put_last
 from fastce._solve import CrossEntropyStats, empty_stats, solve
 
 Loss = np.floating[Any] | NDArray[Any]
@@ -236,7 +236,7 @@ def cross_entropy_with_grad(
     )
     grad = check_out(
         out,
-        np.moveaxis(problem.logits, -1, class_axis),
+        put_back(problem.logits, class_axis),
         [
             ("target", target),
             ("weight", weight),
@@ -245,5 +245,5 @@ def cross_entropy_with_grad(
         ],
     )
     stats = empty_stats(problem) if return_stats else None
-    loss = solve(problem, np.moveaxis(grad, class_axis, -1), stats)
+    loss = solve(problem, put_last(grad, class_axis), stats)
     return (loss, grad) if stats is None else (loss, grad, stats)

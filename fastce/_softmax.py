@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastce._backend import backend_of
 from fastce._options import check_n_threads
-from fastce._problem import check_axis, check_logits, check_out
+from fastce._problem import check_axis, check_logits, check_out, put_last
 
 
 def softmax(
@@ -117,7 +117,7 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, n_threads: int | None = None) -> 
     """
     x = check_logits(x, "x")
     n_threads = check_n_threads(n_threads)
-    rows = np.moveaxis(x, check_axis(axis, x, -1), -1)
+    rows = put_last(x, check_axis(axis, x, x.ndim - 1))
     lse = np.full(rows.shape[:-1], -np.inf, x.dtype)
     if rows.size:
         backend_of(x).run(rows, lse=lse, n_threads=n_threads)
@@ -131,9 +131,9 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, n_threads: int | None = None) -> 
 def _along_axis(x: ArrayLike, axis: int, out: NDArray[Any] | None, n_threads: int | None, **kind: Any) -> NDArray[Any]:
     """Write what a kernel makes of `x` along an axis."""
     x = check_logits(x, "x")
-    axis = check_axis(axis, x, -1)
+    axis = check_axis(axis, x, x.ndim - 1)
     n_threads = check_n_threads(n_threads)
     out = check_out(out, x, [], "x")
     if x.size:
-        backend_of(x).run(np.moveaxis(x, axis, -1), out=np.moveaxis(out, axis, -1), n_threads=n_threads, **kind)
+        backend_of(x).run(put_last(x, axis), out=put_last(out, axis), n_threads=n_threads, **kind)
     return out

@@ -80,8 +80,9 @@ def solve(
     value = backend.total(loss)
     if mean:
         value = value / normalizer if normalizer != 0 else {"nan": np.nan, "zero": 0.0}[options.on_empty]
-    with np.errstate(over="ignore"):  # inf, as the losses of single rows are
-        scalar: np.floating[Any] = logits.dtype.type(value)
+    if abs(value) > np.finfo(logits.dtype).max:
+        value = np.copysign(np.inf, value)  # what a cast gives too, but with a warning
+    scalar: np.floating[Any] = logits.dtype.type(value)
     return scalar
 
 
