@@ -80,7 +80,7 @@ def solve(
     value = backend.total(loss)
     if mean:
         value = value / normalizer if normalizer != 0 else {"nan": np.nan, "zero": 0.0}[options.on_empty]
-    if abs(value) > np.finfo(logits.dtype).max:
+    if abs(value) > float(np.finfo(logits.dtype).max):
         value = np.copysign(np.inf, value)  # what a cast gives too, but with a warning
     scalar: np.floating[Any] = logits.dtype.type(value)
     return scalar
