@@ -116,9 +116,11 @@ def total(values: NDArray[Any]) -> float:
 
 
 def _release_threads() -> None:
-    """End the calling thread's OpenMP team."""
-    with contextlib.suppress(AttributeError):  # OpenMP before 5.0 cannot
-        ctypes.CDLL(_kernels_baseline.__file__).omp_pause_resource_all(1)  # 1: omp_pause_soft
+    """End the calling thread's OpenMP team, where the runtime is GNU's: LLVM's sees to forks itself."""
+    runtime = ctypes.CDLL(_kernels_baseline.__file__)
+    if not hasattr(runtime, "__kmpc_fork_call"):
+        with contextlib.suppress(AttributeError):  # OpenMP before 5.0 cannot
+            runtime.omp_pause_resource_all(1)  # 1: omp_pause_soft
 
 
 if build_info["openmp"] and hasattr(os, "register_at_fork"):
