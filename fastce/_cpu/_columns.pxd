@@ -141,7 +141,8 @@ cdef inline void sweep_classes(
         x = stage + k * TILE
         if not task.normalized:
             exp_tile(x, top, scale, e)
-            fold_exp(e, sums)
+            fold(e, sums + 16 * ALL)
+            fold_rest(e, sums)
         if task.extras:
             load_weights(task, start + 4 * k, stop, w)
             if task.sum_prob:

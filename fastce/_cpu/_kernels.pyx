@@ -13,8 +13,8 @@ cimport numpy as cnp
 
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, process_column
 from fastce._cpu._math cimport real
-from fastce._cpu._rows cimport process_rows, row_group
-from fastce._cpu._spans cimport row_block
+from fastce._cpu._rows cimport CACHE_LINE, process_rows, row_group
+from fastce._cpu._spans cimport BLOCK_BYTES, row_block
 from fastce._cpu._task cimport (
     BFLOAT16, DOUBLE, FLOAT, GRADIENT, HALF, LOG_SOFTMAX, NATIVE, Format, Matrix, Task, Vector, weight_of
 )
@@ -95,14 +95,14 @@ def max_threads():
 
 
 cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
-    """Return n_bytes up to whole cache lines, so that threads do not share one."""
-    return (n_bytes + 63) // 64 * 64
+    """Return n_bytes, or an address, up to whole cache lines, so that threads do not share one."""
+    return (n_bytes + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
 
 
 cdef inline Py_ssize_t workspace_bytes(const Task* task, bint by_rows, real like) noexcept nogil:
-    """Return what one thread needs: maxima per block; for the column kernel a stage and 16 maxima per block."""
+    """Return what one thread needs: a block and maxima per block; for the column kernel a stage and 16 maxima."""
     if by_rows:
-        return align((task.n_classes // row_block(like) + 1) * <Py_ssize_t>sizeof(double))
+        return BLOCK_BYTES + align((task.n_classes // row_block(like) + 1) * <Py_ssize_t>sizeof(double))
     return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * <Py_ssize_t>sizeof(double))
 
 
@@ -116,7 +116,7 @@ cdef inline void process(
     cdef Py_ssize_t step = row_group(task, like) if by_rows else LANES
     while i < stop:
         if by_rows:
-            process_rows(task, i, min(stop - i, step), <double*>workspace, like)
+            process_rows(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + BLOCK_BYTES))
         else:
             process_column(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + STAGE_BYTES))
         i += step
@@ -168,12 +168,13 @@ cdef int process_all(Task* task, process_t do_rows, bint by_rows, int n_threads,
     step = (step + group - 1) // group * group
     n_chunks = (task.n_rows + step - 1) // step
     n_threads = <int>min(n_threads, n_chunks)
-    memory = <char*>malloc(shared + n_threads * size)
+    memory = <char*>malloc(CACHE_LINE + shared + n_threads * size)
     if memory == NULL:
         raise MemoryError(f"no {shared + n_threads * size} bytes for the workspace of {n_threads} threads")
-    workspace = memory + shared
-    sum_block_weights(task, block, <double*>memory, like)
-    task.block_weights = <const double*>memory
+    workspace = <char*>align(<Py_ssize_t>memory)
+    sum_block_weights(task, block, <double*>workspace, like)
+    task.block_weights = <const double*>workspace
+    workspace += shared
     if n_threads == 1:
         with nogil:
             do_rows(task, by_rows, 0, task.n_rows, workspace)

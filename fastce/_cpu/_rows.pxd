@@ -6,7 +6,7 @@ Design
    row of any length is read from memory once by the sweep; a row-wide maximum first would read a long row twice. A
    second pass turns exponentials into the gradient, with one factor per block.
 2. The exponentials wait in `out`, which may be the logits themselves: no N x C memory besides. Under a softcap, whose
-   slope needs the logit again, nothing is stored and the second pass computes the exponential anew.
+   slope needs the logit again, they go into scratch memory, and the second pass computes them anew.
 3. While a block's exponentials are computed, the next block is prefetched: the maximum's pass is too short for the
    hardware prefetcher to get ahead, and waited for memory half of its time (1.9 x instead of 1.2 x the floor).
 4. Ordinary arrays have loops of their own, in which constants stay in registers (13 against 10 cycles per 16 floats
@@ -28,7 +28,7 @@ from fastce._cpu._row_writes cimport write_lane
 from fastce._cpu._spans cimport (
     Row, Span, locate_row, logit_tile, prob_tile, row_block, row_tile, span_at, weight_tile
 )
-from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, Task
+from fastce._cpu._task cimport GRADIENT, NATIVE, Task
 from fastce._cpu._tiles cimport *
 
 cdef extern from *:
@@ -85,11 +85,11 @@ cdef inline void exp_plain(
     cdef const real* x = <const real*>row.logits + start
     cdef const real* w = w_buffer
     cdef const real* t = NULL
-    cdef real* out = NULL if row.out == NULL else <real*>row.out + start
+    cdef real* out = <real*>row.exps
     cdef Py_ssize_t w_step = 0
     cdef bint extras = task.extras
     cdef bint entropy = task.sum_entropy
-    cdef bint in_place = <const char*>row.out == row.logits and not entropy
+    cdef bint in_place = <const real*>out == x and not entropy
     cdef Span span
     cdef Py_ssize_t j, k = 0
     if row.prob != NULL:
@@ -109,22 +109,21 @@ cdef inline void exp_plain(
             fold_targets(task, x + k, top, w + k * w_step, t if t == NULL else t + k, sums)
         if in_place:
             exp_in_place(out + k, top, scale)
-            fold_exp(out + k, sums)
+            fold(out + k, sums + 16 * ALL)
             k += TILE
             continue
         exp_tile(x + k, top, scale, e)
-        fold_exp(e, sums)
+        fold(e, sums + 16 * ALL)
         if entropy:
             fold_shifted(e, x + k, top, sums + 16 * E_D)
-        if out != NULL:
-            copy(e, out + k)
+        copy(e, out + k)
         k += TILE
     if k == n:
         return
     span = span_at(k, n)
     x = row_tile(<const char*>x, sizeof(real), span, <real>-INFINITY, x_buffer)
     exp_tile(x, top, scale, e)
-    fold_exp(e, sums)
+    fold(e, sums + 16 * ALL)
     if extras:
         if t != NULL:
             t = row_tile(<const char*>t, sizeof(real), span, <real>0, t_buffer)
@@ -132,16 +131,16 @@ cdef inline void exp_plain(
         fold_targets(task, x, top, w, t, sums)
         if entropy:
             fold_shifted(e, x, top, sums + 16 * E_D)
-    if out != NULL and span.first > 0:
+    if span.first > 0:
         store_lanes(<int32_t>span.first, e, out + span.k)
-    elif out != NULL:
+    else:
         memcpy(out + k, e, (n - k) * sizeof(real))
 
 
 cdef inline void sweep_block(
     const Task* task, const Row* row, Py_ssize_t start, Py_ssize_t stop, Scalars* block, real like
 ) noexcept nogil:
-    """Sum up the classes start .. stop - 1 of one row; leave the exponentials in row.out if that is not NULL."""
+    """Sum up the classes start .. stop - 1 of one row; leave the exponentials in row.exps."""
     cdef real x_buffer[TILE]
     cdef real w_buffer[TILE]
     cdef real t_buffer[TILE]
@@ -151,11 +150,12 @@ cdef inline void sweep_block(
     cdef int32_t first[LANES]
     cdef const real* x
     cdef real m
+    cdef double all_terms
     # Locals, because the compiler must assume that a store into `out` changes what `task` points to.
     cdef real scale = <real>scale_of(task)
     cdef real cap_factor = <real>cap_factor_of(task)
     cdef Py_ssize_t stride = task.logits.class_stride
-    cdef Py_ssize_t out_stride = task.out.class_stride
+    cdef Py_ssize_t exp_stride = row.exp_stride
     cdef bint normalized = task.normalized
     cdef bint plain = is_plain(row.logits, stride, like) and cap_factor == 0 and not normalized
     cdef Span span
@@ -174,7 +174,7 @@ cdef inline void sweep_block(
     fill(top, 0, LANES, <real>0 if m == -INFINITY else m)
     fill(sums, 0, (N_SUMS if task.extras else W_D) * LANES, <real>0)
     k = start
-    if plain and not task.find_argmax and (row.out == NULL or is_plain(row.out, out_stride, like)) and (
+    if plain and not task.find_argmax and is_plain(row.exps, exp_stride, like) and (
             row.prob == NULL or (is_plain(row.prob, task.prob.class_stride, like) and task.prob.format == NATIVE)):
         exp_plain(task, row, start, stop - start, top, scale, sums)
         k = stop
@@ -185,7 +185,7 @@ cdef inline void sweep_block(
         x = logit_tile(row.logits, stride, cap_factor, span, x_buffer)
         if not normalized:
             exp_tile(x, top, scale, e)
-            fold_exp(e, sums)
+            fold(e, sums + 16 * ALL)
         if task.extras:
             fold_targets(
                 task, x, top, weight_tile(<const real*>task.weight, span, w_buffer),
@@ -194,10 +194,17 @@ cdef inline void sweep_block(
                 fold_shifted(e, x, top, sums + 16 * E_D)
             if task.find_argmax:
                 fold_argmax(x, top, <int32_t>(span.k - start), 16, 1, first)
-        if row.out != NULL:
-            store(row.out + (span.k + span.first) * out_stride, out_stride, span.limit - span.first, e + span.first)
+        if not normalized:
+            store(row.exps + (span.k + span.first - start) * exp_stride, exp_stride, span.limit - span.first,
+                  e + span.first)
         k += TILE
-    block.rest[0] = rest_of(lane_sum(sums + 16 * ALL), lane_sum(sums + 16 * REST), m)
+    all_terms = lane_sum(sums + 16 * ALL)
+    if needs_rest(all_terms, like):
+        k = 0
+        while k < stop - start:
+            fold_rest(row_tile(row.exps, exp_stride, span_at(k, stop - start), <real>0, e), sums)
+            k += TILE
+    block.rest[0] = rest_of(all_terms, lane_sum(sums + 16 * REST), like)
     if task.extras:
         for j in range(W_D, N_SUMS):
             block.sums[j][0] = lane_sum(sums + 16 * j)
@@ -220,10 +227,11 @@ cdef inline Py_ssize_t find_peak(
     cdef const real* x
     cdef Py_ssize_t j, stop, start, k = 0
     cdef Span span
+    # The sweep left exponentials in row.out, or, under a softcap, the logits untouched.
+    cdef bint in_out = task.softcap == 0
     if not rows.rest[lane] < 1:
         return -1
-    # The sweep left exponentials in row.out, or, under a softcap, the logits untouched.
-    fill(top, 0, LANES, <real>rows.top[lane] if row.out == NULL else exp_unit(like))
+    fill(top, 0, LANES, exp_unit(like) if in_out else <real>rows.top[lane])
     while k < task.n_classes:
         start = k
         stop = min(k + row_block(like), task.n_classes)
@@ -234,7 +242,7 @@ cdef inline Py_ssize_t find_peak(
             first[j] = NO_CLASS
         while k < stop:
             span = span_at(k, stop)
-            x = row_tile(row.out, task.out.class_stride, span, <real>0, buffer) if row.out != NULL else logit_tile(
+            x = row_tile(row.out, task.out.class_stride, span, <real>0, buffer) if in_out else logit_tile(
                 row.logits, task.logits.class_stride, <real>cap_factor_of(task), span, buffer)
             fold_argmax(x, top, <int32_t>(span.k - start), 16, 1, first)
             k += TILE
@@ -245,18 +253,21 @@ cdef inline Py_ssize_t find_peak(
 
 
 cdef inline void sweep_row(
-    const Task* task, Scalars* rows, Py_ssize_t lane, double* tops, real like
+    const Task* task, Scalars* rows, Py_ssize_t lane, real* scratch, double* tops
 ) noexcept nogil:
     """Do the first pass over the row of a lane."""
+    cdef real like = scratch[0]
     cdef Scalars block
     cdef Row row = locate_row(task, rows.start + lane)
     cdef Row after
     cdef Py_ssize_t k = 0
     cdef Py_ssize_t step = row_block(like)
+    cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
     # Prefetching a block's worth ahead gives memory the time that a block takes.
     after = locate_row(task, min(rows.start + lane + max(1, step // task.n_classes), task.n_rows - 1))
-    if task.softcap != 0 or task.out_kind == LOG_SOFTMAX:
-        row.out = NULL
+    if not in_out:
+        row.exps = <char*>scratch
+        row.exp_stride = sizeof(real)
     while k < task.n_classes:
         if k + step < task.n_classes:
             row.ahead_logits = row.logits + (k + step) * task.logits.class_stride
@@ -265,6 +276,8 @@ cdef inline void sweep_row(
         else:
             row.ahead_logits = after.logits
             row.ahead_prob = after.prob
+        if in_out:
+            row.exps = row.out + k * row.exp_stride
         sweep_block(task, &row, k, min(k + step, task.n_classes), &block, like)
         tops[k // step] = block.top[0]
         if k == 0:
@@ -277,15 +290,16 @@ cdef inline void sweep_row(
 
 
 cdef inline void process_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, double* tops, real like
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, double* tops
 ) noexcept nogil:
-    """Do n <= 16 rows, at most `row_group` of them; `tops` has room for one number per block."""
+    """Do n <= 16 rows, at most `row_group` of them; there is room for a block and for one of `tops` per block."""
     cdef Scalars rows
+    cdef real like = scratch[0]
     cdef Py_ssize_t lane
     begin(task, &rows, start, n, like)
     for lane in range(n):
         if not rows.skipped[lane] and (task.extras or not task.normalized):
-            sweep_row(task, &rows, lane, tops, like)
+            sweep_row(task, &rows, lane, scratch, tops)
     if task.find_peak:
         describe_argmax_peaks(task, &rows, like)
     finish(task, &rows, like)

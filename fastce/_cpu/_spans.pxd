@@ -16,6 +16,8 @@ cdef struct Row:
     const char* logits
     const char* prob
     char* out
+    char* exps                # where a block's exponentials go, in `out` or in scratch memory
+    Py_ssize_t exp_stride
     const char* ahead_logits  # what to prefetch during a block
     const char* ahead_prob
 
@@ -37,6 +39,8 @@ cdef inline Row locate_row(const Task* task, Py_ssize_t i) noexcept nogil:
     row.logits = task.logits.data + row_offset(task, &task.logits, i)
     row.prob = NULL if task.prob.data == NULL else task.prob.data + row_offset(task, &task.prob, i)
     row.out = NULL if task.out.data == NULL else task.out.data + row_offset(task, &task.out, i)
+    row.exps = row.out
+    row.exp_stride = task.out.class_stride
     row.ahead_logits = row.logits
     row.ahead_prob = row.prob
     return row

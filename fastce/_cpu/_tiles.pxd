@@ -9,13 +9,12 @@ Design
    loops and without checks for overlap. Short tiles are padded by the caller: logits with -inf, weights with 0.
 3. Folding four groups before touching the accumulator keeps the chain through it short: one chain per element was 3
    times slower. Summing per lane also bounds the rounding error: n classes are at most n / 64 additions deep.
-4. The largest term of a sum of exponentials is exactly `exp_unit`. `REST` leaves it out and so keeps the digits of the
-   other terms however small they are; from them come the loss and the gradient of confident rows. `ALL` serves to
-   count ties.
+4. The largest term of a sum of exponentials is exactly `exp_unit`. Where it outweighs the others, loss and gradient
+   come from a sum that leaves it out, `REST`, and so keeps the digits of the others however small they are. `ALL` is
+   enough elsewhere, and where the sum can be repeated it alone is formed first: `REST` took a fifth of the sweep.
 5. Sums of logits run at 2^-16 of their size (`d_unit`), so that a block of 3e38 in one lane does not overflow.
 6. Options are tests per tile, outside the loops.
 """
-from libc.math cimport rint
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
@@ -31,7 +30,7 @@ cdef enum:
 # multiplied by the logits' scale.
 cdef enum:
     ALL = 0       # exp(d)
-    REST = 1      # exp(d), but for the terms that are 1
+    REST = 1      # exp(d), but for terms that are 1
     W_D = 2       # w d
     E_D = 3       # exp(d) d
     WT = 4        # w t
@@ -147,33 +146,36 @@ cdef inline void exp_in_place(real* x, const real* top, real scale) noexcept nog
                 x[16 * g + j] = exp(scale * (x[16 * g + j] - top[j]))
 
 
+cdef inline void fold(const real* a, real* sum_a) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        sum_a[j] += (a[j] + a[j + 16]) + (a[j + 32] + a[j + 48])
+
+
 cdef inline real unless_one(real e) noexcept nogil:
     return <real>0 if e == exp_unit(e) else e
 
 
-cdef inline void fold_exp(const real* e, real* sums) noexcept nogil:
+cdef inline void fold_rest(const real* e, real* sums) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(LANES):
-        sums[16 * ALL + j] += (e[j] + e[j + 16]) + (e[j + 32] + e[j + 48])
         sums[16 * REST + j] += (unless_one(e[j]) + unless_one(e[j + 16])) + (
             unless_one(e[j + 32]) + unless_one(e[j + 48]))
 
 
+cdef inline bint needs_rest(double all_terms, real like) noexcept nogil:
+    """Tell whether a sum of exponentials is less than twice its largest term: only there does 1 - p cancel."""
+    return exp_unit(like) <= all_terms and all_terms < 2 * exp_unit(like)
+
+
 cdef inline double rest_of(double all_terms, double rest, real like) noexcept nogil:
-    """Return the sum of exponentials without one of the largest, from the sums with all of those and with none."""
-    cdef double unit = exp_unit(like)
-    return rest / unit + (rint((all_terms - rest) / unit) - 1)
+    """Return the sum of exponentials without one of the largest, from those with all and, if needed, with none."""
+    return (rest if needs_rest(all_terms, like) else all_terms - exp_unit(like)) / exp_unit(like)
 
 
 cdef inline real times(real a, real d) noexcept nogil:
     """Return a * d, where nothing of an infinite d is nothing."""
     return <real>0 if a == 0 else a * d
-
-
-cdef inline void fold(const real* a, real* sum_a) noexcept nogil:
-    cdef Py_ssize_t j
-    for j in range(LANES):
-        sum_a[j] += (a[j] + a[j + 16]) + (a[j + 32] + a[j + 48])
 
 
 cdef inline void fold_shifted(const real* a, const real* x, const real* top, real* sum_ad) noexcept nogil:
