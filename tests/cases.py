@@ -2,7 +2,7 @@
 
 import numpy as np
 
-# Numbers of classes. A kernel works on tiles of 16 to 64 numbers and on blocks of 16 KiB of one row.
+# Numbers of classes. A kernel works on tiles of 16 to 64 numbers and on blocks of 8 KiB of one row.
 FEW_CLASSES = (
     1,  # p = 1 whatever the logits
     2,
@@ -18,10 +18,10 @@ FEW_CLASSES = (
 )
 MANY_CLASSES = (
     1000,
-    2049,  # two blocks of float64
-    4096,  # exactly one block of float32
-    4097,  # a second block with a single class
-    9000,  # three blocks
+    1025,  # two blocks of float64
+    2048,  # exactly one block of float32
+    2049,  # a second block with a single class
+    5000,  # three blocks
 )
 CLASSES = FEW_CLASSES + MANY_CLASSES
 
@@ -109,7 +109,7 @@ def as_kind(target, kind, n_classes, dtype):
 
 def edge_places(n_classes):
     """Return classes at the edges of vectors, tiles and blocks."""
-    candidates = (0, 1, 15, 16, 31, 63, 64, 69, 2047, 2048, 4095, 4096, n_classes - 1)
+    candidates = (0, 1, 15, 16, 31, 63, 64, 69, 1023, 1024, 2047, 2048, n_classes - 1)
     return sorted({k for k in candidates if k < n_classes})
 
 

@@ -16,9 +16,11 @@ from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
-    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, finish_sums, merge, scale_of, take, unscaled_exp
+    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
-from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, Format, Matrix, Task, read_converted, row_offset, weight_of, write
+from fastce._cpu._task cimport (
+    ALL, E_D, LOG_SOFTMAX, N_SUMS, NATIVE, REST, Format, Matrix, Task, read_converted, row_offset, weight_of, write
+)
 from fastce._cpu._tiles cimport *
 
 cdef enum:
@@ -156,10 +158,9 @@ cdef inline void sweep_classes(
             copy(e, x)
     for j in range(logits.n):
         block.rest[j] = rest_of(sums[16 * ALL + j], sums[16 * REST + j], scale)
-        for k in range(W_D, N_SUMS):
-            block.sums[k][j] = sums[16 * k + j]
+        for k in range(task.n_sums):
+            block.sums[task.sums[k]][j] = sums[16 * task.sums[k] + j] * sum_factor(task.sums[k], scale)
         block.argmax[j] = -1 if first[j] == NO_CLASS else start + first[j]
-    finish_sums(block, logits.n, scale)
 
 
 cdef inline void write_classes(

@@ -16,7 +16,8 @@ from fastce._cpu._math cimport real
 from fastce._cpu._rows cimport CACHE_LINE, process_rows, row_group
 from fastce._cpu._spans cimport BLOCK_BYTES, row_block
 from fastce._cpu._task cimport (
-    BFLOAT16, DOUBLE, FLOAT, GRADIENT, HALF, LOG_SOFTMAX, NATIVE, Format, Matrix, Task, Vector, weight_of
+    BFLOAT16, DOUBLE, E_D, FLOAT, GRADIENT, HALF, LOG_SOFTMAX, NATIVE, T, T_D, W_D, WT, WT_D, Format, Matrix, Task,
+    Vector, weight_of
 )
 from fastce._cpu._tiles cimport LANES
 
@@ -227,6 +228,11 @@ cdef void* address(cnp.ndarray array) noexcept:
     return NULL if array is None else cnp.PyArray_DATA(array)
 
 
+cdef void add_sum(Task* task, int k) noexcept:
+    task.sums[task.n_sums] = k
+    task.n_sums += 1
+
+
 def run(
     cnp.ndarray logits not None, cnp.ndarray target=None, cnp.ndarray prob=None, cnp.ndarray out=None, *,
     cnp.ndarray weight=None, cnp.ndarray sample_weight=None, cnp.ndarray grad_output=None,
@@ -292,6 +298,17 @@ def run(
     task.sum_entropy = entropy is not None
     task.find_argmax = argmax is not None
     task.find_peak = prob is not None and out is not None
+    # sums of t d before those of t: `merge` needs the latter as they were
+    if task.sum_entropy:
+        add_sum(&task, E_D)
+    if task.sum_weight:
+        add_sum(&task, W_D)
+    if task.sum_prob:
+        add_sum(&task, WT_D)
+        add_sum(&task, WT)
+    if task.sum_prob and task.log_prob != NULL:
+        add_sum(&task, T_D)
+        add_sum(&task, T)
     task.extras = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax
     if task.logits.class_stride == itemsize:
         by_rows = task.n_classes > FEW_CLASSES or task.n_rows < 4

@@ -2,7 +2,7 @@
 
 Design
 ------
-1. A row is swept in blocks of 16 KiB, which stay in L1: maximum, then exp relative to the block's own maximum. So a
+1. A row is swept in blocks of 8 KiB, which stay in L1: maximum, then exp relative to the block's own maximum. So a
    row of any length is read from memory once by the sweep; a row-wide maximum first would read a long row twice. A
    second pass turns exponentials into the gradient, with one factor per block.
 2. The exponentials wait in `out`, which may be the logits themselves: no N x C memory besides. Under a softcap, whose
@@ -22,13 +22,13 @@ from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
-    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, finish_sums, merge, scale_of, take
+    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, sum_factor, take
 )
 from fastce._cpu._row_writes cimport write_lane
 from fastce._cpu._spans cimport (
     Row, Span, locate_row, logit_tile, prob_tile, row_block, row_tile, span_at, weight_tile
 )
-from fastce._cpu._task cimport GRADIENT, NATIVE, Task
+from fastce._cpu._task cimport ALL, E_D, GRADIENT, N_SUMS, NATIVE, REST, Task
 from fastce._cpu._tiles cimport *
 
 cdef extern from *:
@@ -172,7 +172,9 @@ cdef inline void sweep_block(
     block.top[0] = m
     # Nothing but -inf (or NaN): any finite shift gives 0 (or NaN).
     fill(top, 0, LANES, <real>0 if m == -INFINITY else m)
-    fill(sums, 0, (N_SUMS if task.extras else W_D) * LANES, <real>0)
+    fill(sums, 0, (REST + 1) * LANES, <real>0)
+    for j in range(task.n_sums):
+        fill(sums + 16 * task.sums[j], 0, LANES, <real>0)
     k = start
     if plain and not task.find_argmax and is_plain(row.exps, exp_stride, like) and (
             row.prob == NULL or (is_plain(row.prob, task.prob.class_stride, like) and task.prob.format == NATIVE)):
@@ -205,10 +207,8 @@ cdef inline void sweep_block(
             fold_rest(row_tile(row.exps, exp_stride, span_at(k, stop - start), <real>0, e), sums)
             k += TILE
     block.rest[0] = rest_of(all_terms, lane_sum(sums + 16 * REST), like)
-    if task.extras:
-        for j in range(W_D, N_SUMS):
-            block.sums[j][0] = lane_sum(sums + 16 * j)
-        finish_sums(block, 1, scale)
+    for j in range(task.n_sums):
+        block.sums[task.sums[j]][0] = lane_sum(sums + 16 * task.sums[j]) * sum_factor(task.sums[j], scale)
     block.argmax[0] = -1
     if task.find_argmax:
         k = NO_CLASS

@@ -18,16 +18,16 @@ from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t
 
 from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
-from fastce._cpu._task cimport Task, is_skipped, read, read_converted, row_offset, vector_item, weight_of
-from fastce._cpu._tiles cimport (
-    E_D, LANES, N_SUMS, T, T_D, TILE, W_D, WT, WT_D, cap, d_unit, fill, times
+from fastce._cpu._task cimport (
+    E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, is_skipped, read, read_converted, row_offset, vector_item, weight_of
 )
+from fastce._cpu._tiles cimport LANES, TILE, cap, d_unit, fill, times
 
 cdef struct Scalars:
     Py_ssize_t start                # the first row
     Py_ssize_t n                    # how many
     bint skipped[LANES]
-    # what the sweep found; sums as named in _tiles, over all classes, with d in d_unit
+    # what the sweep found; sums as named in _task, over all classes, with d in d_unit
     double top[LANES]
     double rest[LANES]              # sum of exp(d) without the largest term
     double sums[N_SUMS][LANES]
@@ -90,21 +90,17 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
         rows.peak[j] = -1 if task.target == NULL or rows.skipped[j] else task.target[start + j]
         rows.argmax[j] = -1
         rows.top[j] = rows.rest[j] = 0  # as they stay for rows that are not swept
-        if task.extras:
-            for k in range(N_SUMS):
-                rows.sums[k][j] = 0
+        for k in range(task.n_sums):
+            rows.sums[task.sums[k]][j] = 0
     if task.target != NULL:
         read_peaks(task, rows, like)
 
 
-cdef inline void finish_sums(Scalars* block, Py_ssize_t n, real scale) noexcept nogil:
-    """Multiply what is missing to the sums of n rows: the logits' scale to those of d, and `exp_unit`."""
-    cdef Py_ssize_t j
-    for j in range(n):
-        block.sums[W_D][j] *= scale
-        block.sums[E_D][j] *= scale / exp_unit(scale)
-        block.sums[WT_D][j] *= scale
-        block.sums[T_D][j] *= scale
+cdef inline double sum_factor(int k, real scale) noexcept nogil:
+    """Return what is missing to a sum: the logits' scale to those of d, and `exp_unit`."""
+    if k == E_D:
+        return scale / exp_unit(scale)
+    return <real>1 if k == WT or k == T else scale
 
 
 cdef inline void take(
@@ -116,9 +112,8 @@ cdef inline void take(
         rows.top[lane + j] = block.top[j]
         rows.rest[lane + j] = block.rest[j]
         rows.argmax[lane + j] = block.argmax[j]
-        if task.extras:
-            for k in range(W_D, N_SUMS):
-                rows.sums[k][lane + j] = block.sums[k][j]
+        for k in range(task.n_sums):
+            rows.sums[task.sums[k]][lane + j] = block.sums[task.sums[k]][j]
 
 
 cdef inline void merge(
@@ -129,7 +124,7 @@ cdef inline void merge(
     cdef double scale = scale_of(task)
     cdef double w = task.block_weights[b] if task.sum_weight else 0  # of the classes before this block
     cdef double w_block = task.block_weights[b + 1] - w if task.sum_weight else 0
-    cdef Py_ssize_t i, j, k
+    cdef Py_ssize_t c, i, j, k
     for j in range(n):
         i = lane + j
         factor = factor_block = 1
@@ -140,14 +135,18 @@ cdef inline void merge(
         elif block.top[j] < rows.top[i]:
             factor_block = unscaled_exp(scale * (block.top[j] - rows.top[i]))
             shift_block = scale * (block.top[j] * d_unit() - rows.top[i] * d_unit())
-        if task.extras:
-            rows.sums[E_D][i] = (
-                times(factor, rows.sums[E_D][i] + times(1 + rows.rest[i], shift))
-                + times(factor_block, block.sums[E_D][j] + times(1 + block.rest[j], shift_block)))
-            rows.sums[W_D][i] += times(w, shift) + block.sums[W_D][j] + times(w_block, shift_block)
-            for k in range(WT, N_SUMS, 2):
-                rows.sums[k + 1][i] += (
-                    times(rows.sums[k][i], shift) + block.sums[k + 1][j] + times(block.sums[k][j], shift_block))
+        for c in range(task.n_sums):
+            k = task.sums[c]
+            if k == E_D:
+                rows.sums[k][i] = (
+                    times(factor, rows.sums[k][i] + times(1 + rows.rest[i], shift))
+                    + times(factor_block, block.sums[k][j] + times(1 + block.rest[j], shift_block)))
+            elif k == W_D:
+                rows.sums[k][i] += times(w, shift) + block.sums[k][j] + times(w_block, shift_block)
+            elif k == WT_D or k == T_D:
+                rows.sums[k][i] += (
+                    times(rows.sums[k - 1][i], shift) + block.sums[k][j] + times(block.sums[k - 1][j], shift_block))
+            else:
                 rows.sums[k][i] += block.sums[k][j]
         if block.top[j] > rows.top[i]:
             rows.rest[i] = block.rest[j] + (1 + rows.rest[i]) * factor
@@ -215,7 +214,9 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
                 share = hard * w_peak * read_converted(prob, task.prob.format, like)
             residue = total - share - even * w_peak
             loss = times(hard, rows.sums[WT][j]) * rows.log_sum[j] - times(hard, rows.sums[WT_D][j]) * d_size
-            log_prob = rows.sums[T_D][j] * d_size - rows.sums[T][j] * rows.log_sum[j]
+            log_prob = 0
+            if task.log_prob != NULL:
+                log_prob = rows.sums[T_D][j] * d_size - rows.sums[T][j] * rows.log_sum[j]
         if even != 0:
             loss += even * (task.weight_sum * rows.log_sum[j] - rows.sums[W_D][j] * d_size)
         z_slope = 2 * task.z_loss * lse if task.z_loss != 0 else 0

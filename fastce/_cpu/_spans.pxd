@@ -8,7 +8,7 @@ from fastce._cpu._tiles cimport TILE, cap, copy, fill, gather, is_plain, keep_la
 
 
 cdef enum:
-    BLOCK_BYTES = 16384  # a third to a half of the L1 data cache of today's CPUs
+    BLOCK_BYTES = 8192  # logits, what is prefetched for the next block, and as much of class probabilities fit into L1
 
 
 # Where the operands of one row start; NULL if absent.

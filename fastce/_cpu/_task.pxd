@@ -27,6 +27,22 @@ cdef enum Format:
     BFLOAT16 = 4  # the upper half of a float
 
 
+# Sums over the classes of a row, in the accumulator array of the vector code. d is the shifted logit x - top, to be
+# multiplied by the logits' scale.
+cdef enum:
+    ALL = 0       # exp(d)
+    REST = 1      # exp(d), but for terms that are 1
+    # what options ask for
+    E_D = 2       # exp(d) d
+    W_D = 3       # w d
+    WT = 4        # w t
+    WT_D = 5      # w t d
+    T = 6         # t
+    T_D = 7       # t d
+    N_SUMS = 8
+    N_OPTION_SUMS = 6
+
+
 cdef struct Matrix:
     char* data
     Format format
@@ -68,6 +84,8 @@ cdef struct Task:
     bint find_argmax
     bint extras            # any of the above
     bint find_peak         # the arg-max, where its gradient would cancel
+    int n_sums
+    int sums[N_OPTION_SUMS]  # which these are, as named below
     # outputs
     Matrix out
     OutKind out_kind

@@ -19,25 +19,12 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp, exp_unit, real, sech2, tanh
-from fastce._cpu._task cimport Task
+from fastce._cpu._task cimport ALL, REST, T, T_D, W_D, WT, WT_D, Task
 
 cdef enum:
     LANES = 16
     TILE = 64
     NO_CLASS = 0x7FFFFFFF
-
-# Rows of the accumulator array: each holds LANES partial sums over classes. d is the shifted logit x - top, to be
-# multiplied by the logits' scale.
-cdef enum:
-    ALL = 0       # exp(d)
-    REST = 1      # exp(d), but for terms that are 1
-    W_D = 2       # w d
-    E_D = 3       # exp(d) d
-    WT = 4        # w t
-    WT_D = 5      # w t d
-    T = 6         # t
-    T_D = 7       # t d
-    N_SUMS = 8
 
 
 cdef inline double d_unit() noexcept nogil:
