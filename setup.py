@@ -56,7 +56,7 @@ UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signe
 # `inline` in Cython passes through this macro.
 UNIX_FLAGS += ["-DCYTHON_INLINE=inline __attribute__((always_inline, unused))"]
 # GCC turns selects into jumps, after which it leaves the loop scalar: six times slower with the same results.
-GCC_FLAGS = ["-fno-thread-jumps"]
+GCC_FLAGS = ["-fno-thread-jumps", "--param=max-completely-peel-times=15"]
 MSVC_FLAGS = ["/O2"]
 
 # Each breaks a promise of the library. Reordering sums removes the rounding steps on which exp and log1p rest, assuming

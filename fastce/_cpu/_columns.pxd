@@ -8,32 +8,27 @@ Design
 2. Up to 1024 classes (float32) stay in the stage from the first read to the last write. More go block by block, and
    their exponentials wait in `out`, as in the row kernel.
 3. Staging is not only for transposition: planes a power of two apart share the same few cache sets, and would evict
-   each other between the passes.
+   each other between the passes. For the same reason as many rows are staged at once as fit, up to 256: memory then
+   delivers runs of whole cache lines from each plane.
 """
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._math cimport exp_unit, real
+from fastce._cpu._math cimport exp_unit, real, sech2
+from fastce._cpu._plain_columns cimport process_plain
 from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
-from fastce._cpu._task cimport (
-    ALL, E_D, LOG_SOFTMAX, N_SUMS, NATIVE, REST, Format, Matrix, Task, read_converted, row_offset, weight_of, write
+from fastce._cpu._stage cimport (
+    SIDE_BY_SIDE, Lanes, load_classes, locate, pad, store_classes
 )
+from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task, weight_of, write
 from fastce._cpu._tiles cimport *
 
 cdef enum:
     STAGE_BYTES = 65536  # a small part of any L2 cache
-
-
-# Where the lanes of one operand are: the row of each, and whether they are an ordinary array.
-cdef struct Lanes:
-    char* row[LANES]
-    Py_ssize_t n
-    Py_ssize_t class_stride
-    bint plain
-    Format format
+    MAX_GROUPS = 16      # of 16 rows, in a stage
 
 
 cdef inline Py_ssize_t column_block(real like) noexcept nogil:
@@ -41,70 +36,10 @@ cdef inline Py_ssize_t column_block(real like) noexcept nogil:
     return STAGE_BYTES // (LANES * <Py_ssize_t>sizeof(real))
 
 
-cdef inline Lanes locate(
-    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, real like
-) noexcept nogil:
-    cdef Lanes lanes
-    cdef Py_ssize_t j
-    lanes.n = n
-    lanes.class_stride = matrix.class_stride
-    lanes.format = matrix.format
-    lanes.plain = False
-    if matrix.data == NULL:
-        return lanes
-    for j in range(n):
-        lanes.row[j] = matrix.data + row_offset(task, matrix, start + j)
-    lanes.plain = (
-        n == LANES and matrix.format == NATIVE and <size_t>lanes.row[0] % sizeof(real) == 0
-        and matrix.class_stride % sizeof(real) == 0)
-    for j in range(1, n):
-        lanes.plain = lanes.plain and lanes.row[j] == lanes.row[0] + j * <Py_ssize_t>sizeof(real)
-    return lanes
-
-
-cdef inline void load_class(const Lanes* lanes, Py_ssize_t k, real* x) noexcept nogil:
-    cdef const real* plain
-    cdef Py_ssize_t j
-    if lanes.plain:
-        plain = <const real*>(lanes.row[0] + k * lanes.class_stride)
-        for j in range(LANES):
-            x[j] = plain[j]
-    elif lanes.format != NATIVE:
-        for j in range(lanes.n):
-            x[j] = read_converted(lanes.row[j] + k * lanes.class_stride, lanes.format, x[j])
-    else:
-        for j in range(lanes.n):
-            memcpy(x + j, lanes.row[j] + k * lanes.class_stride, sizeof(real))
-
-
-cdef inline void store_class(const Lanes* lanes, Py_ssize_t k, const real* x) noexcept nogil:
-    cdef real* plain
-    cdef Py_ssize_t j
-    if lanes.plain:
-        plain = <real*>(lanes.row[0] + k * lanes.class_stride)
-        for j in range(LANES):
-            plain[j] = x[j]
-    else:
-        for j in range(lanes.n):
-            memcpy(lanes.row[j] + k * lanes.class_stride, x + j, sizeof(real))
-
-
-cdef inline void load_classes(
-    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real padding, real cap_factor, real* stage
-) noexcept nogil:
-    """Stage the classes start .. stop - 1, padded to whole tiles, under the softcap if there is one."""
-    cdef Py_ssize_t n = stop - start
-    cdef Py_ssize_t n_tiles = (n + 3) // 4
-    cdef Py_ssize_t k
-    if lanes.n < LANES:
-        fill(stage, 0, n_tiles * TILE, <real>0)
-    for k in range(n):
-        load_class(lanes, start + k, stage + k * LANES)
-    if cap_factor != 0:
-        fill(stage, n * LANES, n_tiles * TILE, <real>0)
-        for k in range(n_tiles):
-            cap(stage + k * TILE, cap_factor)
-    fill(stage, n * LANES, n_tiles * TILE, padding)
+cdef inline Py_ssize_t column_group(const Task* task, real like) noexcept nogil:
+    """Return how many rows are staged at once."""
+    cdef Py_ssize_t n_classes = (task.n_classes + 3) // 4 * 4
+    return LANES * max(1, min(MAX_GROUPS, column_block(like) // n_classes))
 
 
 cdef inline void load_weights(const Task* task, Py_ssize_t start, Py_ssize_t stop, real* tile) noexcept nogil:
@@ -115,63 +50,109 @@ cdef inline void load_weights(const Task* task, Py_ssize_t start, Py_ssize_t sto
              weight_of(task, start + g, tile[0]) if start + g < stop else <real>0)
 
 
-cdef inline void sweep_classes(
-    const Task* task, const Lanes* logits, const Lanes* prob, Py_ssize_t start, Py_ssize_t stop,
-    bint keep_logits, real* stage, Scalars* block
+cdef inline void note_peaks(
+    const Task* task, Scalars* rows, Py_ssize_t start, Py_ssize_t stop, real* stage
 ) noexcept nogil:
-    """Sum up a block of classes; leave the exponentials in the stage, or the logits."""
+    """Take the peaks' logits from a block of them, and apply the softcap to the block."""
+    cdef real factor = <real>cap_factor_of(task)
+    cdef Py_ssize_t j, k
+    if factor != 0:
+        for j in range(rows.n):
+            k = rows.peak[j] - start
+            if 0 <= k and k < stop - start:
+                rows.slope_peak[j] = sech2(<double>(stage[k * LANES + j] * factor))
+        for k in range((stop - start + 3) // 4):
+            cap(stage + k * TILE, factor)
+        fill(stage, (stop - start) * LANES, (stop - start + 3) // 4 * TILE, <real>-INFINITY)
+    if task.target != NULL:
+        for j in range(rows.n):
+            k = rows.peak[j] - start
+            if 0 <= k and k < stop - start:
+                rows.x_peak[j] = stage[k * LANES + j]
+
+
+cdef inline void sweep_classes(
+    const Task* task, const Lanes* prob, Py_ssize_t start, Py_ssize_t stop, bint keep_logits, real* stage,
+    Scalars* block
+) noexcept nogil:
+    """Sum up a block of classes from the stage; leave the exponentials there, or the logits."""
     cdef real e[TILE]
     cdef real w[TILE]
     cdef real t[TILE]
     cdef real top[LANES]
     cdef real sums[N_SUMS * LANES]
+    cdef double all_terms[LANES]
+    cdef double rest[LANES]
     cdef int32_t first[LANES]
     cdef real scale = <real>scale_of(task)
+    cdef bint extras = task.extras, entropy = task.sum_entropy, normalized = task.normalized
+    cdef bint find_argmax = task.find_argmax or task.find_peak
+    cdef bint in_place = not keep_logits and not entropy and not find_argmax
     cdef real* x
     cdef Py_ssize_t j, k, n_tiles = (stop - start + 3) // 4
-    load_classes(logits, start, stop, <real>-INFINITY, <real>cap_factor_of(task), stage)
-    fill(top, 0, LANES, <real>0 if task.normalized else <real>-INFINITY)
-    if not task.normalized:
+    fill(top, 0, LANES, <real>0 if normalized else <real>-INFINITY)
+    if not normalized:
         for k in range(n_tiles):
             fold_max(stage + k * TILE, top)
+    widen(top, block.top)
+    for j in range(LANES):
+        top[j] = <real>0 if top[j] == -INFINITY else top[j]
+    fill(sums, 0, (REST + 1) * LANES, <real>0)
+    for k in range(task.n_sums):
+        fill(sums + 16 * task.sums[k], 0, LANES, <real>0)
     for j in range(LANES):
         first[j] = NO_CLASS
-        block.top[j] = top[j]
-        top[j] = <real>0 if top[j] == -INFINITY else top[j]
-    fill(sums, 0, N_SUMS * LANES, <real>0)
-    for k in range(n_tiles):
+    k = 0
+    if in_place and not extras and not normalized:
+        # By far the most frequent case has a loop of its own, in which constants stay in registers.
+        while k < n_tiles:
+            exp_in_place(stage + k * TILE, top, scale)
+            fold(stage + k * TILE, sums + 16 * ALL)
+            fold_rest(stage + k * TILE, sums)
+            k += 1
+    for k in range(k, n_tiles):
         x = stage + k * TILE
-        if not task.normalized:
-            exp_tile(x, top, scale, e)
-            fold(e, sums + 16 * ALL)
-            fold_rest(e, sums)
-        if task.extras:
+        if extras:
             load_weights(task, start + 4 * k, stop, w)
             if task.sum_prob:
-                load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, <real>0, t)
+                load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, t)
             fold_targets(task, x, top, w, t if task.sum_prob else NULL, sums)
-            if task.sum_entropy:
-                fold_shifted(e, x, top, sums + 16 * E_D)
-            if task.find_argmax or task.find_peak:
-                fold_argmax(x, top, <int32_t>(4 * k), 1, 0, first)
+        if normalized:
+            continue
+        if in_place:
+            exp_in_place(x, top, scale)
+            fold(x, sums + 16 * ALL)
+            fold_rest(x, sums)
+            continue
+        exp_tile(x, top, scale, e)
+        fold(e, sums + 16 * ALL)
+        fold_rest(e, sums)
+        if entropy:
+            fold_shifted(e, x, top, sums + 16 * E_D)
+        if find_argmax:
+            fold_argmax(x, top, <int32_t>(4 * k), 1, 0, first)
         if not keep_logits:
             copy(e, x)
-    for j in range(logits.n):
-        block.rest[j] = rest_of(sums[16 * ALL + j], sums[16 * REST + j], scale)
-        for k in range(task.n_sums):
+    widen(sums + 16 * ALL, all_terms)
+    widen(sums + 16 * REST, rest)
+    for j in range(LANES):
+        block.rest[j] = rest_of(all_terms[j], rest[j], scale)
+    for k in range(task.n_sums):
+        for j in range(LANES):
             block.sums[task.sums[k]][j] = sums[16 * task.sums[k] + j] * sum_factor(task.sums[k], scale)
-        block.argmax[j] = -1 if first[j] == NO_CLASS else start + first[j]
+    if find_argmax:
+        for j in range(LANES):
+            block.argmax[j] = -1 if first[j] == NO_CLASS else start + first[j]
 
 
 cdef inline void write_classes(
-    const Task* task, const Scalars* rows, const Lanes* logits, const Lanes* prob, const Lanes* out,
-    Py_ssize_t start, Py_ssize_t stop, const double* tops, real* stage
+    const Task* task, const Scalars* rows, const Lanes* logits, const Lanes* prob, Py_ssize_t start, Py_ssize_t stop,
+    const double* tops, real* stage
 ) noexcept nogil:
-    """Write a block of classes from the stage, which holds exponentials relative to `tops`, or logits."""
+    """Turn a staged block, exponentials relative to `tops` or logits, into what `out` shall hold."""
     cdef real e[TILE]
     cdef real w[TILE]
     cdef real t[TILE]
-    cdef real g[TILE]
     cdef real top[LANES]
     cdef real alpha[LANES]
     cdef real beta[LANES]
@@ -179,86 +160,174 @@ cdef inline void write_classes(
     cdef real scale = <real>scale_of(task)
     cdef real cap_factor = <real>cap_factor_of(task)
     cdef bint log_softmax = task.out_kind == LOG_SOFTMAX
+    cdef bint extras = task.extras
     cdef real* x
-    cdef Py_ssize_t j, k, i
-    cdef double gap
-    for j in range(LANES):
-        top[j] = alpha[j] = beta[j] = gamma[j] = 0
-    for j in range(rows.n):
-        gap = 0 if cap_factor != 0 or tops[j] == rows.top[j] else scale_of(task) * (tops[j] - rows.top[j])
-        top[j] = <real>rows.top[j]
-        alpha[j] = <real>(rows.log_sum[j] if log_softmax else rows.alpha[j] * unscaled_exp(gap))
-        beta[j] = <real>rows.beta[j]
-        gamma[j] = <real>rows.gamma[j]
+    cdef Py_ssize_t j, k
+    if log_softmax:
+        narrow(rows.log_sum, alpha)
+    else:
+        narrow(rows.alpha, alpha)
+    if log_softmax or cap_factor != 0:
+        narrow(rows.top, top)
+    if extras:
+        narrow(rows.beta, beta)
+        narrow(rows.gamma, gamma)
+    if cap_factor == 0 and not log_softmax and tops != rows.top:
+        for j in range(LANES):
+            alpha[j] = <real>(rows.alpha[j] * unscaled_exp(scale_of(task) * (tops[j] - rows.top[j])))
     for k in range((stop - start + 3) // 4):
         x = stage + k * TILE
         if log_softmax:
-            write_log(x, top, scale, alpha, g)
+            write_log(x, top, scale, alpha, e)
+            copy(e, x)
+            continue
+        if cap_factor != 0:
+            exp_in_place(x, top, scale)
+        if extras:
+            load_weights(task, start + 4 * k, stop, w)
+            if task.sum_prob:
+                load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, t)
+            write_gradient(x, alpha, beta, w, gamma, t if task.sum_prob else NULL, e)
+            copy(e, x)
         else:
-            if cap_factor != 0:
-                exp_tile(x, top, scale, e)
-                x = e
-            if task.extras:
-                load_weights(task, start + 4 * k, stop, w)
-                if task.sum_prob:
-                    load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, <real>0, t)
-                write_gradient(x, alpha, beta, w, gamma, t if task.sum_prob else NULL, g)
-            else:
-                scale_exp(x, alpha, g)
-            if cap_factor != 0:
-                load_classes(logits, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, <real>0, e)
-                multiply_cap_slope(e, cap_factor, g)
+            scale_exp_in_place(x, alpha)
+        if cap_factor != 0:
+            load_classes(logits, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, e)
+            multiply_cap_slope(e, cap_factor, x)
+    for j in range(rows.n):
+        if rows.n_kept < LANES and rows.kept[j] == 0:
+            for k in range(stop - start):
+                stage[k * LANES + j] = 0
+        k = rows.peak[j] - start
+        if 0 <= k and k < stop - start:
+            stage[k * LANES + j] = <real>rows.grad_peak[j]
+
+
+cdef inline bint keeps_logits(const Task* task) noexcept nogil:
+    """Tell whether the second pass starts from logits."""
+    return task.softcap != 0 or task.out_kind == LOG_SOFTMAX
+
+
+cdef inline void find_peaks(const Task* task, Scalars* rows, real like) noexcept nogil:
+    """Take the arg-max for the peak under class probabilities."""
+    cdef Py_ssize_t j
+    if task.find_peak:
         for j in range(rows.n):
-            if rows.skipped[j]:
-                for i in range(4):
-                    g[16 * i + j] = 0
-        for i in range(min(4, stop - start - 4 * k)):
-            store_class(out, start + 4 * k + i, g + 16 * i)
+            rows.peak[j] = -1 if rows.kept[j] == 0 else rows.argmax[j]
+        describe_argmax_peaks(task, rows, like)
 
 
-cdef inline void process_column(
+cdef inline void process_staged(
+    const Task* task, Py_ssize_t start, const Lanes* logits, real* stage
+) noexcept nogil:
+    """Do up to 16 rows, all of whose classes are staged, as far as the stage."""
+    cdef Scalars rows
+    cdef Lanes prob
+    cdef Py_ssize_t n = logits.n
+    locate(task, &task.prob, start, n, &prob, stage[0])
+    begin(task, &rows, start, n, stage[0])
+    note_peaks(task, &rows, 0, task.n_classes, stage)
+    if task.extras or not task.normalized:
+        sweep_classes(task, &prob, 0, task.n_classes, keeps_logits(task), stage, &rows)
+    find_peaks(task, &rows, stage[0])
+    finish(task, &rows, stage[0])
+    if task.out.data != NULL:
+        write_classes(task, &rows, logits, &prob, 0, task.n_classes, rows.top, stage)
+
+
+cdef inline void process_blocks(
     const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* tops
 ) noexcept nogil:
-    """Do all of n <= 16 rows; `tops` has room for 16 numbers per block."""
+    """Do n <= 16 rows of more classes than the stage holds; `tops` has room for 16 numbers per block."""
     cdef Scalars rows
     cdef Scalars block
-    cdef Lanes logits = locate(task, &task.logits, start, n, stage[0])
-    cdef Lanes prob = locate(task, &task.prob, start, n, stage[0])
-    cdef Lanes out = locate(task, &task.out, start, n, stage[0])
-    cdef bint keep_logits = task.softcap != 0 or task.out_kind == LOG_SOFTMAX or task.out.data == NULL
-    cdef bint single = task.n_classes <= column_block(stage[0])
+    cdef Lanes logits
+    cdef Lanes prob
+    cdef Lanes out
+    cdef bint keep_logits = keeps_logits(task) or task.out.data == NULL
     cdef Py_ssize_t step = column_block(stage[0])
-    cdef Py_ssize_t i, j, stop, k = 0
+    cdef Py_ssize_t j, stop, k = 0
+    locate(task, &task.logits, start, n, &logits, stage[0])
+    locate(task, &task.prob, start, n, &prob, stage[0])
+    locate(task, &task.out, start, n, &out, stage[0])
     begin(task, &rows, start, n, stage[0])
-    while k < task.n_classes and (task.extras or not task.normalized):
+    while k < task.n_classes:
         stop = min(k + step, task.n_classes)
-        sweep_classes(task, &logits, &prob, k, stop, keep_logits, stage, &block)
-        for j in range(n):
+        load_classes(&logits, k, stop, <real>-INFINITY, stage)
+        note_peaks(task, &rows, k, stop, stage)
+        sweep_classes(task, &prob, k, stop, keep_logits, stage, &block)
+        for j in range(LANES):
             tops[k // step * LANES + j] = block.top[j]
         if k == 0:
-            take(task, &rows, 0, &block, n)
+            take(task, &rows, 0, &block, LANES)
         else:
-            merge(task, &rows, 0, &block, n, k // step)
-        if not single and not keep_logits:
-            for i in range(stop - k):
-                store_class(&out, k + i, stage + i * LANES)
+            merge(task, &rows, 0, &block, LANES, k // step)
+        if not keep_logits:
+            store_classes(&out, k, stop, stage)
         k = stop
-    if task.find_peak:
-        for j in range(n):
-            rows.peak[j] = -1 if rows.skipped[j] else rows.argmax[j]
-        describe_argmax_peaks(task, &rows, stage[0])
+    find_peaks(task, &rows, stage[0])
     finish(task, &rows, stage[0])
     if task.out.data == NULL:
         return
     k = 0
     while k < task.n_classes:
         stop = min(k + step, task.n_classes)
-        if not single and keep_logits:
-            load_classes(&logits, k, stop, <real>-INFINITY, <real>cap_factor_of(task), stage)
-        elif not single:
-            load_classes(&out, k, stop, <real>0, <real>0, stage)
-        write_classes(task, &rows, &logits, &prob, &out, k, stop, tops + k // step * LANES, stage)
+        if keep_logits:
+            load_classes(&logits, k, stop, <real>-INFINITY, stage)
+            if task.softcap != 0:
+                for j in range((stop - k + 3) // 4):
+                    cap(stage + j * TILE, <real>cap_factor_of(task))
+        else:
+            load_classes(&out, k, stop, <real>0, stage)
+        write_classes(task, &rows, &logits, &prob, k, stop, tops + k // step * LANES, stage)
+        store_classes(&out, k, stop, stage)
         k = stop
-    for j in range(n):
-        if rows.peak[j] >= 0:
-            write(out.row[j] + rows.peak[j] * out.class_stride, <real>rows.grad_peak[j])
+
+
+cdef inline void process_columns(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* tops
+) noexcept nogil:
+    """Do n rows, at most `column_group` of them."""
+    cdef Lanes lanes[MAX_GROUPS]
+    cdef Py_ssize_t size = (task.n_classes + 3) // 4 * TILE
+    cdef Py_ssize_t n_groups = (n + LANES - 1) // LANES
+    cdef Py_ssize_t g, k
+    cdef bint side_by_side = True
+    if task.n_classes > column_block(stage[0]):
+        process_blocks(task, start, n, stage, tops)
+        return
+    for g in range(n_groups):
+        locate(task, &task.logits, start + g * LANES, min(n - g * LANES, LANES), &lanes[g], stage[0])
+        side_by_side = side_by_side and lanes[g].way == SIDE_BY_SIDE
+    if side_by_side:
+        # class by class, so that memory is read in long runs
+        for k in range(task.n_classes):
+            for g in range(n_groups):
+                memcpy(stage + g * size + k * LANES, lanes[g].first, LANES * sizeof(real))
+                lanes[g].first += lanes[g].class_stride
+        for g in range(n_groups):
+            lanes[g].first -= task.n_classes * lanes[g].class_stride
+            pad(&lanes[g], task.n_classes, <real>-INFINITY, stage + g * size)
+    else:
+        for g in range(n_groups):
+            load_classes(&lanes[g], 0, task.n_classes, <real>-INFINITY, stage + g * size)
+    g = 0
+    while task.plain and g + 4 <= n_groups and n - g * LANES >= TILE:
+        process_plain(task, start + g * LANES, stage + g * size, size)
+        g += 4
+    while g < n_groups:
+        process_staged(task, start + g * LANES, &lanes[g], stage + g * size)
+        g += 1
+    if task.out.data == NULL:
+        return
+    for g in range(n_groups):
+        locate(task, &task.out, start + g * LANES, min(n - g * LANES, LANES), &lanes[g], stage[0])
+        side_by_side = side_by_side and lanes[g].way == SIDE_BY_SIDE
+    if side_by_side:
+        for k in range(task.n_classes):
+            for g in range(n_groups):
+                memcpy(lanes[g].first, stage + g * size + k * LANES, LANES * sizeof(real))
+                lanes[g].first += lanes[g].class_stride
+    else:
+        for g in range(n_groups):
+            store_classes(&lanes[g], 0, task.n_classes, stage + g * size)

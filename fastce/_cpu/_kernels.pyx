@@ -11,8 +11,9 @@ from libc.string cimport memset
 
 cimport numpy as cnp
 
-from fastce._cpu._columns cimport STAGE_BYTES, column_block, process_column
+from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group, process_columns
 from fastce._cpu._math cimport real
+from fastce._cpu._plain_columns cimport is_plain_call
 from fastce._cpu._rows cimport CACHE_LINE, process_rows, row_group
 from fastce._cpu._spans cimport BLOCK_BYTES, row_block
 from fastce._cpu._task cimport (
@@ -114,12 +115,12 @@ cdef inline void process(
     # Each kernel is called in one place: copies of inlined code may be contracted to FMA differently, and then a result
     # would depend on which of them computed it.
     cdef Py_ssize_t i = start
-    cdef Py_ssize_t step = row_group(task, like) if by_rows else LANES
+    cdef Py_ssize_t step = row_group(task, like) if by_rows else column_group(task, like)
     while i < stop:
         if by_rows:
             process_rows(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + BLOCK_BYTES))
         else:
-            process_column(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + STAGE_BYTES))
+            process_columns(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + STAGE_BYTES))
         i += step
 
 
@@ -165,7 +166,7 @@ cdef int process_all(Task* task, process_t do_rows, bint by_rows, int n_threads,
     cdef char* memory
     cdef char* workspace
     step = max(1, min(step, task.n_rows // (CHUNKS_PER_THREAD * n_threads)))
-    group = row_group(task, like) if by_rows else LANES
+    group = row_group(task, like) if by_rows else column_group(task, like)
     step = (step + group - 1) // group * group
     n_chunks = (task.n_rows + step - 1) // step
     n_threads = <int>min(n_threads, n_chunks)
@@ -298,6 +299,7 @@ def run(
     task.sum_entropy = entropy is not None
     task.find_argmax = argmax is not None
     task.find_peak = prob is not None and out is not None
+    task.plain = is_plain_call(&task)
     # sums of t d before those of t: `merge` needs the latter as they were
     if task.sum_entropy:
         add_sum(&task, E_D)

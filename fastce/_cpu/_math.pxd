@@ -136,26 +136,38 @@ cdef inline real sech2(real x) noexcept nogil:
     return 4 * t / ((1 + t) * (1 + t))
 
 
-cdef inline double log1p(double x) noexcept nogil:
-    """Return log(1 + x) within 1.5 ulp for x >= 0; NaN gives NaN."""
+cdef inline real log1p(real x, real inverse) noexcept nogil:
+    """Return log(1 + x) within 2 ulp for x >= 0; `inverse` is 1 / (1 + x). NaN gives NaN."""
     # u = 1 + x loses the low bits of x; `lost` brings them back, for log(u + t) = log(u) + t / u.
-    cdef double u = 1 + x
-    cdef double lost = (x - (u - 1)) / u
-    # u = 2^k v with v in [sqrt(1/2), sqrt(2)); the constant holds the bits of sqrt(1/2).
-    cdef uint64_t bits = bits_of_double(u) - <uint64_t>0x3FE6A09E667F3BCD
-    cdef double k = double_of_bits((bits >> 52) | <uint64_t>0x4330000000000000) - 4503599627370496.0
-    cdef double f = double_of_bits(
-        (bits & <uint64_t>0x000FFFFFFFFFFFFF) + <uint64_t>0x3FE6A09E667F3BCD
-    ) - 1
-    # log(1 + f) = f - f^2/2 + s (f^2/2 + z P(z)), s = f / (2 + f), z = s^2; error 1e-17
-    cdef double s = f / (2 + f)
-    cdef double z = s * s
-    cdef double h = 0.5 * f * f
-    cdef double p = 0.14617807153417324964
-    p = p * z + 0.15331611722055007885
-    p = p * z + 0.18182892432536871201
-    p = p * z + 0.22222211089379496214
-    p = p * z + 0.28571428626253837606
-    p = p * z + 0.39999999999898890514
-    p = p * z + 0.66666666666666697077
-    return k * 0.6931471803691238 + (f - (h - (s * (h + z * p) + (lost + k * 1.9082149292705877e-10))))
+    cdef real u = <real>1 + x
+    cdef real lost = (x - (u - <real>1)) * inverse
+    cdef real k, f, s, z, h, p
+    cdef uint32_t bits32
+    cdef uint64_t bits
+    # u = 2^k v with v in [sqrt(1/2), sqrt(2)); the constants hold the bits of sqrt(1/2), 1 and 2^(mantissa bits).
+    if real is float:
+        bits32 = bits_of_float(u) - <uint32_t>0x3F3504F3
+        k = float_of_bits((bits32 >> 23) | <uint32_t>0x4B000000) - <float>8388608.0
+        f = float_of_bits((bits32 & <uint32_t>0x007FFFFF) + <uint32_t>0x3F3504F3) - <real>1
+    else:
+        bits = bits_of_double(u) - <uint64_t>0x3FE6A09E667F3BCD
+        k = double_of_bits((bits >> 52) | <uint64_t>0x4330000000000000) - 4503599627370496.0
+        f = double_of_bits((bits & <uint64_t>0x000FFFFFFFFFFFFF) + <uint64_t>0x3FE6A09E667F3BCD) - <real>1
+    # log(1 + f) = f - f^2/2 + s (f^2/2 + z P(z)), s = f / (2 + f), z = s^2; error 3e-9 and 1e-17
+    s = f / (<real>2 + f)
+    z = s * s
+    h = <real>0.5 * f * f
+    if real is float:
+        p = <float>0.29579949392007568008
+        p = p * z + <float>0.39988780566020703557
+        p = p * z + <float>0.66666685039575864407
+        return k * <float>0.693145751953125 + (f - (h - (s * (h + z * p) + (lost + k * <float>1.4286068203094172e-6))))
+    else:
+        p = 0.14617807153417324964
+        p = p * z + 0.15331611722055007885
+        p = p * z + 0.18182892432536871201
+        p = p * z + 0.22222211089379496214
+        p = p * z + 0.28571428626253837606
+        p = p * z + 0.39999999999898890514
+        p = p * z + 0.66666666666666697077
+        return k * 0.6931471803691238 + (f - (h - (s * (h + z * p) + (lost + k * 1.9082149292705877e-10))))

@@ -144,7 +144,7 @@ cdef inline void write_lane(
 ) noexcept nogil:
     """Do the second pass over the row of a lane."""
     cdef Row row = locate_row(task, rows.start + lane)
-    if rows.skipped[lane]:
+    if rows.kept[lane] == 0:
         write_zeros(task, row.out, like)
         return
     if task.softcap == 0 and task.out_kind != LOG_SOFTMAX and is_plain(

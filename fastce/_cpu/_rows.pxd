@@ -22,7 +22,8 @@ from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport (
-    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, sum_factor, take
+    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, read_peaks, scale_of,
+    sum_factor, take
 )
 from fastce._cpu._row_writes cimport write_lane
 from fastce._cpu._spans cimport (
@@ -297,8 +298,10 @@ cdef inline void process_rows(
     cdef real like = scratch[0]
     cdef Py_ssize_t lane
     begin(task, &rows, start, n, like)
+    if task.target != NULL:
+        read_peaks(task, &rows, like)
     for lane in range(n):
-        if not rows.skipped[lane] and (task.extras or not task.normalized):
+        if rows.kept[lane] != 0 and (task.extras or not task.normalized):
             sweep_row(task, &rows, lane, scratch, tops)
     if task.find_peak:
         describe_argmax_peaks(task, &rows, like)

@@ -12,21 +12,23 @@ Design
 3. There 1 - p is formed from the other classes' terms, (rest + (1 - e_peak)) / s: it keeps full relative accuracy
    however near to 1 p is. For the arg-max e_peak is exactly 1. The loss likewise is log1p(rest) + (top - x_y), never
    lse - x_y.
-4. A row whose logits are all -inf has rest = -1, the empty sum; it becomes NaN here.
+4. A row whose logits are all -inf has top = -inf and rest = -1, the empty sum; it becomes NaN here.
 """
-from libc.math cimport INFINITY, NAN
 from libc.stdint cimport int64_t
+from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
 from fastce._cpu._task cimport (
-    E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, is_skipped, read, read_converted, row_offset, vector_item, weight_of
+    E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, read, read_converted, row_offset, vector_item, weight_of
 )
 from fastce._cpu._tiles cimport LANES, TILE, cap, d_unit, fill, times
 
 cdef struct Scalars:
     Py_ssize_t start                # the first row
-    Py_ssize_t n                    # how many
-    bint skipped[LANES]
+    Py_ssize_t n                    # how many; further lanes hold harmless numbers
+    int64_t kept[LANES]             # 0 for rows that are skipped and lanes without a row
+    Py_ssize_t n_kept
+    double sample_weight[LANES]
     # what the sweep found; sums as named in _task, over all classes, with d in d_unit
     double top[LANES]
     double rest[LANES]              # sum of exp(d) without the largest term
@@ -36,6 +38,7 @@ cdef struct Scalars:
     int64_t peak[LANES]             # -1: none
     double x_peak[LANES]            # f(logit)
     double slope_peak[LANES]
+    double weight_peak[LANES]
     # what the rows' options come down to
     double log_sum[LANES]           # log of the sum of exp(d)
     double alpha[LANES]
@@ -64,7 +67,6 @@ cdef inline void read_peaks(const Task* task, Scalars* rows, real like) noexcept
     cdef real factor = <real>cap_factor_of(task)
     cdef Py_ssize_t j
     for j in range(rows.n):
-        rows.slope_peak[j] = 1
         if rows.peak[j] >= 0:
             rows.x_peak[j] = read(
                 task.logits.data + row_offset(task, &task.logits, rows.start + j)
@@ -82,18 +84,52 @@ cdef inline void read_peaks(const Task* task, Scalars* rows, real like) noexcept
 
 
 cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssize_t n, real like) noexcept nogil:
+    """Start with n rows: which are kept, and where their peaks are under class indices."""
+    cdef int64_t y[LANES]
+    cdef int64_t ignored = task.ignore_index
+    cdef int64_t n_kept = 0
     cdef Py_ssize_t j, k
     rows.start = start
     rows.n = n
-    for j in range(n):
-        rows.skipped[j] = is_skipped(task, start + j)
-        rows.peak[j] = -1 if task.target == NULL or rows.skipped[j] else task.target[start + j]
+    for j in range(LANES):
+        y[j] = ignored
+    # What the rows keep if they are not swept. One loop per array, or GCC unrolls them into scalar stores.
+    fill(rows.top, 0, LANES, <double>0)
+    fill(rows.rest, 0, LANES, <double>0)
+    fill(rows.x_peak, 0, LANES, <double>0)
+    fill(rows.slope_peak, 0, LANES, <double>1)
+    fill(rows.weight_peak, 0, LANES, <double>1)
+    fill(rows.sample_weight, 0, LANES, <double>1)
+    for j in range(LANES):
         rows.argmax[j] = -1
-        rows.top[j] = rows.rest[j] = 0  # as they stay for rows that are not swept
-        for k in range(task.n_sums):
-            rows.sums[task.sums[k]][j] = 0
-    if task.target != NULL:
-        read_peaks(task, rows, like)
+    for k in range(task.n_sums):
+        fill(rows.sums[task.sums[k]], 0, LANES, <double>0)
+    if task.target == NULL:
+        for j in range(LANES):
+            rows.kept[j] = j < n
+            rows.peak[j] = -1
+    else:
+        if n == LANES:
+            memcpy(y, task.target + start, sizeof(y))
+        else:
+            memcpy(y, task.target + start, n * sizeof(int64_t))
+        for j in range(LANES):
+            rows.kept[j] = y[j] != ignored
+        for j in range(LANES):
+            rows.peak[j] = -1 if y[j] == ignored else y[j]
+    if task.sample_weight.data != NULL:
+        for j in range(n):
+            rows.sample_weight[j] = vector_item(&task.sample_weight, start + j)
+            if rows.sample_weight[j] == 0:
+                rows.kept[j] = 0
+                rows.peak[j] = -1
+    for j in range(LANES):
+        n_kept += rows.kept[j]
+    rows.n_kept = n_kept
+    if task.weight != NULL and task.target != NULL:
+        for j in range(n):
+            if rows.peak[j] >= 0:
+                rows.weight_peak[j] = weight_of(task, rows.peak[j], like)
 
 
 cdef inline double sum_factor(int k, real scale) noexcept nogil:
@@ -171,73 +207,123 @@ cdef inline void describe_argmax_peaks(const Task* task, Scalars* rows, real lik
             rows.slope_peak[j] = sech2(<double>(x * <real>cap_factor_of(task)))
 
 
+cdef inline void finish_prob(
+    const Task* task, Scalars* rows, double* total, double* residue, double* loss, double* log_prob, real like
+) noexcept nogil:
+    """Do the part of `finish` that is special to class probabilities."""
+    cdef double hard = 1 - task.label_smoothing
+    cdef double even = task.label_smoothing / task.n_classes
+    cdef Py_ssize_t j
+    cdef const char* prob
+    for j in range(LANES):
+        total[j] = residue[j] = hard * rows.sums[WT][j] + even * task.weight_sum
+    for j in range(rows.n):
+        if rows.peak[j] >= 0:
+            prob = task.prob.data + row_offset(task, &task.prob, rows.start + j)
+            rows.weight_peak[j] = weight_of(task, rows.peak[j], like)
+            residue[j] -= hard * rows.weight_peak[j] * read_converted(
+                prob + rows.peak[j] * task.prob.class_stride, task.prob.format, like)
+            residue[j] -= even * rows.weight_peak[j]
+    for j in range(LANES):
+        loss[j] = times(hard, rows.sums[WT][j]) * rows.log_sum[j] - times(hard, rows.sums[WT_D][j]) / d_unit()
+        log_prob[j] = 0
+    if task.log_prob != NULL:
+        for j in range(LANES):
+            log_prob[j] = rows.sums[T_D][j] / d_unit() - rows.sums[T][j] * rows.log_sum[j]
+
+
+cdef inline void put(const Scalars* rows, const double* values, real* out) noexcept nogil:
+    """Write a number per row where `out`, for the first of all rows, is not NULL."""
+    cdef real buffer[LANES]
+    cdef Py_ssize_t j
+    if out == NULL:
+        return
+    for j in range(LANES):
+        buffer[j] = <real>values[j]
+    if rows.n == LANES:
+        memcpy(out + rows.start, buffer, sizeof(buffer))
+    else:
+        memcpy(out + rows.start, buffer, rows.n * sizeof(real))
+
+
 cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nogil:
     """Turn the sums into losses, statistics and gradient factors; write the former."""
     cdef double scale = scale_of(task)
     cdef double hard = 1 - task.label_smoothing
     cdef double even = task.label_smoothing / task.n_classes
-    cdef double d_size = 1 / d_unit()
-    cdef double s, lse, d_peak, e_peak, w_peak, share, total, residue, loss, log_prob, z_slope, g
-    cdef const char* prob
-    cdef Py_ssize_t i, j, k
-    for j in range(rows.n):
-        if task.normalized:
+    cdef double weight_sum = task.weight_sum
+    cdef double z_loss = task.z_loss
+    cdef double factor = task.factor * task.logit_scale
+    cdef double inverse[LANES]    # 1 / (1 + rest)
+    cdef double lse[LANES]
+    cdef double loss[LANES]
+    cdef double log_prob[LANES]
+    cdef double total[LANES]      # what multiplies p in the gradient
+    cdef double residue[LANES]    # the same less what the target takes off at the peak
+    cdef double g[LANES]
+    cdef double z_slope[LANES]
+    cdef double d_peak, e_peak
+    cdef Py_ssize_t j
+    if task.normalized:
+        for j in range(LANES):
             rows.top[j] = rows.rest[j] = 0
-        rows.rest[j] = NAN if rows.rest[j] == -1 else rows.rest[j]
-        rows.log_sum[j] = log1p(rows.rest[j])
-    for j in range(rows.n):
-        i = rows.start + j
-        k = rows.peak[j]
-        s = 1 + rows.rest[j]
-        lse = scale * rows.top[j] + rows.log_sum[j]
-        if task.target == NULL and task.prob.data == NULL:
-            rows.alpha[j] = 1 / s
+    # top - top: 0, or NaN where no logit is above -inf. A conditional expression did not become vector code.
+    for j in range(LANES):
+        rows.rest[j] += rows.top[j] - rows.top[j]
+    for j in range(LANES):
+        inverse[j] = 1 / (1 + rows.rest[j])
+        rows.log_sum[j] = log1p(rows.rest[j], inverse[j])
+        lse[j] = scale * rows.top[j] + rows.log_sum[j]
+    if task.target == NULL and task.prob.data == NULL:
+        for j in range(LANES):
+            rows.alpha[j] = inverse[j]
             rows.beta[j] = rows.gamma[j] = 0
-            if task.lse != NULL:
-                (<real*>task.lse)[i] = <real>lse
-            continue
-        d_peak = scale * (rows.top[j] - rows.x_peak[j]) if k >= 0 else 0
-        e_peak = unscaled_exp(-d_peak) if task.out.data != NULL else 0
-        w_peak = weight_of(task, k, like) if k >= 0 else 0
-        # total: what multiplies p; share: the one-hot's part of the target; residue = total - q_peak w_peak
-        if task.target != NULL:
-            share = hard * w_peak
-            total = share + even * task.weight_sum
-            residue = even * (task.weight_sum - w_peak)
-            loss = times(share, rows.log_sum[j] + d_peak)
-            log_prob = -(rows.log_sum[j] + d_peak)
-        else:
-            total = hard * rows.sums[WT][j] + even * task.weight_sum
-            share = 0
-            if k >= 0:
-                prob = task.prob.data + row_offset(task, &task.prob, i) + k * task.prob.class_stride
-                share = hard * w_peak * read_converted(prob, task.prob.format, like)
-            residue = total - share - even * w_peak
-            loss = times(hard, rows.sums[WT][j]) * rows.log_sum[j] - times(hard, rows.sums[WT_D][j]) * d_size
-            log_prob = 0
-            if task.log_prob != NULL:
-                log_prob = rows.sums[T_D][j] * d_size - rows.sums[T][j] * rows.log_sum[j]
-        if even != 0:
-            loss += even * (task.weight_sum * rows.log_sum[j] - rows.sums[W_D][j] * d_size)
-        z_slope = 2 * task.z_loss * lse if task.z_loss != 0 else 0
-        # 0 * log_sum: a row with NaN is NaN even where its class weighs nothing.
-        loss = vector_item(&task.sample_weight, i) * (loss + 0.5 * z_slope * lse + 0 * rows.log_sum[j])
-        g = task.factor * task.logit_scale * vector_item(&task.sample_weight, i) * vector_item(&task.grad_output, i)
-        rows.alpha[j] = g * (total + z_slope) / s
-        rows.beta[j] = -g * even
-        rows.gamma[j] = -g * hard
-        rows.grad_peak[j] = rows.slope_peak[j] * g * (
-            residue - total * ((rows.rest[j] + (1 - e_peak)) / s) + z_slope * (e_peak / s))
-        if rows.skipped[j]:
-            loss = lse = log_prob = 0
-        if task.loss != NULL:
-            (<real*>task.loss)[i] = <real>loss
-        if task.lse != NULL:
-            (<real*>task.lse)[i] = <real>lse
-        if task.log_prob != NULL:
-            (<real*>task.log_prob)[i] = <real>log_prob
-        if task.entropy != NULL:
-            (<real*>task.entropy)[i] = <real>0 if rows.skipped[j] else <real>(
-                rows.log_sum[j] - rows.sums[E_D][j] * d_size / s)
-        if task.argmax != NULL:
-            task.argmax[i] = -1 if rows.skipped[j] else rows.argmax[j]
+        put(rows, lse, <real*>task.lse)
+        return
+    if task.target != NULL:
+        for j in range(LANES):
+            total[j] = hard * rows.weight_peak[j] + even * weight_sum
+            residue[j] = even * (weight_sum - rows.weight_peak[j])
+            log_prob[j] = -(rows.log_sum[j] + scale * (rows.top[j] - rows.x_peak[j]))
+            loss[j] = -times(hard * rows.weight_peak[j], log_prob[j])
+    else:
+        finish_prob(task, rows, total, residue, loss, log_prob, like)
+    if even != 0:
+        for j in range(LANES):
+            loss[j] += even * (weight_sum * rows.log_sum[j] - rows.sums[W_D][j] / d_unit())
+    for j in range(LANES):
+        g[j] = factor * rows.sample_weight[j]
+    if task.grad_output.data != NULL:
+        for j in range(rows.n):
+            g[j] *= vector_item(&task.grad_output, rows.start + j)
+    for j in range(LANES):
+        z_slope[j] = 0
+    if z_loss != 0:
+        for j in range(LANES):
+            z_slope[j] = 2 * z_loss * lse[j]
+            loss[j] += z_loss * lse[j] * lse[j]
+    for j in range(LANES):
+        # rest - rest: a row with NaN is NaN even where its class weighs nothing.
+        loss[j] = rows.sample_weight[j] * (loss[j] + (rows.rest[j] - rows.rest[j]))
+        rows.alpha[j] = g[j] * (total[j] + z_slope[j]) * inverse[j]
+        rows.beta[j] = -g[j] * even
+        rows.gamma[j] = -g[j] * hard
+        # with 1 - p from the other classes' terms
+        d_peak = scale * (rows.top[j] - rows.x_peak[j])
+        e_peak = unscaled_exp(-d_peak)
+        rows.grad_peak[j] = rows.slope_peak[j] * g[j] * (
+            residue[j] - total[j] * ((rows.rest[j] + (1 - e_peak)) / (1 + rows.rest[j])) + z_slope[j] * (e_peak * inverse[j]))
+    if rows.n_kept < LANES:
+        for j in range(LANES):
+            if rows.kept[j] == 0:
+                loss[j] = lse[j] = log_prob[j] = 0
+    put(rows, loss, <real*>task.loss)
+    put(rows, lse, <real*>task.lse)
+    put(rows, log_prob, <real*>task.log_prob)
+    if task.entropy != NULL:
+        for j in range(LANES):
+            lse[j] = rows.log_sum[j] - rows.sums[E_D][j] / d_unit() * inverse[j] if rows.kept[j] != 0 else 0
+        put(rows, lse, <real*>task.entropy)
+    if task.argmax != NULL:
+        for j in range(rows.n):
+            task.argmax[rows.start + j] = -1 if rows.kept[j] == 0 else rows.argmax[j]

@@ -84,6 +84,7 @@ cdef struct Task:
     bint find_argmax
     bint extras            # any of the above
     bint find_peak         # the arg-max, where its gradient would cancel
+    bint plain             # a call for `_plain_columns`
     int n_sums
     int sums[N_OPTION_SUMS]  # which these are, as named below
     # outputs
@@ -113,11 +114,6 @@ cdef inline double vector_item(const Vector* vector, Py_ssize_t i) noexcept nogi
     if vector.is_double:
         return (<const double*>vector.data)[i]
     return (<const float*>vector.data)[i]
-
-
-cdef inline bint is_skipped(const Task* task, Py_ssize_t i) noexcept nogil:
-    """Tell whether row i counts for nothing: loss 0, gradient 0, its logits are not even read."""
-    return (task.target != NULL and task.target[i] == task.ignore_index) or vector_item(&task.sample_weight, i) == 0
 
 
 cdef inline real read(const char* address, real like) noexcept nogil:

@@ -73,6 +73,18 @@ cdef inline bint is_plain(const void* data, Py_ssize_t stride, real like) noexce
     return stride == <Py_ssize_t>sizeof(real) and <size_t>data % sizeof(real) == 0
 
 
+cdef inline void widen(const real* lanes, double* wide) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        wide[j] = lanes[j]
+
+
+cdef inline void narrow(const double* wide, real* lanes) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        lanes[j] = <real>wide[j]
+
+
 cdef inline void copy(const real* source, real* tile) noexcept nogil:
     cdef Py_ssize_t j
     for j in range(TILE):
@@ -152,7 +164,7 @@ cdef inline void fold_rest(const real* e, real* sums) noexcept nogil:
 
 cdef inline bint needs_rest(double all_terms, real like) noexcept nogil:
     """Tell whether a sum of exponentials is less than twice its largest term: only there does 1 - p cancel."""
-    return exp_unit(like) <= all_terms and all_terms < 2 * exp_unit(like)
+    return (exp_unit(like) <= all_terms) & (all_terms < 2 * exp_unit(like))
 
 
 cdef inline double rest_of(double all_terms, double rest, real like) noexcept nogil:
@@ -219,6 +231,15 @@ cdef inline void scale_exp(const real* e, const real* alpha, real* out) noexcept
     for g in range(4):
         for j in range(LANES):
             out[16 * g + j] = e[16 * g + j] * unit * alpha[j]
+
+
+cdef inline void scale_exp_in_place(real* e, const real* alpha) noexcept nogil:
+    """Do the same over e itself."""
+    cdef Py_ssize_t g, j
+    cdef real unit = <real>1 / exp_unit(e[0])
+    for g in range(4):
+        for j in range(LANES):
+            e[16 * g + j] = e[16 * g + j] * unit * alpha[j]
 
 
 cdef inline void multiply(real* e, Py_ssize_t n, real factor) noexcept nogil:

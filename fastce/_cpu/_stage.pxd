@@ -1,0 +1,251 @@
+"""Between memory and the stage of the column kernel, where each class has the numbers of 16 rows side by side.
+
+Design
+------
+1. Three ways lead there. Rows that lie side by side, as in (N, C, d1, ...) and Fortran order, are copied as vectors.
+   Rows whose classes lie side by side are transposed in blocks of 16 bytes a side; the last block of classes overlaps
+   the one before, which does no harm to copies. Anything else, other formats included, goes number by number.
+2. Transposing by scalar loops took longer than everything else at 10 classes. GCC and Clang share a notation for
+   shuffles that needs no instruction set; other compilers keep the scalar loop.
+"""
+from libc.string cimport memcpy
+
+from fastce._cpu._math cimport real
+from fastce._cpu._task cimport NATIVE, Format, Matrix, Task, read_converted, row_offset
+from fastce._cpu._tiles cimport LANES, TILE, cap, fill
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <string.h>
+    #if defined(__has_builtin)
+    #if __has_builtin(__builtin_shufflevector)
+    #define FASTCE_SHUFFLE 1
+    #endif
+    #endif
+    #if defined(FASTCE_SHUFFLE)
+    typedef float fastce_float4 __attribute__((vector_size(16)));
+    typedef double fastce_double2 __attribute__((vector_size(16)));
+    /* Four numbers from each of four places `from` bytes apart to four places `to` bytes apart, transposed. */
+    static CYTHON_INLINE void fastce_transpose_float(const char* source, ptrdiff_t from, char* target, ptrdiff_t to) {
+        fastce_float4 a, b, c, d, p, q, r, s;
+        memcpy(&a, source, 16);
+        memcpy(&b, source + from, 16);
+        memcpy(&c, source + 2 * from, 16);
+        memcpy(&d, source + 3 * from, 16);
+        p = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+        q = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+        r = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+        s = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+        a = __builtin_shufflevector(p, r, 0, 1, 4, 5);
+        b = __builtin_shufflevector(p, r, 2, 3, 6, 7);
+        c = __builtin_shufflevector(q, s, 0, 1, 4, 5);
+        d = __builtin_shufflevector(q, s, 2, 3, 6, 7);
+        memcpy(target, &a, 16);
+        memcpy(target + to, &b, 16);
+        memcpy(target + 2 * to, &c, 16);
+        memcpy(target + 3 * to, &d, 16);
+    }
+    /* Likewise two doubles. */
+    static CYTHON_INLINE void fastce_transpose_double(const char* source, ptrdiff_t from, char* target, ptrdiff_t to) {
+        fastce_double2 a, b, p, q;
+        memcpy(&a, source, 16);
+        memcpy(&b, source + from, 16);
+        p = __builtin_shufflevector(a, b, 0, 2);
+        q = __builtin_shufflevector(a, b, 1, 3);
+        memcpy(target, &p, 16);
+        memcpy(target + to, &q, 16);
+    }
+    #else
+    static void fastce_transpose_float(const char* source, ptrdiff_t from, char* target, ptrdiff_t to) {
+        for (int i = 0; i < 4; i++)
+            for (int k = 0; k < 4; k++) memcpy(target + k * to + 4 * i, source + i * from + 4 * k, 4);
+    }
+    static void fastce_transpose_double(const char* source, ptrdiff_t from, char* target, ptrdiff_t to) {
+        for (int i = 0; i < 2; i++)
+            for (int k = 0; k < 2; k++) memcpy(target + k * to + 8 * i, source + i * from + 8 * k, 8);
+    }
+    #endif
+    """
+    void transpose_float "fastce_transpose_float"(
+        const char* source, Py_ssize_t source_stride, char* target, Py_ssize_t target_stride) noexcept nogil
+    void transpose_double "fastce_transpose_double"(
+        const char* source, Py_ssize_t source_stride, char* target, Py_ssize_t target_stride) noexcept nogil
+
+
+cdef enum Way:
+    SIDE_BY_SIDE = 0   # the rows
+    TRANSPOSED = 1     # the classes lie side by side
+    SCATTERED = 2
+
+
+# Where one operand has the numbers of up to 16 rows.
+cdef struct Lanes:
+    char* first                # the first row
+    Py_ssize_t row_stride
+    char* scattered[LANES]     # the rows, where no stride leads from one to the next
+    bint has_stride
+    Py_ssize_t n
+    Py_ssize_t class_stride
+    Way way
+    Format format
+
+
+cdef inline char* row_of(const Lanes* lanes, Py_ssize_t j) noexcept nogil:
+    return lanes.first + j * lanes.row_stride if lanes.has_stride else lanes.scattered[j]
+
+
+cdef inline void locate(
+    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, Lanes* lanes, real like
+) noexcept nogil:
+    cdef Py_ssize_t j, last = task.n_dims - 1
+    cdef Py_ssize_t size = sizeof(real)
+    lanes.n = n
+    lanes.class_stride = matrix.class_stride
+    lanes.format = matrix.format
+    lanes.way = SCATTERED
+    lanes.first = NULL
+    lanes.row_stride = 0
+    lanes.has_stride = True
+    if matrix.data == NULL:
+        return
+    lanes.first = matrix.data + row_offset(task, matrix, start)
+    lanes.row_stride = matrix.row_strides[last]
+    lanes.has_stride = last == 0 or start % task.row_shape[last] + n <= task.row_shape[last]
+    if not lanes.has_stride:
+        for j in range(n):
+            lanes.scattered[j] = matrix.data + row_offset(task, matrix, start + j)
+    elif n == LANES and matrix.format == NATIVE and <size_t>lanes.first % size == 0:
+        if lanes.row_stride == size and matrix.class_stride % size == 0:
+            lanes.way = SIDE_BY_SIDE
+        elif matrix.class_stride == size and lanes.row_stride % size == 0:
+            lanes.way = TRANSPOSED
+
+
+cdef inline void transpose_block(
+    const char* source, Py_ssize_t source_stride, char* target, Py_ssize_t target_stride, real like
+) noexcept nogil:
+    if real is float:
+        transpose_float(source, source_stride, target, target_stride)
+    else:
+        transpose_double(source, source_stride, target, target_stride)
+
+
+cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage) noexcept nogil:
+    cdef Py_ssize_t side = 16 // <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t n = stop - start
+    cdef Py_ssize_t i, j, k = 0
+    cdef const real* x = <const real*>lanes.first + start
+    cdef Py_ssize_t step = lanes.row_stride // <Py_ssize_t>sizeof(real)
+    if n >= side:
+        while k < n:
+            k = min(k, n - side)
+            for i in range(LANES // side):
+                j = i * side
+                transpose_block(
+                    <const char*>(x + j * step + k), lanes.row_stride, <char*>(stage + k * LANES + j),
+                    LANES * sizeof(real), stage[0])
+            k += side
+    elif n == 2 and step == 2:
+        for j in range(LANES):
+            stage[j] = x[2 * j]
+            stage[LANES + j] = x[2 * j + 1]
+    elif n == 3 and step == 3:
+        for j in range(LANES):
+            stage[j] = x[3 * j]
+            stage[LANES + j] = x[3 * j + 1]
+            stage[2 * LANES + j] = x[3 * j + 2]
+    else:
+        for k in range(n):
+            for j in range(LANES):
+                stage[k * LANES + j] = x[j * step + k]
+
+
+cdef inline void store_transposed(
+    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
+) noexcept nogil:
+    cdef Py_ssize_t side = 16 // <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t n = stop - start
+    cdef Py_ssize_t i, j, k = 0
+    cdef real* x = <real*>lanes.first + start
+    cdef Py_ssize_t step = lanes.row_stride // <Py_ssize_t>sizeof(real)
+    if n >= side:
+        while k < n:
+            k = min(k, n - side)
+            for i in range(LANES // side):
+                j = i * side
+                transpose_block(
+                    <const char*>(stage + k * LANES + j), LANES * sizeof(real), <char*>(x + j * step + k),
+                    lanes.row_stride, stage[0])
+            k += side
+    elif n == 2 and step == 2:
+        for j in range(LANES):
+            x[2 * j] = stage[j]
+            x[2 * j + 1] = stage[LANES + j]
+    elif n == 3 and step == 3:
+        for j in range(LANES):
+            x[3 * j] = stage[j]
+            x[3 * j + 1] = stage[LANES + j]
+            x[3 * j + 2] = stage[2 * LANES + j]
+    else:
+        for k in range(n):
+            for j in range(LANES):
+                x[j * step + k] = stage[k * LANES + j]
+
+
+cdef inline void load_class(const Lanes* lanes, Py_ssize_t k, real* x) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef Py_ssize_t offset = k * lanes.class_stride
+    if lanes.way == SIDE_BY_SIDE:
+        memcpy(x, lanes.first + offset, LANES * sizeof(real))
+    elif lanes.format != NATIVE:
+        for j in range(lanes.n):
+            x[j] = read_converted(row_of(lanes, j) + offset, lanes.format, x[j])
+    else:
+        for j in range(lanes.n):
+            memcpy(x + j, row_of(lanes, j) + offset, sizeof(real))
+
+
+cdef inline void store_class(const Lanes* lanes, Py_ssize_t k, const real* x) noexcept nogil:
+    cdef Py_ssize_t j
+    cdef Py_ssize_t offset = k * lanes.class_stride
+    if lanes.way == SIDE_BY_SIDE:
+        memcpy(lanes.first + offset, x, LANES * sizeof(real))
+    else:
+        for j in range(lanes.n):
+            memcpy(row_of(lanes, j) + offset, x + j, sizeof(real))
+
+
+cdef inline void pad(const Lanes* lanes, Py_ssize_t n, real padding, real* stage) noexcept nogil:
+    """Fill up n staged classes to whole tiles, and the lanes without a row."""
+    cdef Py_ssize_t j, k
+    fill(stage, n * LANES, (n + 3) // 4 * TILE, padding)
+    if lanes.n < LANES:
+        for k in range(n):
+            for j in range(lanes.n, LANES):
+                stage[k * LANES + j] = 0
+
+
+cdef inline void load_classes(
+    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real padding, real* stage
+) noexcept nogil:
+    """Stage the classes start .. stop - 1, padded to whole tiles."""
+    cdef Py_ssize_t k
+    if lanes.way == TRANSPOSED:
+        load_transposed(lanes, start, stop, stage)
+    else:
+        for k in range(stop - start):
+            load_class(lanes, start + k, stage + k * LANES)
+    pad(lanes, stop - start, padding, stage)
+
+
+cdef inline void store_classes(
+    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
+) noexcept nogil:
+    """Write the classes start .. stop - 1 from the stage."""
+    cdef Py_ssize_t k
+    if lanes.way == TRANSPOSED:
+        store_transposed(lanes, start, stop, stage)
+    else:
+        for k in range(stop - start):
+            store_class(lanes, start + k, stage + k * LANES)
