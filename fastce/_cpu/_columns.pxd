@@ -303,10 +303,9 @@ cdef inline void process_columns(
         # class by class, so that memory is read in long runs
         for k in range(task.n_classes):
             for g in range(n_groups):
-                memcpy(stage + g * size + k * LANES, lanes[g].first, LANES * sizeof(real))
-                lanes[g].first += lanes[g].class_stride
+                memcpy(
+                    stage + g * size + k * LANES, lanes[g].first + k * lanes[0].class_stride, LANES * sizeof(real))
         for g in range(n_groups):
-            lanes[g].first -= task.n_classes * lanes[g].class_stride
             pad(&lanes[g], task.n_classes, <real>-INFINITY, stage + g * size)
     else:
         for g in range(n_groups):
@@ -326,8 +325,8 @@ cdef inline void process_columns(
     if side_by_side:
         for k in range(task.n_classes):
             for g in range(n_groups):
-                memcpy(lanes[g].first, stage + g * size + k * LANES, LANES * sizeof(real))
-                lanes[g].first += lanes[g].class_stride
+                memcpy(
+                    lanes[g].first + k * lanes[0].class_stride, stage + g * size + k * LANES, LANES * sizeof(real))
     else:
         for g in range(n_groups):
             store_classes(&lanes[g], 0, task.n_classes, stage + g * size)

@@ -3,10 +3,13 @@
 Design
 ------
 1. With few classes the scalars of a row weigh more than its classes. So they are vectors here as well, of the logits'
-   own type: float64 would double their cost and, without options, none of them needs it. 64 rows are 4 independent
-   chains of 400 cycles, which hide each other.
-2. Whatever has options, or fewer than 64 rows, goes through `_columns`, which does the same in float64.
-3. Every loop runs over a constant number of lanes and stores one array, or GCC leaves it scalar.
+   own type: float64 would double their cost and, without options, none of them needs it.
+2. 64 rows are 4 groups of independent vectors. Maxima, exponentials and scalars of all 4 are separate passes, so that
+   the latency of one group hides behind the others.
+3. The target's logit is picked, and its gradient put in, by comparing each class with the targets: cheaper than
+   gathering up to some 40 classes, and never slow.
+4. Whatever has options, or fewer than 64 rows, goes through `_columns`, which does the same in float64.
+5. Every loop over lanes stores one array, or GCC leaves it scalar.
 """
 from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t
@@ -23,27 +26,39 @@ cdef inline bint is_plain_call(const Task* task) noexcept nogil:
         task.target != NULL and not task.extras and not task.normalized and task.weight == NULL
         and task.sample_weight.data == NULL and task.grad_output.data == NULL and task.z_loss == 0
         and task.logit_scale >= 1 and task.softcap == 0 and task.lse == NULL and task.log_prob == NULL
-        and task.out_kind == GRADIENT and 1e-30 < fabs(task.factor * task.logit_scale)
+        and task.out_kind == GRADIENT and 1e-24 < fabs(task.factor * task.logit_scale)
         and fabs(task.factor * task.logit_scale) <= 4)
 
 
-cdef inline void sweep_plain(
-    real* x, Py_ssize_t n_classes, real scale, real* top, real* all_terms, real* rest
+cdef inline void find_tops(
+    const real* x, Py_ssize_t n_classes, const real* y, real* top, real* x_peak
 ) noexcept nogil:
-    """Turn 16 rows of logits into exponentials; write maximum and sums."""
+    """Write the maximum of 16 rows, and the logits of their targets."""
+    cdef real m[LANES]
+    cdef real p[LANES]
+    cdef Py_ssize_t j, k
+    for j in range(LANES):
+        m[j] = x[j]
+    for j in range(LANES):
+        p[j] = x[j]
+    for k in range(1, n_classes):
+        for j in range(LANES):
+            m[j] = x[k * LANES + j] if x[k * LANES + j] > m[j] else m[j]
+        for j in range(LANES):
+            p[j] = x[k * LANES + j] if y[j] == <real>k else p[j]
+    memcpy(top, m, sizeof(m))
+    memcpy(x_peak, p, sizeof(p))
+
+
+cdef inline void exp_and_sum(
+    real* x, Py_ssize_t n_classes, real scale, const real* shift, real* all_terms, real* rest
+) noexcept nogil:
+    """Turn the logits of 16 rows into exponentials; write their sums."""
     cdef real m[LANES]
     cdef real a[LANES]
     cdef real r[LANES]
     cdef Py_ssize_t j, k
-    for j in range(LANES):
-        m[j] = x[j]
-    for k in range(1, n_classes):
-        for j in range(LANES):
-            m[j] = x[k * LANES + j] if x[k * LANES + j] > m[j] else m[j]
-    for j in range(LANES):
-        top[j] = m[j]
-    for j in range(LANES):
-        m[j] = <real>0 if m[j] == -INFINITY else m[j]
+    memcpy(m, shift, sizeof(m))
     for j in range(LANES):
         a[j] = 0
     for j in range(LANES):
@@ -55,18 +70,29 @@ cdef inline void sweep_plain(
             a[j] += x[k * LANES + j]
         for j in range(LANES):
             r[j] += unless_one(x[k * LANES + j])
-    for j in range(LANES):
-        all_terms[j] = a[j]
-    for j in range(LANES):
-        rest[j] = r[j]
+    memcpy(all_terms, a, sizeof(a))
+    memcpy(rest, r, sizeof(r))
 
 
-cdef inline double process_plain(
+cdef inline void scale_and_put(
+    real* x, Py_ssize_t n_classes, const real* alpha, const real* y, const real* grad_peak
+) noexcept nogil:
+    """Turn the exponentials of 16 rows into gradients."""
+    cdef Py_ssize_t j, k
+    cdef real g
+    for k in range(n_classes):
+        for j in range(LANES):
+            g = x[k * LANES + j] * alpha[j]
+            x[k * LANES + j] = grad_peak[j] if y[j] == <real>k else g
+
+
+cdef inline void process_plain(
     const Task* task, Py_ssize_t start, real* stage, Py_ssize_t size
 ) noexcept nogil:
-    """Do 64 rows, staged in four groups of `size` numbers; return the sum of their losses."""
-    cdef int64_t y[TILE]
+    """Do 64 rows, staged in four groups of `size` numbers."""
+    cdef real y[TILE]  # as numbers of the vectors' own type
     cdef real top[TILE]
+    cdef real shift[TILE]
     cdef real x_peak[TILE]
     cdef real all_terms[TILE]
     cdef real rest[TILE]
@@ -74,24 +100,25 @@ cdef inline double process_plain(
     cdef real log_sum[TILE]
     cdef real d_peak[TILE]
     cdef real loss[TILE]
-    cdef double lanes[LANES]
+    cdef real grad_peak[TILE]
+    cdef const int64_t* target = task.target + start
     cdef int64_t ignored = task.ignore_index
     cdef int64_t n_skipped = 0
     cdef real unit = <real>1 / exp_unit(stage[0])
     cdef real scale = <real>task.logit_scale
     cdef real factor = <real>(task.factor * task.logit_scale)
     cdef Py_ssize_t g, j, k
-    cdef real* x
-    memcpy(y, task.target + start, sizeof(y))
     for j in range(TILE):
-        n_skipped += y[j] == ignored
+        n_skipped += target[j] == ignored
     for j in range(TILE):
-        y[j] = 0 if y[j] == ignored else y[j]
-    for j in range(TILE):
-        x_peak[j] = stage[j // LANES * size + y[j] * LANES + j % LANES]
+        y[j] = <real>target[j]
     for g in range(4):
-        sweep_plain(
-            stage + g * size, task.n_classes, scale, top + g * LANES, all_terms + g * LANES, rest + g * LANES)
+        find_tops(stage + g * size, task.n_classes, y + g * LANES, top + g * LANES, x_peak + g * LANES)
+    for j in range(TILE):
+        shift[j] = <real>0 if top[j] == -INFINITY else top[j]
+    for g in range(4):
+        exp_and_sum(
+            stage + g * size, task.n_classes, scale, shift + g * LANES, all_terms + g * LANES, rest + g * LANES)
     # As `rest_of` does it. top - top: NaN where no logit is above -inf.
     for j in range(TILE):
         rest[j] = rest[j] * unit if all_terms[j] < <real>2 / unit else all_terms[j] * unit - <real>1
@@ -105,31 +132,23 @@ cdef inline double process_plain(
         d_peak[j] = scale * (top[j] - x_peak[j])
     for j in range(TILE):
         loss[j] = log_sum[j] + d_peak[j]
-    # the gradient of the peak, from the other classes' terms; divided, so that it is -1 exactly where p is 0
-    for j in range(TILE):
-        x_peak[j] = -factor * ((rest[j] + (<real>1 - exp(-d_peak[j]) * unit)) / (<real>1 + rest[j]))
-    for j in range(TILE):
-        inverse[j] = factor * inverse[j]
     if n_skipped:
         for j in range(TILE):
-            if task.target[start + j] == ignored:
-                loss[j] = 0
+            loss[j] = <real>0 if y[j] == <real>ignored else loss[j]
     if task.loss != NULL:
         memcpy(<real*>task.loss + start, loss, sizeof(loss))
-    for j in range(LANES):
-        lanes[j] = (<double>loss[j] + <double>loss[j + 16]) + (<double>loss[j + 32] + <double>loss[j + 48])
     if task.out.data != NULL:
-        for g in range(4):
-            x = stage + g * size
-            for k in range(task.n_classes):
-                for j in range(LANES):
-                    x[k * LANES + j] = x[k * LANES + j] * unit * inverse[g * LANES + j]
+        # from the other classes' terms; divided, so that it is -1 exactly where p is 0
         for j in range(TILE):
-            stage[j // LANES * size + y[j] * LANES + j % LANES] = x_peak[j]
+            grad_peak[j] = -factor * (
+                (rest[j] + (<real>1 - exp(-d_peak[j]) * unit)) / (<real>1 + rest[j]))
+        for j in range(TILE):
+            inverse[j] = factor * unit * inverse[j]
+        for g in range(4):
+            scale_and_put(
+                stage + g * size, task.n_classes, inverse + g * LANES, y + g * LANES, grad_peak + g * LANES)
         if n_skipped:
             for j in range(TILE):
-                if task.target[start + j] == ignored:
+                if target[j] == ignored:
                     for k in range(task.n_classes):
                         stage[j // LANES * size + k * LANES + j % LANES] = 0
-    return ((lanes[0] + lanes[8]) + (lanes[4] + lanes[12])) + ((lanes[2] + lanes[10]) + (lanes[6] + lanes[14])) + (
-        ((lanes[1] + lanes[9]) + (lanes[5] + lanes[13])) + ((lanes[3] + lanes[11]) + (lanes[7] + lanes[15])))
