@@ -6,6 +6,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -175,3 +176,32 @@ def test_a_limit_from_threadpoolctl_is_obeyed(rng):
         assert fastce.show_config(mode="dicts")["threads"]["effective"] == 1
     assert loss == expected[0]
     assert np.array_equal(grad, expected[1])
+
+
+COUNT = """
+import os, sys
+import numpy as np
+import fastce
+
+logits = np.zeros((100_000, 10), np.float32)
+before = len(os.listdir("/proc/self/task"))
+fastce.cross_entropy(logits, np.zeros(100_000, int), n_threads=eval(sys.argv[1]))
+print(1 + len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists a process's threads")
+@pytest.mark.parametrize("n_threads", N_THREADS)
+def test_so_many_threads_run(n_threads):
+    """An explicit number is obeyed whatever OMP_NUM_THREADS says; None follows it."""
+    if not fastce.show_config(mode="dicts")["build"]["openmp"]:
+        pytest.skip("built without OpenMP")
+    done = subprocess.run(
+        [sys.executable, "-c", COUNT, str(n_threads)],
+        env={**os.environ, "OMP_NUM_THREADS": "4"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.stdout.strip() == str(n_threads or 4), done.stderr

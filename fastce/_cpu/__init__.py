@@ -7,6 +7,8 @@ Design
    unknown or unsupported name is an error there and then, never a silent fallback.
 2. GNU OpenMP's threads do not survive a fork, and the child would wait for them for ever. So the pool is released
    before every fork of a process that has used one; it is built anew when next needed.
+3. Whoever sets OpenMP's number of threads, by the environment or at run time, is obeyed. Otherwise that number is the
+   machine's, or what the affinity was when OpenMP was loaded, and must be held against what the process may use now.
 """
 
 import contextlib
@@ -21,6 +23,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastce._cpu import _kernels_baseline
+from fastce._cpu._quota import cpu_quota
 
 _ISAS = ("baseline", "avx2", "avx512")  # narrowest first
 # Numbers below which a team of threads costs more than it saves: 64 x 256 float32 took as long with one as with two.
@@ -51,6 +54,10 @@ def _select() -> str:
 isa = _select()
 _kernels = _load(isa)
 
+# As OpenMP found them when it was loaded: it looks at the environment once.
+_OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")
+_MAXIMUM = _kernels.max_threads()
+
 
 @contextlib.contextmanager
 def use_isa(name: str) -> Iterator[None]:
@@ -66,12 +73,17 @@ def use_isa(name: str) -> Iterator[None]:
 
 def effective_n_threads() -> tuple[int, str]:
     """Return how many threads a large problem gets without `n_threads`, and the rule that decided."""
-    maximum = _kernels.max_threads()
     if not build_info["openmp"]:
         return 1, "built without OpenMP"
-    if os.environ.get("OMP_NUM_THREADS"):
-        return maximum, "OMP_NUM_THREADS, or a limit set at run time"
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    maximum = _kernels.max_threads()
+    if maximum != _MAXIMUM:  # the calling thread's own, as set by threadpoolctl
+        return maximum, "a limit set at run time"
+    if _OMP_NUM_THREADS:
+        return maximum, "OMP_NUM_THREADS"
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else maximum
+    quota = cpu_quota() or maximum
+    if quota < min(usable, maximum):
+        return quota, "CPU quota of the control group"
     if usable < maximum:
         return usable, "CPU affinity"
     return maximum, "OpenMP's maximum"
