@@ -1,10 +1,15 @@
-"""Command line: ``python -m fastce`` shows the configuration, ``python -m fastce demo`` trains a small classifier."""
+"""Command line: ``python -m fastce`` shows the configuration; its commands train a small classifier and benchmark."""
 
 import argparse
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TypeAlias
 
-from fastce import _demo, show_config
+from fastce import _bench, _demo, show_config
+from fastce._progress import show_progress
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
 INTERRUPTED = 130  # what shells report for a program ended by Ctrl-C: 128 + SIGINT
 
@@ -15,9 +20,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if options.command == "demo":
             return _demo.run(options.epochs, options.batch_size, options.seed, options.n_threads)
+        if options.command == "bench":
+            cases = options.cases or list((_bench.QUICK_CASES if options.quick else _bench.CASES).values())
+            return _bench.run(cases, options.rounds, options.n_threads, options.compile, options.json, options.plot)
         show_config()
     except KeyboardInterrupt:
-        _demo.show_progress("")
+        show_progress("")
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     return 0
@@ -30,6 +38,13 @@ def make_parser() -> argparse.ArgumentParser:
         description="Softmax cross-entropy for NumPy. Without a command: show versions, instruction sets and threads.",
     )
     commands = parser.add_subparsers(dest="command", metavar="command")
+    add_demo(commands)
+    add_bench(commands)
+    return parser
+
+
+def add_demo(commands: Commands) -> None:
+    """Add the command that trains a classifier."""
     demo = commands.add_parser(
         "demo",
         help="train a classifier of handwritten digits and time the loss",
@@ -41,7 +56,48 @@ def make_parser() -> argparse.ArgumentParser:
     demo.add_argument("--batch-size", type=at_least_one, default=128, help="images per step")
     demo.add_argument("--seed", type=int, default=0, help="of the split and the order of the images")
     demo.add_argument("--n-threads", type=at_least_one, help="at most this many threads in the loss (None: no limit)")
-    return parser
+
+
+def add_bench(commands: Commands) -> None:
+    """Add the command that measures."""
+    bench = commands.add_parser(
+        "bench",
+        help="time loss and gradient against other packages",
+        description="Time the mean cross-entropy of class indices and its gradient, by fastce and by whichever of "
+        "NumPy, SciPy, scikit-learn, PyTorch, JAX with optax, and Numba are installed, in multiples of the floor: the "
+        "time that NumPy takes to multiply the logits by 1 in place. The last column is how many times as fast as the "
+        "fastest other fastce is. Wants a quiet machine.",
+        epilog=f"Cases: {', '.join(_bench.CASES)}; quick ones: {', '.join(_bench.QUICK_CASES)}.",
+    )
+    which = bench.add_mutually_exclusive_group()
+    which.add_argument("--cases", nargs="+", type=known_case, metavar="NAME", help="which to run (default: see below)")
+    which.add_argument("--quick", action="store_true", help="run small cases, to see whether it works")
+    bench.add_argument("--rounds", type=at_least_one, default=11, metavar="N", help="samples (default: %(default)s)")
+    bench.add_argument(
+        "--n-threads",
+        type=at_least_one,
+        metavar="N",
+        help="for all that can be told (default: fastce's)",
+    )
+    bench.add_argument("--compile", action="store_true", help="also time torch.compile, which wants a C++ compiler")
+    bench.add_argument("--json", type=new_file, metavar="FILE", help="write machine, versions and medians, in seconds")
+    bench.add_argument("--plot", type=new_file, metavar="FILE.png", help="draw the multiples; wants matplotlib")
+
+
+def known_case(text: str) -> _bench.Case:
+    """Return the case of that name."""
+    cases = _bench.CASES | _bench.QUICK_CASES
+    if text not in cases:
+        raise argparse.ArgumentTypeError(f"must be one of {', '.join(cases)}, got {text!r}")
+    return cases[text]
+
+
+def new_file(text: str) -> Path:
+    """Return the path, if a file can be there: to find that out after the measurements would be late."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
+    return path
 
 
 def at_least_one(text: str) -> int:

@@ -9,7 +9,6 @@ Design
 """
 
 import sys
-from collections.abc import Callable
 from statistics import median
 from time import perf_counter
 from typing import Any, NamedTuple
@@ -17,21 +16,16 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-import fastce
-from fastce import _reference
+from fastce._contenders import CONTENDERS, GRAD_TOLERANCE, LOSS_TOLERANCE, Contender, disagreement
+from fastce._progress import show_progress
 
 Floats = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.int64]
-LossAndGrad = Callable[[Floats, Any], tuple[float, Floats]]
 
 HELD_OUT = 360  # images, a fifth of all
 MAX_INTENSITY = 16.0  # of a pixel in this data set
 LEARNING_RATE = 0.5
 MOMENTUM = 0.9
-
-# How far the peers may be from fastce: they round every step of float32 arithmetic, which leaves some units of 1.2e-7.
-LOSS_TOLERANCE = 1e-5  # relative to 1 + loss
-GRAD_TOLERANCE = 1e-5  # relative to the largest possible element, 1 / batch size
 
 
 class Digits(NamedTuple):
@@ -43,46 +37,39 @@ class Digits(NamedTuple):
     held_out_target: Classes
 
 
-class Contestant(NamedTuple):
-    """A loss, which may overwrite the logits, and the type in which it wants the classes."""
-
-    loss_and_grad: LossAndGrad
-    target_type: type[np.int64] | type[np.float32] = np.int64
-
-
 class Contest:
     """The same logits through several losses: seconds of each step and the largest disagreement with the first."""
 
-    def __init__(self, contestants: dict[str, Contestant]) -> None:
-        self.contestants = contestants
-        self.seconds: dict[str, list[float]] = {name: [] for name in contestants}
-        self.loss_error = dict.fromkeys(contestants, 0.0)
-        self.grad_error = dict.fromkeys(contestants, 0.0)
+    def __init__(self, contenders: dict[str, Contender], n_threads: int | None) -> None:
+        self.contenders = contenders
+        self.n_threads = n_threads
+        self.seconds: dict[str, list[float]] = {name: [] for name in contenders}
+        self.loss_error = dict.fromkeys(contenders, 0.0)
+        self.grad_error = dict.fromkeys(contenders, 0.0)
         self.n_steps = 0
 
     def compare(self, logits: Floats, target: Classes) -> tuple[float, Floats]:
-        """Return loss and gradient by the first contestant, which works on `logits` itself."""
-        names = list(self.contestants)
-        inputs = {
-            name: (logits if name == names[0] else logits.copy(), target.astype(self.contestants[name].target_type))
-            for name in names
+        """Return loss and gradient by the first contender, which works on `logits` itself."""
+        names = list(self.contenders)
+        calls = {
+            name: contender.prepare(logits if name == names[0] else logits.copy(), target, self.n_threads)
+            for name, contender in self.contenders.items()
         }
         results = {}
         # Each takes its turn at every position: the first in a step finds colder caches.
         turn = self.n_steps % len(names)
         for name in names[turn:] + names[:turn]:
             before = perf_counter()
-            results[name] = self.contestants[name].loss_and_grad(*inputs[name])
+            results[name] = calls[name]()
             self.seconds[name].append(perf_counter() - before)
         loss, grad = results[names[0]]
-        for name, (other_loss, other_grad) in results.items():
+        for name, result in results.items():
+            loss_error, grad_error = disagreement(result, (loss, grad), len(target))
             # Python's max may drop a NaN; NumPy's keeps it, and then the comparison with the tolerance fails.
-            loss_error = abs(other_loss - loss) / (1 + abs(loss))
             self.loss_error[name] = float(np.maximum(self.loss_error[name], loss_error))
-            grad_error = np.abs(other_grad - grad).max() * len(target)
             self.grad_error[name] = float(np.maximum(self.grad_error[name], grad_error))
         self.n_steps += 1
-        return loss, grad
+        return float(loss), grad
 
     def agrees(self, name: str) -> bool:
         """Tell whether a loss stayed within the tolerances; NaN did not."""
@@ -90,7 +77,7 @@ class Contest:
 
     def report(self, batch_shape: tuple[int, int]) -> bool:
         """Print times and disagreements; return whether all agree."""
-        first = next(iter(self.contestants))
+        first = next(iter(self.contenders))
         yardstick = median(self.seconds[first])
         print(f"\nloss and gradient of {self.n_steps} batches of up to {batch_shape[0]} x {batch_shape[1]}, float32:")
         print(f"  {'':12}  sum, ms  median, us  ratio  differs by (loss, gradient)")
@@ -102,7 +89,7 @@ class Contest:
                 f"  {name:12} {sum(seconds) * 1e3:8.2f} {middle * 1e6:11.1f} {middle / yardstick:6.2f}  "
                 f"{difference}{verdict}"
             )
-        if all(self.agrees(name) for name in self.contestants):
+        if all(self.agrees(name) for name in self.contenders):
             print("all agree")
             return True
         print(f"they do not agree: {LOSS_TOLERANCE:.0e} and {GRAD_TOLERANCE:.0e} are allowed", file=sys.stderr)
@@ -112,32 +99,12 @@ class Contest:
 def run(epochs: int, batch_size: int, seed: int, n_threads: int | None) -> int:
     """Train, report and return the exit status: 0 if all losses agree."""
     try:
-        from sklearn._loss.loss import HalfMultinomialLoss
         from sklearn.datasets import load_digits
     except ImportError as error:
         print(f"the demo needs scikit-learn (pip install 'fastce[demo]'): {error}", file=sys.stderr)
         return 1
 
-    def fastce_loss_and_grad(logits: Floats, target: Classes) -> tuple[float, Floats]:
-        loss, grad = fastce.cross_entropy_with_grad(logits, target, out=logits, n_threads=n_threads)
-        return float(loss), grad
-
-    half_multinomial = HalfMultinomialLoss(n_classes=10)
-
-    def sklearn_loss_and_grad(logits: Floats, target: Floats) -> tuple[float, Floats]:
-        # One loss and gradient per row; the mean is left to the caller, as in scikit-learn's own models. Its default is
-        # one thread.
-        loss, grad = half_multinomial.loss_gradient(target, logits, gradient_out=logits, n_threads=n_threads or 1)
-        grad /= len(target)
-        return float(loss.mean()), grad
-
-    contest = Contest(
-        {
-            "fastce": Contestant(fastce_loss_and_grad),
-            "NumPy": Contestant(_reference.numpy_loss_and_grad),
-            "scikit-learn": Contestant(sklearn_loss_and_grad, np.float32),
-        }
-    )
+    contest = Contest({name: CONTENDERS[name] for name in ("fastce", "NumPy", "scikit-learn")}, n_threads)
     digits = split(load_digits(), seed)
     train(digits, contest, epochs, batch_size, seed)
     return 0 if contest.report((batch_size, 10)) else 1
@@ -179,9 +146,3 @@ def train(digits: Digits, contest: Contest, epochs: int, batch_size: int, seed: 
         accuracy = (guess == digits.held_out_target).mean()
         show_progress("")
         print(f"epoch {epoch:3}: loss {total / n_images:.4f}, held-out accuracy {accuracy:.1%}", flush=True)
-
-
-def show_progress(text: str) -> None:
-    """Rewrite the progress line, on a terminal only: in a file it would be noise."""
-    if sys.stderr.isatty():
-        print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)

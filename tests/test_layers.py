@@ -29,7 +29,15 @@ FLOORS = {
     "_reference": set(),  # aside
 }
 # Programs and integrations stand on the public functions, and on each other. They may bring their own packages.
-PROGRAMS = {"__main__": {"_demo"}, "_demo": {"_reference"}}
+PROGRAMS = {
+    "__main__": {"_bench", "_demo", "_progress"},
+    "_bench": {"_bench_plot", "_contenders", "_machine", "_progress"},
+    "_bench_plot": set(),
+    "_demo": {"_contenders", "_progress"},
+    "_contenders": {"_reference"},
+    "_machine": set(),
+    "_progress": set(),
+}
 
 
 def imports(path):

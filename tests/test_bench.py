@@ -1,0 +1,123 @@
+"""The benchmark, on small cases: who takes part, that all agree, and what is written."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from fastce import _bench
+from fastce.__main__ import main
+from fastce._contenders import CONTENDERS, Contender
+
+# Other packages may warn as they like.
+pytestmark = pytest.mark.filterwarnings("default")
+
+
+@pytest.fixture(autouse=True)
+def _no_pauses(monkeypatch):
+    monkeypatch.setattr(_bench, "PAUSE", 0)
+
+
+def contend(monkeypatch, **others):
+    """Let fastce meet these."""
+    monkeypatch.setattr(_bench, "CONTENDERS", {"fastce": CONTENDERS["fastce"], **others})
+
+
+def test_everybody_who_is_installed_agrees(tmp_path, capsys):
+    path = tmp_path / "report.json"
+    assert main(["bench", "--quick", "--rounds", "1", "--json", str(path)]) == 0
+    output = capsys.readouterr()
+    report = json.loads(path.read_text())
+    assert {"date", "machine", "versions", "fastce", "n_threads", "rounds", "cases"} == set(report)
+    assert report["fastce"]["versions"]["numpy"] == np.__version__
+    assert list(report["cases"]) == list(_bench.QUICK_CASES)
+    left_out = {line.partition(":")[0] for line in output.err.splitlines() if "left out" in line}
+    assert not left_out & {"fastce", "fastce, new", "NumPy"}
+    taking_part = set(CONTENDERS) - left_out - {"torch.compile"}
+    for name, case in report["cases"].items():
+        matrix = len(case["shape"]) == 2
+        assert set(case["dropped"]) == set() if matrix else {"NumPy", "scikit-learn", "Numba"} & taking_part
+        assert set(case["medians"]) == {"floor", *taking_part} - set(case["dropped"])
+        assert all(seconds > 0 for seconds in case["medians"].values())
+        assert f"| {name} " in output.out
+
+
+def test_who_fails_is_dropped_with_the_reason(monkeypatch, tmp_path, capsys):
+    def prepare_wrong(logits, target, n_threads):
+        call = CONTENDERS["fastce"].prepare(logits, target, n_threads)
+        return lambda: (call()[0], logits + np.float32(1e-3))
+
+    def prepare_nan(logits, target, n_threads):
+        return lambda: (np.nan, np.full_like(logits, np.nan))
+
+    def prepare_broken(logits, target, n_threads):
+        raise RuntimeError("no compiler\nand many more lines")
+
+    contend(
+        monkeypatch,
+        wrong=Contender(prepare_wrong),
+        nan=Contender(prepare_nan),
+        broken=Contender(prepare_broken),
+        absent=Contender(prepare_broken, ("no_such_package",)),
+        huge=Contender(CONTENDERS["NumPy"].prepare, n_matrices=10**12),
+    )
+    path = tmp_path / "report.json"
+    assert main(["bench", "--cases", "300x10", "--rounds", "1", "--json", str(path)]) == 0
+    case = json.loads(path.read_text())["cases"]["300x10"]
+    output = capsys.readouterr()
+    assert "absent: left out: No module named 'no_such_package'" in output.err
+    assert case["dropped"]["broken"] == "RuntimeError: no compiler"
+    for name in ("wrong", "nan"):
+        assert case["dropped"][name].startswith("ArithmeticError: differs by")
+    if sys.platform == "linux":  # elsewhere nobody knows how much memory is left
+        assert case["dropped"].pop("huge").startswith("MemoryError: needs")
+        assert list(case["medians"]) == ["floor", "fastce"]
+    for name, reason in case["dropped"].items():
+        assert f"300x10: {name} dropped: {reason}" in output.err
+
+
+def test_a_case_that_does_not_fit_into_memory_is_skipped(monkeypatch, capsys):
+    contend(monkeypatch)
+    monkeypatch.setattr(_bench, "available_memory", lambda: 2**20)
+    assert main(["bench", "--cases", "65536x1000"]) == 0
+    assert "65536x1000: skipped, for it needs 0.7 GiB, of which 0.0 are available" in capsys.readouterr().err
+
+
+def test_an_interrupt_ends_it(monkeypatch, capsys):
+    def prepare_interrupted(logits, target, n_threads):
+        raise KeyboardInterrupt
+
+    contend(monkeypatch, other=Contender(prepare_interrupted))
+    assert main(["bench", "--quick"]) == 130
+    assert capsys.readouterr().err == "interrupted\n"
+
+
+def test_the_figure(monkeypatch, tmp_path):
+    pytest.importorskip("matplotlib")
+    contend(monkeypatch, NumPy=CONTENDERS["NumPy"])
+    path = tmp_path / "figure.png"
+    assert main(["bench", "--quick", "--rounds", "1", "--plot", str(path)]) == 0
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_without_matplotlib_there_is_no_figure(monkeypatch, tmp_path, capsys):
+    monkeypatch.delitem(sys.modules, "fastce._bench_plot", raising=False)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["bench", "--quick", "--plot", str(tmp_path / "figure.png")]) == 1
+    assert "--plot needs matplotlib (pip install 'fastce[bench]')" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--cases", "3x3"], "must be one of 65536x1000, "),
+        (["--rounds", "0"], "must be at least 1, got 0"),
+        (["--json", "no/such/folder/x"], "must be a file in a folder that exists, got 'no/such/folder/x'"),
+        (["--quick", "--cases", "32x10"], "not allowed with"),
+    ],
+)
+def test_wrong_arguments_are_refused(arguments, message, capsys):
+    with pytest.raises(SystemExit):
+        main(["bench", *arguments])
+    assert message in capsys.readouterr().err
