@@ -1,80 +1,95 @@
 """Print what loss and gradient cost in multiples of the floor, `logits *= 1` in place: python asv_bench/ratios.py.
 
-Every figure is a median over rounds; in each round everything runs once, on fresh logits, so that a change of the
-machine's speed meets all alike. Needs a quiet machine and 3 GiB of memory.
+Every figure is a median over interleaved rounds, see benchmarks/measure.py. Needs a quiet machine and 3 GiB of memory.
 """
 
 import argparse
-import time
+from dataclasses import replace
 
-import numpy as np
-
-import fastce
+from benchmarks.measure import ROUNDS, median_seconds
+from benchmarks.problems import Case, takes_dtype
 from fastce import _cpu
 
-SHAPES = [(65536, 1000, "float32"), (4096, 32000, "float32"), (1024, 128256, "float32"), (4096, 16000, "float64")]
+TABLE = [Case("65536x1000"), Case("4096x32000"), Case("1024x128256"), Case("4096x16000", "float64")]
+COLUMNS = {
+    "loss": {"call": "loss"},
+    "loss+gradient": {},
+    "... four options": {"option": "four"},
+    "... probabilities": {"option": "probabilities"},
+}
+
+MAP = [
+    Case("1000000x2"),
+    Case("1000000x3"),
+    Case("1000000x10"),
+    Case("400000x32"),
+    Case("65536x100"),
+    Case("256x1000"),
+    Case("1000000x10", layout="F"),
+    Case("16x21x512x512"),
+    Case("1x150x512x512"),
+    Case("4096x32000", "bfloat16"),
+    Case("4096x32000", "float16"),
+    Case("32x10"),
+]
 
 
-def make_cases(logits, n_threads):
-    """Return what is timed: name and call. All work on `logits` in place, but for the plain loss."""
-    rng = np.random.default_rng(1)
-    n_rows, n_classes = logits.shape
-    target = rng.integers(0, n_classes, n_rows)
-    prob = rng.random(logits.shape, dtype=logits.dtype)
-    options = {
-        "weight": (0.5 + rng.random(n_classes)).astype(logits.dtype),
-        "sample_weight": 0.5 + rng.random(n_rows),
-        "label_smoothing": 0.1,
-        "z_loss": 1e-4,
-    }
-
-    def grad(target, **options):
-        fastce.cross_entropy_with_grad(logits, target, out=logits, n_threads=n_threads, **options)
-
-    return {
-        "loss": lambda: fastce.cross_entropy(logits, target, n_threads=n_threads),
-        "loss+gradient": lambda: grad(target),
-        "... four options": lambda: grad(target, **options),
-        "... probabilities": lambda: grad(prob),
-    }
+def title(case):
+    """Return the problem's name."""
+    order = " Fortran" if case.layout == "F" else ""
+    return f"{case.shape.replace('x', ' x ')} {case.dtype}{order}"
 
 
-def measure(shape, isas, n_threads, rounds):
-    """Return the median seconds of the floor and of each case on each instruction set."""
-    *size, dtype = shape
-    original = np.random.default_rng(0).standard_normal(size, dtype=dtype)
-    logits = original.copy()
-    one = logits.dtype.type(1)
-    cases = make_cases(logits, n_threads)
-    seconds = {}
-    for _ in range(rounds):
-        for isa, name in [("", "floor"), *((isa, name) for isa in isas for name in cases)]:
-            np.copyto(logits, original)
-            with _cpu.use_isa(isa or _cpu.isa):
-                start = time.perf_counter()
-                if isa:
-                    cases[name]()
-                else:
-                    np.multiply(logits, one, out=logits)
-                seconds.setdefault((isa, name), []).append(time.perf_counter() - start)
-    return {key: float(np.median(times)) for key, times in seconds.items()}
+def print_table(isas, n_threads, rounds):
+    """Print a line of all columns for each shape and instruction set."""
+    for base in TABLE:
+        cases = {
+            (isa, name): replace(base, isa=isa, n_threads=n_threads, **changes)
+            for isa in isas
+            for name, changes in COLUMNS.items()
+        }
+        seconds = median_seconds([base.floor, *cases.values()], rounds)
+        floor = seconds[base.floor]
+        print(f"{title(base)}: floor {1e3 * floor:.2f} ms", flush=True)
+        for isa in isas:
+            line = (f"{name} {seconds[cases[isa, name]] / floor:.2f}" for name in COLUMNS)
+            print(f"  {isa:9s}", ", ".join(line), flush=True)
 
 
-def main():
-    """Measure and print a line for each shape and instruction set."""
+def print_map(isas, n_threads, rounds):
+    """Print loss and gradient for each problem and instruction set, and what more threads than one bring."""
+    for base in MAP:
+        if not takes_dtype(base.dtype):
+            print(f"{title(base)}: not supported")
+            continue
+        cases = [replace(base, isa=isa, n_threads=n) for isa in isas for n in (1, n_threads)]
+        float32 = {case: replace(case, dtype="float32") for case in cases}
+        seconds = median_seconds([base.floor, *cases, *float32.values()], rounds)
+        floor = seconds[base.floor]
+        # What tells most: of 16 bits what they save, of a tiny problem what a call costs.
+        if base.dtype != "float32":
+            unit, divisor = "times float32", {case: seconds[float32[case]] for case in cases}
+        elif base.shape == "32x10":
+            unit, divisor = "microseconds per call", dict.fromkeys(cases, 1e-6)
+        else:
+            unit, divisor = "floors", dict.fromkeys(cases, floor)
+        print(f"{title(base)}: floor {1e3 * floor:.4f} ms; in {unit}", flush=True)
+        for one, many in zip(cases[::2], cases[1::2], strict=True):
+            line = (f"{n} {seconds[case] / divisor[case]:.2f}" for n, case in ((1, one), (n_threads, many)))
+            print(f"  {one.isa:9s} threads", ", ".join(line), end=", ")
+            print(f"{n_threads} threads / 1 thread {seconds[many] / seconds[one]:.2f}", flush=True)
+
+
+def main(arguments=None):
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--isa", nargs="+", default=_cpu.supported_isas, choices=_cpu.supported_isas)
     parser.add_argument("--n-threads", type=int, default=2)
-    parser.add_argument("--rounds", type=int, default=11)
-    arguments = parser.parse_args()
-    for shape in SHAPES:
-        medians = measure(shape, arguments.isa, arguments.n_threads, arguments.rounds)
-        floor = medians.pop(("", "floor"))
-        print(f"{shape[0]} x {shape[1]} {shape[2]}: floor {1e3 * floor:.2f} ms", flush=True)
-        for isa in arguments.isa:
-            line = (f"{name} {medians[isa, name] / floor:.2f}" for name in ("loss", "loss+gradient"))
-            more = (f"{name} {medians[isa, name] / floor:.2f}" for name in ("... four options", "... probabilities"))
-            print(f"  {isa:9s}", ", ".join([*line, *more]), flush=True)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--map", action="store_true", help="loss and gradient alone, of more shapes, layouts and types")
+    options = parser.parse_args(arguments)
+    print_chosen = print_map if options.map else print_table
+    print_chosen(options.isa, options.n_threads, options.rounds)
 
 
 if __name__ == "__main__":

@@ -1,39 +1,154 @@
-"""Benchmarks that nobody runs rot: each is run once here, on the smallest problem."""
+"""Benchmarks that nobody runs rot: each is run once here, on tiny problems."""
 
 import importlib
 import inspect
-import itertools
 import pkgutil
+import re
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+import fastce
 from cases import make_logits, make_target
 from fastce import _reference
 
 FOLDER = Path(__file__).parent.parent / "asv_bench"
+KINDS = ("time_", "timeraw_", "peakmem_", "mem_", "track_")  # asv's prefixes
 
 
-def test_every_benchmark_runs(monkeypatch):
+@pytest.fixture
+def benchmarks(monkeypatch):
+    """The package's modules by name, every shape of theirs shrunk; forgotten afterwards."""
     if not FOLDER.exists():
         pytest.skip("the tests are here without the benchmarks")
     monkeypatch.syspath_prepend(FOLDER)
     package = importlib.import_module("benchmarks")
-    ran = 0
-    for info in pkgutil.iter_modules(package.__path__, "benchmarks."):
-        for _, benchmark in inspect.getmembers(importlib.import_module(info.name), inspect.isclass):
-            timed = [name for name in vars(benchmark) if name.startswith("time_")]
-            if not timed:
-                continue
-            smallest = benchmark.params[0][-1]  # the problems are sorted by what they cost
-            for parameters in itertools.product([smallest], *benchmark.params[1:]):
-                for name in timed:
-                    case = benchmark()
-                    case.setup(*parameters)
-                    getattr(case, name)(*parameters)
+    names = [info.name for info in pkgutil.walk_packages(package.__path__, "benchmarks.")]
+    modules = {name.partition(".")[2]: importlib.import_module(name) for name in names}
+    parse_shape = modules["problems"].parse_shape
+    tiny = lambda name: tuple(min(n, 12) for n in parse_shape(name))  # noqa: E731
+    monkeypatch.setattr(modules["problems"], "parse_shape", tiny)
+    monkeypatch.setattr(modules["measure"], "SAMPLE_SECONDS", 0)
+    yield modules
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "ratios")]:
+        del sys.modules[name]
+
+
+def find_benchmarks(modules):
+    """Return (class, method names) of what asv would find."""
+    found = []
+    for module in modules.values():
+        for name, cls in inspect.getmembers(module, inspect.isclass):
+            methods = [method for method, _ in inspect.getmembers(cls, inspect.isfunction) if method.startswith(KINDS)]
+            if methods and not name.startswith("_"):
+                found.append((cls, methods))
+    return found
+
+
+def test_every_benchmark_runs(benchmarks):
+    found = find_benchmarks(benchmarks)
+    assert found
+    isa = fastce._cpu.isa
+    for cls, methods in found:
+        ran = 0
+        for value in cls.params:
+            for method in methods:
+                benchmark = cls()
+                try:
+                    benchmark.setup(value)
+                    result = getattr(benchmark, method)(value)
+                    assert not method.startswith("track_") or not result < 0, (cls, method, value, result)
                     ran += 1
-    assert ran > 0
+                except NotImplementedError:  # what asv shows as n/a
+                    assert not benchmark.case.is_supported()
+                finally:
+                    benchmark.teardown(value)
+        assert ran > 0, cls
+    assert fastce._cpu.isa == isa
+
+
+def test_timed_calls_meet_fresh_logits_and_the_instruction_set_asked_for(benchmarks, monkeypatch):
+    measure, problems = benchmarks["measure"], benchmarks["problems"]
+    case = problems.Case(isa=fastce._cpu.supported_isas[0])
+    expected = problems.make_logits(*case.logits_key)
+    seen = []
+
+    def make_call(_, logits):
+        def call():
+            seen.append(np.array_equal(logits, expected) and fastce._cpu.isa)
+            logits[...] = np.nan
+
+        return call
+
+    monkeypatch.setattr(measure, "make_call", make_call)
+    medians = measure.median_seconds([case.floor, case], rounds=3)
+    assert list(medians) == [case.floor, case]
+    assert seen == [case.floor.isa, case.isa] * 4  # three rounds after the one that warms up
+
+
+def test_the_error_in_ulp_sees_a_unit_of_the_last_place(benchmarks, monkeypatch, dtype):
+    accuracy, problems = benchmarks["accuracy"], benchmarks["problems"]
+    case = problems.Case(dtype=np.dtype(dtype).name)
+    if np.isnan(accuracy.worst_ulp(case)):
+        pytest.skip("long double is no longer than double here")
+    assert accuracy.worst_ulp(case) < 12
+    exact = fastce.cross_entropy_with_grad
+
+    def off(logits, target, **options):
+        loss, grad = exact(logits, target, **options)
+        return loss + 100 * np.spacing(loss), grad
+
+    monkeypatch.setattr(fastce, "cross_entropy_with_grad", off)
+    assert 88 < accuracy.worst_ulp(case) < 112
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided"])
+def test_layouts_are_what_their_names_say(benchmarks, layout):
+    logits = benchmarks["problems"].make_logits((5, 4, 3), "float32", layout)
+    flags = {"C": logits.flags.c_contiguous, "F": logits.flags.f_contiguous, "strided": not logits.flags.forc}
+    assert logits.shape == (5, 4, 3) and flags[layout]
+
+
+def test_ulps_are_measured_on_few_rows_of_all_classes(benchmarks):
+    accuracy = benchmarks["accuracy"]
+    for shape in [(65536, 1000), (1, 150, 512, 512), (16, 21, 512, 512)]:
+        small = accuracy.shrink(shape)
+        assert small[1] == shape[1] and accuracy.SIZE_LIMIT // 4 < np.prod(small) <= accuracy.SIZE_LIMIT
+    assert accuracy.shrink((7, 3)) == (7, 3)
+    assert accuracy.shrink((1024, 1 << 20)) == (1, 1 << 20)
+
+
+def test_the_tables_of_ratios_are_printed(benchmarks, capsys):
+    ratios = importlib.import_module("ratios")
+    number = r"\d+\.\d\d"
+    isa = fastce._cpu.supported_isas[0]
+    ratios.main(["--isa", isa, "--rounds", "1"])
+    heads, rows = split_output(capsys)
+    assert [re.sub(number, "*", head) for head in heads] == [
+        "65536 x 1000 float32: floor * ms",
+        "4096 x 32000 float32: floor * ms",
+        "1024 x 128256 float32: floor * ms",
+        "4096 x 16000 float64: floor * ms",
+    ]
+    columns = r", ".join(rf"{re.escape(name)} {number}" for name in ratios.COLUMNS)
+    assert all(re.fullmatch(rf"  {isa:9s} {columns}", row) for row in rows)
+
+    ratios.main(["--isa", isa, "--rounds", "1", "--map", "--n-threads", "3"])
+    heads, rows = split_output(capsys)
+    assert len(heads) == len(ratios.MAP) and heads[-1].endswith("ms; in microseconds per call")
+    columns = rf"threads 1 {number}, 3 {number}, 3 threads / 1 thread {number}"
+    assert all(re.fullmatch(rf"  {isa:9s} {columns}", row) for row in rows)
+
+
+def split_output(capsys):
+    """Return the lines that name a problem, and the others: one per instruction set."""
+    lines = capsys.readouterr().out.splitlines()
+    heads = [line for line in lines if not line.startswith(" ")]
+    rows = [line for line in lines if line.startswith(" ")]
+    assert len(rows) == sum(not head.endswith("not supported") for head in heads) > 0
+    return heads, rows
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (7, 3), (100, 10), (20, 1000)])

@@ -1,0 +1,96 @@
+"""How long cases take: medians over rounds, in each of which every case runs once on fresh logits.
+
+So a change of the machine's speed meets all alike, and their ratios hold on a machine that is not quite quiet.
+"""
+
+import math
+import time
+from dataclasses import replace
+
+import numpy as np
+
+import fastce
+from fastce import _cpu
+from fastce._reference import numpy_loss_and_grad
+
+from .problems import make_arguments, make_logits
+
+SAMPLE_SECONDS = 1e-3  # shorter ones are lost in the scheduler's noise
+ROUNDS = 11
+
+# Rows enough for a team of threads, and not for more than a moment of work.
+_SMALL_LOGITS = np.zeros((128, 16), np.float32)
+_SMALL_TARGET = np.zeros(128, np.int64)
+
+
+def wake_threads(n_threads):
+    """Start or wake the threads: they sleep while logits are filled; a real training loop finds them awake."""
+    fastce.cross_entropy(_SMALL_LOGITS, _SMALL_TARGET, n_threads=n_threads)
+
+
+def make_call(case, logits):
+    """Return what is timed, a function of no arguments that works on `logits`, in place but for two calls."""
+    if case.call == "floor":
+        # NumPy computes with 16-bit floats one by one, far from the pace of memory; integers move the same bytes.
+        numbers = logits.view(np.uint16) if logits.dtype.itemsize == 2 else logits
+        one = numbers.dtype.type(1)
+        return lambda: np.multiply(numbers, one, out=numbers)
+    arguments = make_arguments(case.option, *case.logits_key)
+    if case.call == "numpy":
+        return lambda: numpy_loss_and_grad(logits, **arguments)
+    arguments["n_threads"] = case.n_threads
+    if case.call == "loss":
+        return lambda: fastce.cross_entropy(logits, **arguments)
+    if case.call == "loss+gradient":
+        arguments["out"] = logits
+    return lambda: fastce.cross_entropy_with_grad(logits, **arguments)
+
+
+def _sample(case, call, logits, original, number):
+    """Return the mean seconds of `number` calls, each on fresh logits."""
+    seconds = 0.0
+    with _cpu.use_isa(case.isa):
+        for _ in range(number):
+            np.copyto(logits, original)
+            wake_threads(case.n_threads)
+            start = time.perf_counter()
+            call()
+            seconds += time.perf_counter() - start
+    return seconds / number
+
+
+def median_seconds(cases, rounds=ROUNDS):
+    """Return the median seconds of each case. Cases that can share arrays do: they are large."""
+    cases = list(dict.fromkeys(cases))
+    logits = {key: make_logits(*key) for key in {case.logits_key for case in cases}}
+    original = {key: x.copy(order="K") for key, x in logits.items()}
+    calls = {}
+    for case in cases:
+        shared = replace(case, isa=_cpu.isa)
+        if shared not in calls:
+            calls[shared] = make_call(shared, logits[case.logits_key])
+        calls[case] = calls[shared]
+
+    def sample(case, number):
+        return _sample(case, calls[case], logits[case.logits_key], original[case.logits_key], number)
+
+    # The first sample also warms up.
+    numbers = {case: max(1, math.ceil(SAMPLE_SECONDS / sample(case, 1))) for case in cases}
+    seconds = {case: [] for case in cases}
+    for _ in range(rounds):
+        for case in cases:
+            seconds[case].append(sample(case, numbers[case]))
+    return {case: float(np.median(times)) for case, times in seconds.items()}
+
+
+def ratio_to_floor(case):
+    """Return the case's time in multiples of the floor."""
+    seconds = median_seconds([case.floor, case])
+    return seconds[case] / seconds[case.floor]
+
+
+def gigabytes_per_second(case):
+    """Return the pace in bytes that must move: the logits are read and, but for the loss alone, as many written."""
+    shape, dtype, _ = case.logits_key
+    passes = 1 if case.call == "loss" else 2
+    return 1e-9 * passes * math.prod(shape) * np.dtype(dtype).itemsize / median_seconds([case])[case]
