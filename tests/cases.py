@@ -99,7 +99,7 @@ def options_for(rng, names, kind, shape, axis=None):
     return {name: values[name] for name in names if not (name == "ignore_index" and kind == "prob")}
 
 
-EDGE_ROWS = 20  # a full group of rows and a remainder
+EDGE_ROWS = 84  # the 64 that go together if there are no options, a group of 16 and a remainder
 
 
 def as_kind(target, kind, n_classes, dtype):

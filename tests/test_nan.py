@@ -89,7 +89,9 @@ def test_skipped_rows_are_zero_whatever_their_logits(problem, n_classes, order, 
             options = {**options, **way}
             rest = {name: np.delete(v, skipped) if name == "sample_weight" else v for name, v in options.items()}
             few_logits, few_target = logits[~is_skipped].copy(order=order), target[~is_skipped]
-            few_loss, few_grad = with_grad(few_logits, few_target, reduction="none", **rest)
+            few_loss, few_grad = with_grad(
+                few_logits, few_target, reduction="none", grad_output=np.ones(few_target.shape[:1]), **rest
+            )
             grad_output = np.where(is_skipped, np.nan, 1.0)
             loss, grad = with_grad(x, target, reduction="none", grad_output=grad_output, **options)
             assert not loss[skipped].any()

@@ -46,6 +46,19 @@ def test_strided_classes_match_the_definition(dtype, n_classes, names, rng):
             assert_matches_reference(fastce.cross_entropy_with_grad, logits, target, f"{shape} {kind}", **options)
 
 
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 10, 100, 300, 1000])
+def test_a_row_has_the_same_bits_in_any_batch(dtype, n_classes, order, rng):
+    """Whichever place in a group of rows is its own. (Fewer than 4 rows may take another kernel.)"""
+    logits = make_logits(rng, (150, n_classes), dtype).copy(order=order)
+    target = make_target(rng, "index", logits.shape)
+    loss, grad = fastce.cross_entropy_with_grad(logits, target, reduction="none")
+    for rows in (slice(0, 5), slice(3, 20), slice(64, 128), slice(70, 149)):
+        few_loss, few_grad = fastce.cross_entropy_with_grad(logits[rows].copy(order), target[rows], reduction="none")
+        assert np.array_equal(few_loss, loss[rows]), rows
+        assert np.array_equal(few_grad, grad[rows]), rows
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("target_layout", LAYOUTS)
 def test_every_layout_matches_the_definition(dtype, layout, target_layout, rng):

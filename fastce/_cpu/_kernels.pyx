@@ -14,7 +14,8 @@ cimport numpy as cnp
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group, process_columns
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_columns cimport is_plain_call
-from fastce._cpu._rows cimport CACHE_LINE, process_rows, row_group
+from fastce._cpu._prefetch cimport CACHE_LINE
+from fastce._cpu._rows cimport process_rows, row_group
 from fastce._cpu._spans cimport BLOCK_BYTES, row_block
 from fastce._cpu._task cimport (
     BFLOAT16, DOUBLE, E_D, FLOAT, GRADIENT, HALF, LOG_SOFTMAX, NATIVE, T, T_D, W_D, WT, WT_D, Format, Matrix, Task,
@@ -68,7 +69,7 @@ cdef extern from *:
 
 cdef enum:
     # Up to here rows with contiguous classes are faster in the column kernel: 16 rows a vector against one row a tile.
-    FEW_CLASSES = 48
+    FEW_CLASSES = 128
     # A chunk, the unit that threads take, has about so many numbers, a tenth of a millisecond's work, and so many
     # rows: the next row is prefetched, for naught where it belongs to another thread. Threads get this many chunks
     # each, or more.
@@ -309,7 +310,6 @@ def run(
     task.sum_entropy = entropy is not None
     task.find_argmax = argmax is not None
     task.find_peak = prob is not None and out is not None
-    task.plain = is_plain_call(&task)
     # sums of t d before those of t: `merge` needs the latter as they were
     if task.sum_entropy:
         add_sum(&task, E_D)
@@ -322,6 +322,7 @@ def run(
         add_sum(&task, T_D)
         add_sum(&task, T)
     task.extras = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax
+    task.plain = is_plain_call(&task)
     if task.logits.class_stride == itemsize:
         by_rows = task.n_classes > FEW_CLASSES or task.n_rows < 4
     else:

@@ -10,7 +10,7 @@ Design
 4. exp returns its result times 2^32 (float) or 2^64 (double). Results too small for a normal number thereby keep their
    digits at no cost, and the factor disappears into the row's scalars. `exp_unit` is that factor.
 """
-from libc.stdint cimport int64_t, uint32_t, uint64_t
+from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
 cdef extern from *:

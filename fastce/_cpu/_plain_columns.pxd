@@ -6,10 +6,12 @@ Design
    own type: float64 would double their cost and, without options, none of them needs it.
 2. 64 rows are 4 groups of independent vectors. Maxima, exponentials and scalars of all 4 are separate passes, so that
    the latency of one group hides behind the others.
-3. The target's logit is picked, and its gradient put in, by comparing each class with the targets: cheaper than
-   gathering up to some 40 classes, and never slow.
-4. Whatever has options, or fewer than 64 rows, goes through `_columns`, which does the same in float64.
-5. Every loop over lanes stores one array, or GCC leaves it scalar.
+3. The gradients of the targets are put in by comparing each class with them: GCC would make scatter instructions of
+   indexed stores, which are slow. (Picking the targets' logits likewise was slower than 64 indexed loads.)
+4. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are. Whatever has
+   options goes through `_columns`, which does the same in float64.
+5. Every loop over lanes stores one array, or GCC leaves it scalar. Accumulators and what they are compared with are
+   local arrays, or GCC tests for overlap in every turn and keeps them in memory: three times slower.
 """
 from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t
@@ -30,24 +32,15 @@ cdef inline bint is_plain_call(const Task* task) noexcept nogil:
         and fabs(task.factor * task.logit_scale) <= 4)
 
 
-cdef inline void find_tops(
-    const real* x, Py_ssize_t n_classes, const real* y, real* top, real* x_peak
-) noexcept nogil:
-    """Write the maximum of 16 rows, and the logits of their targets."""
+cdef inline void find_tops(const real* x, Py_ssize_t n_classes, real* top) noexcept nogil:
+    """Write the maximum of 16 rows."""
     cdef real m[LANES]
-    cdef real p[LANES]
     cdef Py_ssize_t j, k
-    for j in range(LANES):
-        m[j] = x[j]
-    for j in range(LANES):
-        p[j] = x[j]
+    memcpy(m, x, sizeof(m))
     for k in range(1, n_classes):
         for j in range(LANES):
             m[j] = x[k * LANES + j] if x[k * LANES + j] > m[j] else m[j]
-        for j in range(LANES):
-            p[j] = x[k * LANES + j] if y[j] == <real>k else p[j]
     memcpy(top, m, sizeof(m))
-    memcpy(x_peak, p, sizeof(p))
 
 
 cdef inline void exp_and_sum(
@@ -78,18 +71,25 @@ cdef inline void scale_and_put(
     real* x, Py_ssize_t n_classes, const real* alpha, const real* y, const real* grad_peak
 ) noexcept nogil:
     """Turn the exponentials of 16 rows into gradients."""
+    cdef real a[LANES]
+    cdef real p[LANES]
+    cdef real t[LANES]
     cdef Py_ssize_t j, k
     cdef real g
+    memcpy(a, alpha, sizeof(a))
+    memcpy(p, grad_peak, sizeof(p))
+    memcpy(t, y, sizeof(t))
     for k in range(n_classes):
         for j in range(LANES):
-            g = x[k * LANES + j] * alpha[j]
-            x[k * LANES + j] = grad_peak[j] if y[j] == <real>k else g
+            g = x[k * LANES + j] * a[j]
+            x[k * LANES + j] = p[j] if t[j] == <real>k else g
 
 
 cdef inline void process_plain(
-    const Task* task, Py_ssize_t start, real* stage, Py_ssize_t size
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t size
 ) noexcept nogil:
-    """Do 64 rows, staged in four groups of `size` numbers."""
+    """Do n <= 64 rows, staged in four groups of `size` numbers; the rest of the stage holds any finite numbers."""
+    cdef int64_t target[TILE]
     cdef real y[TILE]  # as numbers of the vectors' own type
     cdef real top[TILE]
     cdef real shift[TILE]
@@ -101,19 +101,28 @@ cdef inline void process_plain(
     cdef real d_peak[TILE]
     cdef real loss[TILE]
     cdef real grad_peak[TILE]
-    cdef const int64_t* target = task.target + start
     cdef int64_t ignored = task.ignore_index
     cdef int64_t n_skipped = 0
     cdef real unit = <real>1 / exp_unit(stage[0])
     cdef real scale = <real>task.logit_scale
     cdef real factor = <real>(task.factor * task.logit_scale)
     cdef Py_ssize_t g, j, k
+    if n == TILE:
+        memcpy(target, task.target + start, sizeof(target))
+    else:
+        for j in range(TILE):
+            target[j] = ignored
+        memcpy(target, task.target + start, n * sizeof(int64_t))
     for j in range(TILE):
         n_skipped += target[j] == ignored
     for j in range(TILE):
         y[j] = <real>target[j]
     for g in range(4):
-        find_tops(stage + g * size, task.n_classes, y + g * LANES, top + g * LANES, x_peak + g * LANES)
+        find_tops(stage + g * size, task.n_classes, top + g * LANES)
+    for g in range(4):
+        for j in range(LANES):
+            k = target[g * LANES + j]
+            x_peak[g * LANES + j] = stage[g * size + (0 if k == ignored else k) * LANES + j]
     for j in range(TILE):
         shift[j] = <real>0 if top[j] == -INFINITY else top[j]
     for g in range(4):
@@ -136,7 +145,10 @@ cdef inline void process_plain(
         for j in range(TILE):
             loss[j] = <real>0 if y[j] == <real>ignored else loss[j]
     if task.loss != NULL:
-        memcpy(<real*>task.loss + start, loss, sizeof(loss))
+        if n == TILE:
+            memcpy(<real*>task.loss + start, loss, sizeof(loss))
+        else:
+            memcpy(<real*>task.loss + start, loss, n * sizeof(real))
     if task.out.data != NULL:
         # from the other classes' terms; divided, so that it is -1 exactly where p is 0
         for j in range(TILE):

@@ -26,29 +26,14 @@ from fastce._cpu._scalars cimport (
     sum_factor, take
 )
 from fastce._cpu._row_writes cimport write_lane
+from fastce._cpu._prefetch cimport CACHE_LINE, prefetch, prefetch_to_l2
 from fastce._cpu._spans cimport (
     Row, Span, locate_row, logit_tile, prob_tile, row_block, row_tile, span_at, weight_tile
 )
 from fastce._cpu._task cimport ALL, E_D, GRADIENT, N_SUMS, NATIVE, REST, Task
 from fastce._cpu._tiles cimport *
 
-cdef extern from *:
-    """
-    #if defined(__GNUC__)
-    #define FASTCE_PREFETCH(address, locality) __builtin_prefetch(address, 0, locality)
-    #else
-    #define FASTCE_PREFETCH(address, locality) ((void)(address))
-    #endif
-    #define FASTCE_PREFETCH_L1(address) FASTCE_PREFETCH(address, 3)
-    #define FASTCE_PREFETCH_L2(address) FASTCE_PREFETCH(address, 2)
-    """
-    void prefetch "FASTCE_PREFETCH_L1"(const void* address) noexcept nogil
-    # L1 has no room for a block of probabilities besides the two of logits.
-    void prefetch_to_l2 "FASTCE_PREFETCH_L2"(const void* address) noexcept nogil
-
-
 cdef enum:
-    CACHE_LINE = 64
     GROUP_BYTES = 65536  # a small part of any L2 cache, where the rows wait for their second pass
 
 

@@ -2,8 +2,8 @@
 
 Design
 ------
-1. Every loop runs over lanes, one row each, without branches that depend on the data: a row kernel passes one lane, a
-   column kernel 16. Arithmetic is float64 for all dtypes.
+1. Loops run over 16 lanes, one row each, and most store one array without branches, so that they become vector code.
+   Arithmetic is float64 for all dtypes.
 2. Options end here. With d = scale (f(x) - top), e = exp(d) and s = 1 + rest, the gradient of a row is
 
        alpha e_k + beta w_k + gamma w_k t_k        times the slope of the softcap where there is one,
@@ -312,7 +312,8 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         d_peak = scale * (rows.top[j] - rows.x_peak[j])
         e_peak = unscaled_exp(-d_peak)
         rows.grad_peak[j] = rows.slope_peak[j] * g[j] * (
-            residue[j] - total[j] * ((rows.rest[j] + (1 - e_peak)) / (1 + rows.rest[j])) + z_slope[j] * (e_peak * inverse[j]))
+            residue[j] - total[j] * ((rows.rest[j] + (1 - e_peak)) / (1 + rows.rest[j]))
+            + z_slope[j] * (e_peak * inverse[j]))
     if rows.n_kept < LANES:
         for j in range(LANES):
             if rows.kept[j] == 0:

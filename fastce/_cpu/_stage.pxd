@@ -12,7 +12,7 @@ from libc.string cimport memcpy
 
 from fastce._cpu._math cimport real
 from fastce._cpu._task cimport NATIVE, Format, Matrix, Task, read_converted, row_offset
-from fastce._cpu._tiles cimport LANES, TILE, cap, fill
+from fastce._cpu._tiles cimport LANES, TILE, fill
 
 cdef extern from *:
     """
