@@ -19,8 +19,8 @@ class Backend(Protocol):
         *,
         n_threads: int | None = None,
         **options: Any,
-    ) -> None:
-        """Sweep once over the logits and write what is asked for."""
+    ) -> float:
+        """Sweep once over the logits and write what is asked for; return the float64 sum of the losses."""
 
     def scan(
         self,

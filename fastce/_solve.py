@@ -47,13 +47,14 @@ def solve(
     n_classes = logits.shape[-1]
     normalizer = find_normalizer(problem, backend)
     mean = options.reduction == "mean"
-    loss = np.zeros(row_shape, logits.dtype)
-    if loss.size:
+    per_row_loss = np.zeros(row_shape, logits.dtype) if options.reduction == "none" else None
+    total = 0.0
+    if 0 not in row_shape:
         per_row = isinstance(problem.grad_output, np.ndarray)
         factor = 1.0 if per_row else problem.grad_output
         if mean and normalizer != 0:
             factor /= normalizer
-        backend.run(
+        total = backend.run(
             logits,
             problem.target,
             problem.prob,
@@ -63,7 +64,7 @@ def solve(
             sample_weight=problem.sample_weight,
             grad_output=problem.grad_output if per_row else None,
             factor=factor,
-            loss=loss,
+            loss=per_row_loss,
             **(stats._asdict() if stats is not None else {}),
             normalized=normalized,
             ignore_index=problem.ignore_index,
@@ -75,11 +76,11 @@ def solve(
         )
     if mean and normalizer == 0 and grad is not None:
         grad[...] = 0
-    if options.reduction == "none":
-        return loss
-    value = backend.total(loss)
+    if per_row_loss is not None:
+        return per_row_loss
+    value = total
     if mean:
-        value = value / normalizer if normalizer != 0 else {"nan": np.nan, "zero": 0.0}[options.on_empty]
+        value = total / normalizer if normalizer != 0 else {"nan": np.nan, "zero": 0.0}[options.on_empty]
     if abs(value) > float(np.finfo(logits.dtype).max):
         value = np.copysign(np.inf, value)  # what a cast gives too, but with a warning
     scalar: np.floating[Any] = logits.dtype.type(value)

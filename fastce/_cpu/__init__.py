@@ -97,8 +97,8 @@ def run(
     *,
     n_threads: int | None = None,
     **options: Any,
-) -> None:
-    """Sweep over `logits`, whose last axis holds the classes; see ``_kernels.run`` for the arguments.
+) -> float:
+    """Sweep over `logits`, whose last axis holds the classes; see ``_kernels.run`` for arguments and result.
 
     Without `n_threads` small problems stay serial.
     """
@@ -106,7 +106,8 @@ def run(
     if n_threads is None:
         n_threads = 1 if logits.size < _SERIAL_SIZE else effective_n_threads()[0]
     _used_threads = _used_threads or n_threads > 1
-    _kernels.run(logits, target, prob, out, n_threads=n_threads, **options)
+    total_loss: float = _kernels.run(logits, target, prob, out, n_threads=n_threads, **options)
+    return total_loss
 
 
 def scan(

@@ -5,23 +5,22 @@ only; whatever is summed over rows is summed here, by one thread and in a fixed 
 number.
 """
 from cython.parallel cimport prange, threadid
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 cimport numpy as cnp
 
+from fastce._cpu._arrays cimport address, set_matrices, set_vector
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group, process_columns
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_columns cimport is_plain_call
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._rows cimport process_rows, row_group
 from fastce._cpu._spans cimport BLOCK_BYTES, row_block
-from fastce._cpu._task cimport (
-    BFLOAT16, DOUBLE, E_D, FLOAT, GRADIENT, HALF, LOG_SOFTMAX, NATIVE, T, T_D, W_D, WT, WT_D, Format, Matrix, Task,
-    Vector, weight_of
-)
+from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector, weight_of
 from fastce._cpu._tiles cimport LANES
+from fastce._cpu._vectors cimport scan_targets, sum_vector
 
 cnp.import_array()
 
@@ -168,23 +167,32 @@ cdef void sum_block_weights(const Task* task, Py_ssize_t block, double* sums, re
     sums[n_blocks] = total
 
 
-cdef int process_all(Task* task, process_t do_rows, bint by_rows, int n_threads, real like) except -1:
+cdef double process_all(Task* task, process_t do_rows, bint by_rows, int n_threads, real like) except? -1:
+    """Do all rows; return the sum of their losses."""
     cdef Py_ssize_t block = row_block(like) if by_rows else column_block(like)
+    cdef Py_ssize_t group = row_group(task, like) if by_rows else column_group(task, like)
     cdef Py_ssize_t shared = align((task.n_classes // block + 2) * <Py_ssize_t>sizeof(double))
     cdef Py_ssize_t size = workspace_bytes(task, by_rows, like)
     cdef Py_ssize_t step = max(CHUNK_ROWS, CHUNK_NUMBERS // task.n_classes)
-    cdef Py_ssize_t n_chunks, c, group
+    cdef Py_ssize_t n_chunks, n_parts, n_bytes, c
+    cdef Vector parts
+    cdef double total_loss
     cdef char* memory
     cdef char* workspace
     step = max(1, min(step, task.n_rows // (CHUNKS_PER_THREAD * n_threads)))
-    group = row_group(task, like) if by_rows else column_group(task, like)
     step = (step + group - 1) // group * group
     n_chunks = (task.n_rows + step - 1) // step
     n_threads = <int>min(n_threads, n_chunks)
-    memory = <char*>malloc(CACHE_LINE + shared + n_threads * size)
+    task.part_rows = min(group, LANES)
+    n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
+    n_bytes = CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * size
+    memory = <char*>malloc(n_bytes)
     if memory == NULL:
-        raise MemoryError(f"no {shared + n_threads * size} bytes for the workspace of {n_threads} threads")
+        raise MemoryError(f"no {n_bytes} bytes for the workspace of {n_threads} threads")
     workspace = <char*>align(<Py_ssize_t>memory)
+    task.loss_parts = <double*>workspace
+    memset(workspace, 0, n_parts * sizeof(double))
+    workspace += align(n_parts * <Py_ssize_t>sizeof(double))
     sum_block_weights(task, block, <double*>workspace, like)
     task.block_weights = <const double*>workspace
     workspace += shared
@@ -195,49 +203,11 @@ cdef int process_all(Task* task, process_t do_rows, bint by_rows, int n_threads,
         # dynamic: rows that are skipped cost nothing, so chunks differ
         for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
             do_rows(task, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size)
+    parts.data = <const char*>task.loss_parts
+    parts.is_double = True
+    total_loss = sum_vector(&parts, n_parts)
     free(memory)
-    return 0
-
-
-cdef Format format_of(int type_num, int arithmetic) noexcept:
-    if type_num == arithmetic:
-        return NATIVE
-    if type_num == cnp.NPY_FLOAT32:
-        return FLOAT
-    if type_num == cnp.NPY_FLOAT64:
-        return DOUBLE
-    return HALF if type_num == cnp.NPY_FLOAT16 else BFLOAT16
-
-
-cdef void set_matrix(
-    Matrix* matrix, cnp.ndarray array, int type_num, const Py_ssize_t* kept, Py_ssize_t n_dims
-) noexcept:
-    """Describe `array`, classes last, by the row axes that are left after merging."""
-    cdef Py_ssize_t k
-    if array is None:
-        return
-    matrix.data = cnp.PyArray_BYTES(array)
-    matrix.class_stride = cnp.PyArray_STRIDE(array, cnp.PyArray_NDIM(array) - 1)
-    matrix.format = format_of(cnp.PyArray_TYPE(array), type_num)
-    matrix.row_strides[0] = 0
-    for k in range(n_dims):
-        matrix.row_strides[k] = cnp.PyArray_STRIDE(array, kept[k])
-
-
-cdef bint can_merge(cnp.ndarray array, Py_ssize_t k) noexcept:
-    """Tell whether axis k continues where axis k + 1 ends."""
-    return array is None or (
-        cnp.PyArray_STRIDE(array, k) == cnp.PyArray_STRIDE(array, k + 1) * cnp.PyArray_DIM(array, k + 1))
-
-
-cdef void set_vector(Vector* vector, cnp.ndarray array) noexcept:
-    if array is not None:
-        vector.data = cnp.PyArray_BYTES(array)
-        vector.is_double = cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64
-
-
-cdef void* address(cnp.ndarray array) noexcept:
-    return NULL if array is None else cnp.PyArray_DATA(array)
+    return total_loss
 
 
 cdef void add_sum(Task* task, int k) noexcept:
@@ -253,14 +223,15 @@ def run(
     double label_smoothing=0.0, double z_loss=0.0, double logit_scale=1.0, double softcap=0.0,
     double weight_sum=0.0, double factor=1.0, int n_threads=1,
 ):
-    """Do one sweep over `logits`, shape (..., n_classes), float32 or float64, with at least one row and one class.
+    """Do one sweep over `logits`, shape (..., n_classes), float32 or float64; return the sum of the losses.
+
+    There must be at least one row and one class.
 
     Everything that is given as an output is written: `out` (like `logits`: the gradient, without a target the softmax
     or the log-softmax) and the per-row arrays `loss`, `lse`, `log_prob`, `entropy` (in the logits' dtype) and `argmax`
     (int64). `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
     """
     cdef Task task
-    cdef Py_ssize_t kept[64]
     cdef Py_ssize_t k, n_row_axes = cnp.PyArray_NDIM(logits) - 1
     cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(logits)
     cdef Py_ssize_t smallest_row_stride = -1
@@ -268,21 +239,7 @@ def run(
     memset(&task, 0, sizeof(task))
     task.n_classes = cnp.PyArray_DIM(logits, n_row_axes)
     task.n_rows = cnp.PyArray_SIZE(logits) // task.n_classes
-    task.row_shape[0] = 1
-    for k in range(n_row_axes):
-        if cnp.PyArray_DIM(logits, k) == 1:
-            continue
-        if task.n_dims > 0 and kept[task.n_dims - 1] == k - 1 and (
-                can_merge(logits, k - 1) and can_merge(prob, k - 1) and can_merge(out, k - 1)):
-            task.n_dims -= 1
-            task.row_shape[task.n_dims] *= cnp.PyArray_DIM(logits, k)
-        else:
-            task.row_shape[task.n_dims] = cnp.PyArray_DIM(logits, k)
-        kept[task.n_dims] = k
-        task.n_dims += 1
-    set_matrix(&task.logits, logits, cnp.PyArray_TYPE(logits), kept, task.n_dims)
-    set_matrix(&task.prob, prob, cnp.PyArray_TYPE(logits), kept, task.n_dims)
-    set_matrix(&task.out, out, cnp.PyArray_TYPE(logits), kept, task.n_dims)
+    set_matrices(&task, logits, prob, out)
     for k in range(task.n_dims):
         if smallest_row_stride < 0 or abs(task.logits.row_strides[k]) < smallest_row_stride:
             smallest_row_stride = abs(task.logits.row_strides[k])
@@ -329,9 +286,8 @@ def run(
         by_rows = task.n_rows < 4 or (
             task.n_classes > FEW_CLASSES and abs(task.logits.class_stride) < smallest_row_stride)
     if itemsize == 4:
-        process_all(&task, rows_float if by_rows else columns_float, by_rows, n_threads, <float>0)
-    else:
-        process_all(&task, rows_double if by_rows else columns_double, by_rows, n_threads, <double>0)
+        return process_all(&task, rows_float if by_rows else columns_float, by_rows, n_threads, <float>0)
+    return process_all(&task, rows_double if by_rows else columns_double, by_rows, n_threads, <double>0)
 
 
 def scan(
@@ -339,61 +295,21 @@ def scan(
     cnp.ndarray weight, cnp.ndarray sample_weight,
 ):
     """Return the first row with an invalid target, or -1, and the normalizer: the sum of a_i w_y over kept rows."""
-    cdef Py_ssize_t n_rows = target.shape[0]
-    cdef Py_ssize_t i = 0, n_bad = 0, n_kept = 0
-    cdef bint kept
-    cdef double normalizer = 0
     cdef Vector a, w
-    memset(&a, 0, sizeof(a))
-    memset(&w, 0, sizeof(w))
+    cdef double normalizer = 0
+    cdef Py_ssize_t bad
     set_vector(&a, sample_weight)
     set_vector(&w, weight)
     with nogil:
-        for i in range(n_rows):  # vectorised: no exit, no gather
-            kept = target[i] != ignore_index
-            n_kept += kept
-            n_bad += kept & (<uint64_t>target[i] >= <uint64_t>n_classes)
-        if n_bad == 0 and (a.data != NULL or w.data != NULL):
-            for i in range(n_rows):
-                if target[i] != ignore_index:
-                    normalizer += item(&a, i) * item(&w, target[i])
-        elif n_bad == 0:
-            normalizer = <double>n_kept
-        else:
-            for i in range(n_rows):
-                if target[i] != ignore_index and <uint64_t>target[i] >= <uint64_t>n_classes:
-                    break
-    return (i if n_bad else -1), normalizer
-
-
-cdef inline double item(const Vector* vector, Py_ssize_t i) noexcept nogil:
-    if vector.data == NULL:
-        return 1.0
-    return (<const double*>vector.data)[i] if vector.is_double else (<const float*>vector.data)[i]
+        bad = scan_targets(&target[0], target.shape[0], ignore_index, n_classes, &w, &a, &normalizer)
+    return bad, normalizer
 
 
 def total(cnp.ndarray values not None):
     """Return the float64 sum of a contiguous float array, in an order that depends on its length alone."""
     cdef Vector vector
-    cdef double lanes[16]
-    cdef Py_ssize_t n = cnp.PyArray_SIZE(values)
-    cdef Py_ssize_t i, j
-    memset(&vector, 0, sizeof(vector))
+    cdef double result
     set_vector(&vector, values)
-    memset(lanes, 0, sizeof(lanes))
     with nogil:
-        for i in range(n // 16):
-            if vector.is_double:
-                for j in range(16):
-                    lanes[j] += (<const double*>vector.data)[16 * i + j]
-            else:
-                for j in range(16):
-                    lanes[j] += (<const float*>vector.data)[16 * i + j]
-        for i in range(n // 16 * 16, n):
-            lanes[i % 16] += item(&vector, i)
-        n = 8
-        while n > 0:
-            for j in range(n):
-                lanes[j] += lanes[j + n]
-            n //= 2
-    return lanes[0]
+        result = sum_vector(&vector, cnp.PyArray_SIZE(values))
+    return result

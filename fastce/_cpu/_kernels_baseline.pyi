@@ -34,7 +34,7 @@ def run(
     weight_sum: float = 0.0,
     factor: float = 1.0,
     n_threads: int = 1,
-) -> None: ...
+) -> float: ...
 def scan(
     target: NDArray[Any],
     ignore_index: int,

@@ -18,18 +18,18 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp, exp_unit, log1p, real
-from fastce._cpu._task cimport GRADIENT, Task
-from fastce._cpu._tiles cimport LANES, TILE, unless_one
+from fastce._cpu._task cimport GRADIENT, Task, vector_item
+from fastce._cpu._tiles cimport LANES, TILE, unless_one, wide_lane_sum
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:
     """Tell whether this file can do a call: no options but a scale, and factors whose products do not overflow."""
     return (
         task.target != NULL and not task.extras and not task.normalized and task.weight == NULL
-        and task.sample_weight.data == NULL and task.grad_output.data == NULL and task.z_loss == 0
+        and task.sample_weight.data == NULL and task.z_loss == 0
         and task.logit_scale >= 1 and task.softcap == 0 and task.lse == NULL and task.log_prob == NULL
         and task.out_kind == GRADIENT and 1e-24 < fabs(task.factor * task.logit_scale)
-        and fabs(task.factor * task.logit_scale) <= 4)
+        and fabs(task.factor * task.logit_scale) < 1e30)
 
 
 cdef inline void find_tops(const real* x, Py_ssize_t n_classes, real* top) noexcept nogil:
@@ -101,11 +101,14 @@ cdef inline void process_plain(
     cdef real d_peak[TILE]
     cdef real loss[TILE]
     cdef real grad_peak[TILE]
+    cdef real unscaled[TILE]   # the factor of the gradient, freed of `exp_unit`
+    cdef real rest_units[TILE]
+    cdef double sums[LANES]
     cdef int64_t ignored = task.ignore_index
     cdef int64_t n_skipped = 0
     cdef real unit = <real>1 / exp_unit(stage[0])
     cdef real scale = <real>task.logit_scale
-    cdef real factor = <real>(task.factor * task.logit_scale)
+    cdef double factor = task.factor * task.logit_scale
     cdef Py_ssize_t g, j, k
     if n == TILE:
         memcpy(target, task.target + start, sizeof(target))
@@ -128,11 +131,13 @@ cdef inline void process_plain(
     for g in range(4):
         exp_and_sum(
             stage + g * size, task.n_classes, scale, shift + g * LANES, all_terms + g * LANES, rest + g * LANES)
-    # As `rest_of` does it. top - top: NaN where no logit is above -inf.
+    # As `rest_of` does it, still times exp_unit. top - top: NaN where no logit is above -inf.
     for j in range(TILE):
-        rest[j] = rest[j] * unit if all_terms[j] < <real>2 / unit else all_terms[j] * unit - <real>1
+        rest_units[j] = rest[j] if all_terms[j] < <real>2 / unit else all_terms[j] - <real>1 / unit
     for j in range(TILE):
-        rest[j] += top[j] - top[j]
+        rest_units[j] += top[j] - top[j]
+    for j in range(TILE):
+        rest[j] = rest_units[j] * unit
     for j in range(TILE):
         inverse[j] = <real>1 / (<real>1 + rest[j])
     for j in range(TILE):
@@ -149,13 +154,22 @@ cdef inline void process_plain(
             memcpy(<real*>task.loss + start, loss, sizeof(loss))
         else:
             memcpy(<real*>task.loss + start, loss, n * sizeof(real))
+    for j in range(LANES):
+        sums[j] = (<double>loss[j] + loss[j + 16]) + (<double>loss[j + 32] + loss[j + 48])
+    task.loss_parts[start // task.part_rows] = wide_lane_sum(sums)
     if task.out.data != NULL:
-        # from the other classes' terms; divided, so that it is -1 exactly where p is 0
         for j in range(TILE):
-            grad_peak[j] = -factor * (
-                (rest[j] + (<real>1 - exp(-d_peak[j]) * unit)) / (<real>1 + rest[j]))
+            unscaled[j] = <real>(factor * unit)
+        if task.grad_output.data != NULL:
+            for j in range(n):
+                unscaled[j] = <real>(factor * unit * vector_item(&task.grad_output, start + j))
+        # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without. Divided, so that it is
+        # -1 exactly where p is 0.
         for j in range(TILE):
-            inverse[j] = factor * unit * inverse[j]
+            grad_peak[j] = -unscaled[j] * (
+                (rest_units[j] + (<real>1 / unit - exp(-d_peak[j]))) / (<real>1 + rest[j]))
+        for j in range(TILE):
+            inverse[j] = unscaled[j] * inverse[j]
         for g in range(4):
             scale_and_put(
                 stage + g * size, task.n_classes, inverse + g * LANES, y + g * LANES, grad_peak + g * LANES)

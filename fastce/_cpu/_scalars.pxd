@@ -21,7 +21,7 @@ from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
 from fastce._cpu._task cimport (
     E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, read, read_converted, row_offset, vector_item, weight_of
 )
-from fastce._cpu._tiles cimport LANES, TILE, cap, d_unit, fill, times
+from fastce._cpu._tiles cimport LANES, TILE, cap, d_unit, fill, times, wide_lane_sum
 
 cdef struct Scalars:
     Py_ssize_t start                # the first row
@@ -318,6 +318,7 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         for j in range(LANES):
             if rows.kept[j] == 0:
                 loss[j] = lse[j] = log_prob[j] = 0
+    task.loss_parts[rows.start // task.part_rows] = wide_lane_sum(loss)
     put(rows, loss, <real*>task.loss)
     put(rows, lse, <real*>task.lse)
     put(rows, log_prob, <real*>task.log_prob)

@@ -95,6 +95,8 @@ cdef struct Task:
     void* log_prob
     void* entropy
     int64_t* argmax
+    double* loss_parts     # sums over part_rows rows each
+    Py_ssize_t part_rows
 
 
 cdef inline Py_ssize_t row_offset(const Task* task, const Matrix* matrix, Py_ssize_t i) noexcept nogil:

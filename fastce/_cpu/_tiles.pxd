@@ -296,12 +296,18 @@ cdef inline void write_log(const real* x, const real* top, real scale, const rea
             out[16 * g + j] = scale * (x[16 * g + j] - top[j]) - log_sum[j]
 
 
-cdef inline double lane_sum(const real* lanes) noexcept nogil:
+cdef inline double wide_lane_sum(const double* lanes) noexcept nogil:
     cdef double t[8]
     cdef Py_ssize_t j
     for j in range(8):
-        t[j] = <double>lanes[j] + <double>lanes[j + 8]
+        t[j] = lanes[j] + lanes[j + 8]
     return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]))
+
+
+cdef inline double lane_sum(const real* lanes) noexcept nogil:
+    cdef double wide[LANES]
+    widen(lanes, wide)
+    return wide_lane_sum(wide)
 
 
 cdef inline real lane_max(const real* lanes) noexcept nogil:

@@ -1,0 +1,68 @@
+"""From NumPy arrays to the structs of a task."""
+cimport numpy as cnp
+
+from fastce._cpu._task cimport BFLOAT16, DOUBLE, FLOAT, HALF, NATIVE, Format, Matrix, Task, Vector
+
+
+cdef inline Format format_of(int type_num, int arithmetic) noexcept:
+    if type_num == arithmetic:
+        return NATIVE
+    if type_num == cnp.NPY_FLOAT32:
+        return FLOAT
+    if type_num == cnp.NPY_FLOAT64:
+        return DOUBLE
+    return HALF if type_num == cnp.NPY_FLOAT16 else BFLOAT16
+
+
+cdef inline void set_matrix(
+    Matrix* matrix, cnp.ndarray array, int type_num, const Py_ssize_t* kept, Py_ssize_t n_dims
+) noexcept:
+    """Describe `array`, classes last, by the row axes that are left after merging."""
+    cdef Py_ssize_t k
+    if array is None:
+        return
+    matrix.data = cnp.PyArray_BYTES(array)
+    matrix.class_stride = cnp.PyArray_STRIDE(array, cnp.PyArray_NDIM(array) - 1)
+    matrix.format = format_of(cnp.PyArray_TYPE(array), type_num)
+    matrix.row_strides[0] = 0
+    for k in range(n_dims):
+        matrix.row_strides[k] = cnp.PyArray_STRIDE(array, kept[k])
+
+
+cdef inline bint can_merge(cnp.ndarray array, Py_ssize_t k) noexcept:
+    """Tell whether axis k continues where axis k + 1 ends."""
+    return array is None or (
+        cnp.PyArray_STRIDE(array, k) == cnp.PyArray_STRIDE(array, k + 1) * cnp.PyArray_DIM(array, k + 1))
+
+
+cdef inline void set_vector(Vector* vector, cnp.ndarray array) noexcept:
+    vector.data = NULL
+    vector.is_double = False
+    if array is not None:
+        vector.data = cnp.PyArray_BYTES(array)
+        vector.is_double = cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64
+
+
+cdef inline void* address(cnp.ndarray array) noexcept:
+    return NULL if array is None else cnp.PyArray_DATA(array)
+
+
+cdef inline void set_matrices(Task* task, cnp.ndarray logits, cnp.ndarray prob, cnp.ndarray out) noexcept:
+    """Describe the N x C operands, classes last, by as few row axes as their strides allow."""
+    cdef Py_ssize_t kept[64]
+    cdef Py_ssize_t k, n_row_axes = cnp.PyArray_NDIM(logits) - 1
+    task.row_shape[0] = 1
+    for k in range(n_row_axes):
+        if cnp.PyArray_DIM(logits, k) == 1:
+            continue
+        if task.n_dims > 0 and kept[task.n_dims - 1] == k - 1 and (
+                can_merge(logits, k - 1) and can_merge(prob, k - 1) and can_merge(out, k - 1)):
+            task.n_dims -= 1
+            task.row_shape[task.n_dims] *= cnp.PyArray_DIM(logits, k)
+        else:
+            task.row_shape[task.n_dims] = cnp.PyArray_DIM(logits, k)
+        kept[task.n_dims] = k
+        task.n_dims += 1
+    set_matrix(&task.logits, logits, cnp.PyArray_TYPE(logits), kept, task.n_dims)
+    set_matrix(&task.prob, prob, cnp.PyArray_TYPE(logits), kept, task.n_dims)
+    set_matrix(&task.out, out, cnp.PyArray_TYPE(logits), kept, task.n_dims)
