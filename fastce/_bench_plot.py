@@ -27,8 +27,17 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
     for i, name in enumerate(names):
         points = [(case[name], y) for y, case in enumerate(multiples.values()) if name in case]
         face = "white" if name == "fastce, new" else COLOURS[i]
-        look = {"marker": MARKS[i], "color": face, "edgecolors": COLOURS[i]}
-        axes.scatter(*zip(*points, strict=True), s=45, label=name, zorder=20 - i, **look)
+        multiple, y_position = zip(*points, strict=True)
+        axes.scatter(
+            multiple,
+            y_position,
+            s=45,
+            label=name,
+            zorder=20 - i,
+            marker=MARKS[i],
+            color=face,
+            edgecolors=COLOURS[i],
+        )
     axes.axvline(1, color="0.4", linewidth=1)
     axes.set_yticks(
         range(len(cases)),
