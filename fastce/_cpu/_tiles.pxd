@@ -164,7 +164,7 @@ cdef inline void fold_rest(const real* e, real* sums) noexcept nogil:
 
 cdef inline bint needs_rest(double all_terms, real like) noexcept nogil:
     """Tell whether a sum of exponentials is less than twice its largest term: only there does 1 - p cancel."""
-    return (exp_unit(like) <= all_terms) & (all_terms < 2 * exp_unit(like))
+    return <int>(exp_unit(like) <= all_terms) & <int>(all_terms < 2 * exp_unit(like))  # `and` would be a jump
 
 
 cdef inline double rest_of(double all_terms, double rest, real like) noexcept nogil:
