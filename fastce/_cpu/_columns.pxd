@@ -21,10 +21,8 @@ from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_l2
 from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
-from fastce._cpu._stage cimport (
-    SIDE_BY_SIDE, TRANSPOSED, Lanes, load_classes, locate, pad, store_classes
-)
-from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task, weight_of, write
+from fastce._cpu._stage cimport SIDE_BY_SIDE, TRANSPOSED, Lanes, load_classes, locate, pad, store_classes
+from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task, weight_of
 from fastce._cpu._tiles cimport *
 
 cdef enum:
@@ -286,7 +284,7 @@ cdef inline void process_blocks(
         k = stop
 
 
-cdef inline void prefetch_group(const Lanes* lanes, Py_ssize_t ahead, Py_ssize_t n_classes, real like) noexcept nogil:
+cdef inline void prefetch_group(const Lanes* lanes, Py_ssize_t ahead, Py_ssize_t n_classes) noexcept nogil:
     """Ask for the 16 rows that come so many rows after these."""
     cdef const char* first = lanes.first + ahead * lanes.row_stride
     cdef Py_ssize_t k, n_bytes
@@ -330,7 +328,7 @@ cdef inline void process_columns(
             load_classes(&lanes[g], 0, task.n_classes, <real>-INFINITY, stage + g * size)
     for g in range(n_groups):
         if start + n + (g + 1) * LANES <= task.n_rows:
-            prefetch_group(&lanes[g], n, task.n_classes, stage[0])
+            prefetch_group(&lanes[g], n, task.n_classes)
     if task.plain and column_group(task, stage[0]) >= TILE:
         for g in range(n_groups, (n_groups + 3) // 4 * 4):
             fill(stage + g * size, 0, size, <real>0)

@@ -19,7 +19,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp, exp_unit, real, sech2, tanh
-from fastce._cpu._task cimport ALL, REST, T, T_D, W_D, WT, WT_D, Task
+from fastce._cpu._task cimport REST, T, T_D, W_D, WT, WT_D, Task
 
 cdef enum:
     LANES = 16
