@@ -5,8 +5,9 @@ Design
 1. Every instruction set is an extension module of its own, compiled from the same source. The widest that the compiler
    could build and that both CPU and operating system support is chosen at import; ``FASTCE_ISA`` forces one, and an
    unknown or unsupported name is an error there and then, never a silent fallback.
-2. GNU OpenMP's threads do not survive a fork, and the child would wait for them for ever. So the pool is released
-   before every fork of a process that has used one; it is built anew when next needed.
+2. OpenMP's threads do not survive a fork, and the child would wait for them for ever. GNU's are released before every
+   fork of a process that has used some, and started anew when next needed. LLVM's runtime does so itself, unless
+   ``KMP_INIT_AT_FORK`` forbade it when the runtime started; scikit-learn sets that when it is imported.
 3. Whoever sets OpenMP's number of threads, by the environment or at run time, is obeyed. Otherwise that number is the
    machine's, or what the affinity was when OpenMP was loaded, and must be held against what the process may use now.
 """
@@ -56,7 +57,10 @@ _kernels = _load(isa)
 
 # As OpenMP found them when it was loaded: it looks at the environment once.
 _OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")
-_MAXIMUM = _kernels.max_threads()
+_forbidden = os.environ.pop("KMP_INIT_AT_FORK", None)
+_MAXIMUM = _kernels.max_threads()  # the first call of OpenMP, which starts it
+if _forbidden is not None:
+    os.environ["KMP_INIT_AT_FORK"] = _forbidden
 
 
 @contextlib.contextmanager
