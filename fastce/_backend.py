@@ -39,3 +39,7 @@ class Backend(Protocol):
 def backend_of(array: object) -> Backend:
     """Return the backend for `array`."""
     return _cpu
+
+
+# Small ordinary calls, before any check: arrays of other kinds than the CPU's are not ordinary.
+solve_small = _cpu.solve_small

@@ -5,7 +5,8 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._options import LossOptions
+from fastce._backend import solve_small
+from fastce._options import DEFAULTS, LossOptions
 from fastce._problem import check_out, check_problem, put_back, put_last
 from fastce._solve import CrossEntropyStats, empty_stats, solve
 
@@ -104,6 +105,11 @@ def cross_entropy(
     >>> print(f"{fastce.cross_entropy(np.float32([60, 0]), 0):.4e}")  # log1p(e**-60)
     8.7565e-27
     """
+    if axis is None and weight is None and sample_weight is None:
+        options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss, n_threads)
+        small: Loss | None = solve_small(logits, target, None, False, options, DEFAULTS)
+        if small is not None:
+            return small
     problem, _ = check_problem(
         logits,
         target,
@@ -218,6 +224,11 @@ def cross_entropy_with_grad(
     [[-0.1065  0.0533  0.0533]
      [ 0.0226  0.4547 -0.4774]]
     """
+    if axis is None and weight is None and sample_weight is None and grad_output is None and not return_stats:
+        options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss, n_threads)
+        small: tuple[Loss, NDArray[Any]] | None = solve_small(logits, target, out, True, options, DEFAULTS)
+        if small is not None:
+            return small
     problem, class_axis = check_problem(
         logits,
         target,

@@ -43,6 +43,9 @@ class Options(NamedTuple):
     n_threads: int | None = None
 
 
+DEFAULTS: tuple[object, ...] = tuple(Options())
+
+
 def check_options(
     *,
     ignore_index: int = DEFAULT_IGNORE_INDEX,

@@ -16,7 +16,7 @@ PACKAGE = Path(fastce.__file__).parent
 RULES = {"_options", "_problem"}
 FLOORS = {
     "__init__": {"_config", "_loss", "_loss_object", "_nll_loss", "_softmax", "_solve", "_stats"},  # the door
-    "_loss": {*RULES, "_solve"},  # meaning: the public functions
+    "_loss": {*RULES, "_backend", "_solve"},  # meaning: the public functions
     "_loss_object": {"_loss", "_options"},
     "_nll_loss": {*RULES, "_solve"},
     "_stats": {*RULES, "_solve"},

@@ -114,6 +114,18 @@ def run(
     return total_loss
 
 
+def solve_small(
+    logits: object,
+    target: object,
+    out: object,
+    with_grad: bool,
+    options: tuple[object, ...],
+    defaults: tuple[object, ...],
+) -> Any:
+    """Do a whole call that is small and ordinary; else return None. See ``_kernels.solve_small``."""
+    return _kernels.solve_small(logits, target, out, with_grad, options, defaults, _SERIAL_SIZE)
+
+
 def scan(
     target: NDArray[Any],
     ignore_index: int,

@@ -66,3 +66,18 @@ cdef inline void set_matrices(Task* task, cnp.ndarray logits, cnp.ndarray prob, 
     set_matrix(&task.logits, logits, cnp.PyArray_TYPE(logits), kept, task.n_dims)
     set_matrix(&task.prob, prob, cnp.PyArray_TYPE(logits), kept, task.n_dims)
     set_matrix(&task.out, out, cnp.PyArray_TYPE(logits), kept, task.n_dims)
+    task.n_dims = max(task.n_dims, 1)
+
+
+cdef inline bint is_ordinary(object array, int n_dims) noexcept:
+    """Tell whether this is an array, no subclass, with its elements aligned, in C order and in native byte order."""
+    return (
+        cnp.PyArray_CheckExact(array) and cnp.PyArray_NDIM(<cnp.ndarray>array) == n_dims
+        and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array))
+
+
+cdef inline bint share_bytes(cnp.ndarray a, cnp.ndarray b) noexcept:
+    """Tell whether two arrays in C order overlap."""
+    cdef const char* start_a = cnp.PyArray_BYTES(a)
+    cdef const char* start_b = cnp.PyArray_BYTES(b)
+    return start_a < start_b + cnp.PyArray_NBYTES(b) and start_b < start_a + cnp.PyArray_NBYTES(a)

@@ -11,10 +11,13 @@ from libc.string cimport memset
 
 cimport numpy as cnp
 
-from fastce._cpu._arrays cimport address, set_matrices, set_vector
+from fastce._cpu._arrays cimport address, is_ordinary, set_matrices, set_vector, share_bytes
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group, process_columns
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_columns cimport is_plain_call
+from fastce._cpu._platform cimport (
+    CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
+)
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._rows cimport process_rows, row_group
 from fastce._cpu._spans cimport BLOCK_BYTES, row_block
@@ -23,48 +26,6 @@ from fastce._cpu._tiles cimport LANES
 from fastce._cpu._vectors cimport scan_targets, sum_vector
 
 cnp.import_array()
-
-cdef extern from *:
-    """
-    #ifdef _OPENMP
-    #include <omp.h>
-    #define FASTCE_OPENMP 1
-    #define fastce_max_threads() omp_get_max_threads()
-    #else
-    #define FASTCE_OPENMP 0
-    #define fastce_max_threads() 1
-    #endif
-    #if defined(__clang__)
-    #define FASTCE_COMPILER "Clang " __clang_version__
-    #elif defined(__GNUC__)
-    #define FASTCE_COMPILER "GCC " __VERSION__
-    #elif defined(_MSC_VER)
-    #define FASTCE_COMPILER "MSVC"
-    #else
-    #define FASTCE_COMPILER "unknown"
-    #endif
-    #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
-    /* These also ask whether the operating system saves the registers. */
-    static int fastce_has_avx2(void) {
-        __builtin_cpu_init();
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    }
-    static int fastce_has_avx512(void) {
-        return fastce_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
-            && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    }
-    #else
-    static int fastce_has_avx2(void) { return 0; }
-    static int fastce_has_avx512(void) { return 0; }
-    #endif
-    """
-    const int CYTHON_HEX_VERSION
-    const int FASTCE_OPENMP
-    const char* FASTCE_COMPILER
-    int fastce_max_threads() noexcept nogil
-    int fastce_has_avx2() noexcept nogil
-    int fastce_has_avx512() noexcept nogil
-
 
 cdef enum:
     # Up to here rows with contiguous classes are faster in the column kernel: 16 rows a vector against one row a tile.
@@ -210,9 +171,44 @@ cdef double process_all(Task* task, process_t do_rows, bint by_rows, int n_threa
     return total_loss
 
 
-cdef void add_sum(Task* task, int k) noexcept:
+cdef inline void add_sum(Task* task, int k) noexcept:
     task.sums[task.n_sums] = k
     task.n_sums += 1
+
+
+cdef inline void describe(
+    Task* task, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray prob, cnp.ndarray out
+) noexcept:
+    """Start a task with its operands and neutral options."""
+    memset(task, 0, sizeof(task[0]))
+    task.n_classes = cnp.PyArray_DIM(logits, cnp.PyArray_NDIM(logits) - 1)
+    task.n_rows = cnp.PyArray_SIZE(logits) // task.n_classes
+    set_matrices(task, logits, prob, out)
+    task.target = <const int64_t*>address(target)
+    task.logit_scale = 1
+    task.factor = 1
+
+
+cdef bint goes_by_rows(const Task* task, int itemsize) noexcept:
+    """Choose between the two kernels."""
+    cdef Py_ssize_t k, smallest = -1
+    if task.n_rows < 4:
+        return True
+    if task.logits.class_stride == itemsize:
+        return task.n_classes > FEW_CLASSES
+    for k in range(task.n_dims):
+        if smallest < 0 or abs(task.logits.row_strides[k]) < smallest:
+            smallest = abs(task.logits.row_strides[k])
+    return task.n_classes > FEW_CLASSES and abs(task.logits.class_stride) < smallest
+
+
+cdef double dispatch(Task* task, int itemsize, int n_threads) except? -1:
+    """Run the kernel for a task; return the sum of the losses."""
+    cdef bint by_rows = goes_by_rows(task, itemsize)
+    task.plain = is_plain_call(task)
+    if itemsize == 4:
+        return process_all(task, rows_float if by_rows else columns_float, by_rows, n_threads, <float>0)
+    return process_all(task, rows_double if by_rows else columns_double, by_rows, n_threads, <double>0)
 
 
 def run(
@@ -232,19 +228,7 @@ def run(
     (int64). `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
     """
     cdef Task task
-    cdef Py_ssize_t k, n_row_axes = cnp.PyArray_NDIM(logits) - 1
-    cdef Py_ssize_t itemsize = cnp.PyArray_ITEMSIZE(logits)
-    cdef Py_ssize_t smallest_row_stride = -1
-    cdef bint by_rows
-    memset(&task, 0, sizeof(task))
-    task.n_classes = cnp.PyArray_DIM(logits, n_row_axes)
-    task.n_rows = cnp.PyArray_SIZE(logits) // task.n_classes
-    set_matrices(&task, logits, prob, out)
-    for k in range(task.n_dims):
-        if smallest_row_stride < 0 or abs(task.logits.row_strides[k]) < smallest_row_stride:
-            smallest_row_stride = abs(task.logits.row_strides[k])
-    task.n_dims = max(task.n_dims, 1)
-    task.target = <const int64_t*>address(target)
+    describe(&task, logits, target, prob, out)
     task.weight = address(weight)
     task.weight_sum = weight_sum
     set_vector(&task.sample_weight, sample_weight)
@@ -279,15 +263,62 @@ def run(
         add_sum(&task, T_D)
         add_sum(&task, T)
     task.extras = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax
-    task.plain = is_plain_call(&task)
-    if task.logits.class_stride == itemsize:
-        by_rows = task.n_classes > FEW_CLASSES or task.n_rows < 4
-    else:
-        by_rows = task.n_rows < 4 or (
-            task.n_classes > FEW_CLASSES and abs(task.logits.class_stride) < smallest_row_stride)
-    if itemsize == 4:
-        return process_all(&task, rows_float if by_rows else columns_float, by_rows, n_threads, <float>0)
-    return process_all(&task, rows_double if by_rows else columns_double, by_rows, n_threads, <double>0)
+    return dispatch(&task, <int>cnp.PyArray_ITEMSIZE(logits), n_threads)
+
+
+cdef bint are_defaults(tuple given, tuple defaults) noexcept:
+    """Tell whether numbers and names are the defaults and of their very types; anything else would need checks."""
+    cdef object one, other
+    for one, other in zip(given, defaults):
+        if one is not other:
+            if type(one) is not type(other) or not isinstance(one, (float, int, str)) or one != other:
+                return False
+    return True
+
+
+def solve_small(logits, target, out, bint with_grad, tuple options, tuple defaults, Py_ssize_t max_size):
+    """Do a whole call, checks included, if it is small and ordinary in every respect; else do nothing, return None.
+
+    Ordinary is what could break no rule: aligned arrays in C order and native byte order, matrices of float32 or
+    float64 and vectors of int64, all options, ignore_index the first, at their defaults. Return the mean loss, or loss
+    and gradient.
+    """
+    cdef Task task
+    cdef Vector none
+    cdef double normalizer = 0
+    cdef double loss
+    cdef float loss_float
+    cdef bint is_double
+    cdef int64_t ignore_index = defaults[0]
+    if not (is_ordinary(logits, 2) and is_ordinary(target, 1) and cnp.PyArray_TYPE(target) == cnp.NPY_INT64):
+        return None
+    is_double = cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT64
+    if not (is_double or cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT32):
+        return None
+    if not (0 < cnp.PyArray_SIZE(logits) < max_size and cnp.PyArray_DIM(target, 0) == cnp.PyArray_DIM(logits, 0)):
+        return None
+    if out is not None and not (
+            is_ordinary(out, 2) and cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(logits)
+            and cnp.PyArray_DIM(out, 0) == cnp.PyArray_DIM(logits, 0)
+            and cnp.PyArray_DIM(out, 1) == cnp.PyArray_DIM(logits, 1)
+            and not share_bytes(out, target) and (out is logits or not share_bytes(out, logits))):
+        return None
+    if not are_defaults(options, defaults):
+        return None
+    set_vector(&none, None)
+    if scan_targets(
+            <const int64_t*>cnp.PyArray_DATA(target), cnp.PyArray_DIM(target, 0), ignore_index,
+            cnp.PyArray_DIM(logits, 1), &none, &none, &normalizer) >= 0 or normalizer == 0:
+        return None
+    if with_grad and out is None:
+        out = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits), 0)
+    describe(&task, logits, target, None, out)
+    task.ignore_index = ignore_index
+    task.factor = 1 / normalizer
+    loss = dispatch(&task, 8 if is_double else 4, 1) / normalizer
+    loss_float = <float>loss
+    result = cnp.PyArray_ToScalar(<void*>&loss if is_double else <void*>&loss_float, logits)
+    return (result, out) if with_grad else result
 
 
 def scan(

@@ -35,6 +35,15 @@ def run(
     factor: float = 1.0,
     n_threads: int = 1,
 ) -> float: ...
+def solve_small(
+    logits: object,
+    target: object,
+    out: object,
+    with_grad: bool,
+    options: tuple[object, ...],
+    defaults: tuple[object, ...],
+    max_size: int,
+) -> Any: ...
 def scan(
     target: NDArray[Any],
     ignore_index: int,
