@@ -116,7 +116,7 @@ cdef inline void sweep_classes(
             load_weights(task, start + 4 * k, stop, w)
             if task.sum_prob:
                 load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, t)
-            fold_targets(task, x, top, w, t if task.sum_prob else NULL, sums)
+            fold_targets(task, x, top, w, start + 4 * k + 4 > stop, t if task.sum_prob else NULL, sums)
         if normalized:
             continue
         if in_place:
@@ -128,7 +128,7 @@ cdef inline void sweep_classes(
         fold(e, sums + 16 * ALL)
         fold_rest(e, sums)
         if entropy:
-            fold_shifted(e, x, top, sums + 16 * E_D)
+            fold_shifted(e, x, top, True, sums + 16 * E_D)
         if find_argmax:
             fold_argmax(x, top, <int32_t>(4 * k), 1, 0, first)
         if not keep_logits:

@@ -112,10 +112,11 @@ cdef void columns_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, ch
     process_by_columns(task, start, stop, workspace, <double>0)
 
 
-cdef void sum_block_weights(const Task* task, Py_ssize_t block, double* sums, real like) noexcept nogil:
+cdef void sum_block_weights(Task* task, Py_ssize_t block, double* sums, real like) noexcept nogil:
     """Write what merging needs under label smoothing: the weight of all classes before each block, and of all."""
     cdef Py_ssize_t b, k, n_blocks = (task.n_classes + block - 1) // block
     cdef double total = 0
+    task.block_weights = sums
     if not task.sum_weight:
         return
     for b in range(n_blocks):
@@ -125,6 +126,7 @@ cdef void sum_block_weights(const Task* task, Py_ssize_t block, double* sums, re
         else:
             for k in range(b * block, min((b + 1) * block, task.n_classes)):
                 total += weight_of(task, k, like)
+                task.has_zero_weight |= weight_of(task, k, like) == 0
     sums[n_blocks] = total
 
 
@@ -155,7 +157,6 @@ cdef double process_all(Task* task, process_t do_rows, bint by_rows, int n_threa
     memset(workspace, 0, n_parts * sizeof(double))
     workspace += align(n_parts * <Py_ssize_t>sizeof(double))
     sum_block_weights(task, block, <double*>workspace, like)
-    task.block_weights = <const double*>workspace
     workspace += shared
     if n_threads == 1:
         with nogil:

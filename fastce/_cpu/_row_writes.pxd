@@ -1,14 +1,13 @@
 """The second pass of the row kernel: what the sweep left in a row becomes its gradient, softmax or log-softmax."""
 from libc.math cimport fabs
-from libc.stdint cimport int32_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memset
 
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, unscaled_exp
 from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, prob_tile, row_block, row_tile, span_at, weight_tile
 from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, OutKind, Task, write
 from fastce._cpu._tiles cimport (
-    LANES, TILE, copy, exp_tile, fill, is_plain, multiply, multiply_cap_slope, scale_exp, store, store_lanes,
+    LANES, TILE, exp_tile, fill, is_plain, multiply, multiply_cap_slope, scale_exp, store,
     write_gradient, write_gradient_in_place, write_log
 )
 
@@ -17,63 +16,29 @@ cdef inline void write_plain(
     const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, real like
 ) noexcept nogil:
     """Turn exponentials into the gradient or the softmax, where every operand is an ordinary array."""
-    cdef real alpha[LANES]
-    cdef real beta[LANES]
-    cdef real gamma[LANES]
-    cdef real e[TILE]
-    cdef real e_buffer[TILE]
-    cdef real w_buffer[TILE]
-    cdef real t_buffer[TILE]
     cdef real* out = <real*>row.out
-    cdef const real* w = w_buffer
-    cdef const real* t = NULL
-    cdef Py_ssize_t w_step = 0
-    cdef Py_ssize_t n = task.n_classes
-    cdef bint extras = task.extras
-    cdef Py_ssize_t k = 0, stop
+    cdef const real* w = <const real*>task.weight
+    cdef const real* t = <const real*>row.prob
     cdef real unit = <real>1 / exp_unit(like)
+    cdef Py_ssize_t n, k = 0
     cdef double factor
-    cdef Span span
-    if row.prob != NULL:
-        t = <const real*>row.prob
-    if extras:
-        fill(beta, 0, LANES, <real>rows.beta[lane])
-        fill(gamma, 0, LANES, <real>rows.gamma[lane])
-        fill(w_buffer, 0, TILE, <real>1)
-        if task.weight != NULL:
-            w = <const real*>task.weight
-            w_step = 1
-    while k < n:
-        stop = min(k + row_block(like), n)
+    while k < task.n_classes:
+        n = min(row_block(like), task.n_classes - k)
         factor = rows.alpha[lane]
-        if n > row_block(like):
+        if task.n_classes > row_block(like):
             factor *= unscaled_exp(scale_of(task) * (tops[k // row_block(like)] - rows.top[lane]))
         if fabs(factor) < unit:
             # Freed of exp_unit it might become subnormal; the exponentials are, instead.
-            multiply(out + k, stop - k, unit)
+            multiply(out + k, n, unit)
         else:
             factor *= unit
-        if not extras:
-            multiply(out + k, stop - k, <real>factor)
-            k = stop
-            continue
-        fill(alpha, 0, LANES, <real>factor)
-        while k + TILE <= stop:
-            write_gradient_in_place(out + k, alpha, beta, w + k * w_step, gamma, t if t == NULL else t + k)
-            k += TILE
-        if k == stop:
-            continue
-        span = span_at(k, n)
-        copy(row_tile(row.out, sizeof(real), span, <real>0, e_buffer), e)
-        if t != NULL:
-            t = row_tile(row.prob, sizeof(real), span, <real>0, t_buffer)
-        write_gradient_in_place(
-            e, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer), gamma, t)
-        if span.first > 0:
-            store_lanes(<int32_t>span.first, e, out + span.k)
+        if task.extras:
+            write_gradient_in_place(
+                out + k, n, <real>factor, <real>rows.beta[lane], w if w == NULL else w + k, <real>rows.gamma[lane],
+                t if t == NULL else t + k)
         else:
-            memcpy(out + k, e, (stop - k) * sizeof(real))
-        k = stop
+            multiply(out + k, n, <real>factor)
+        k += n
 
 
 cdef inline void write_row(

@@ -92,7 +92,7 @@ cdef inline void exp_plain(
             if t != NULL:
                 for j in range(tile_lines(top[0])):
                     prefetch_to_l2(row.ahead_prob + k * sizeof(real) + j * CACHE_LINE)
-            fold_targets(task, x + k, top, w + k * w_step, t if t == NULL else t + k, sums)
+            fold_targets(task, x + k, top, w + k * w_step, False, t if t == NULL else t + k, sums)
         if in_place:
             exp_in_place(out + k, top, scale)
             fold(out + k, sums + 16 * ALL)
@@ -101,7 +101,7 @@ cdef inline void exp_plain(
         exp_tile(x + k, top, scale, e)
         fold(e, sums + 16 * ALL)
         if entropy:
-            fold_shifted(e, x + k, top, sums + 16 * E_D)
+            fold_shifted(e, x + k, top, True, sums + 16 * E_D)
         copy(e, out + k)
         k += TILE
     if k == n:
@@ -114,9 +114,9 @@ cdef inline void exp_plain(
         if t != NULL:
             t = row_tile(<const char*>t, sizeof(real), span, <real>0, t_buffer)
         w = weight_tile(w if w_step == 1 else NULL, span, w_buffer)
-        fold_targets(task, x, top, w, t, sums)
+        fold_targets(task, x, top, w, True, t, sums)
         if entropy:
-            fold_shifted(e, x, top, sums + 16 * E_D)
+            fold_shifted(e, x, top, True, sums + 16 * E_D)
     if span.first > 0:
         store_lanes(<int32_t>span.first, e, out + span.k)
     else:
@@ -176,10 +176,10 @@ cdef inline void sweep_block(
             fold(e, sums + 16 * ALL)
         if task.extras:
             fold_targets(
-                task, x, top, weight_tile(<const real*>task.weight, span, w_buffer),
+                task, x, top, weight_tile(<const real*>task.weight, span, w_buffer), True,
                 prob_tile(task, row, span, t_buffer), sums)
             if task.sum_entropy:
-                fold_shifted(e, x, top, sums + 16 * E_D)
+                fold_shifted(e, x, top, True, sums + 16 * E_D)
             if task.find_argmax:
                 fold_argmax(x, top, <int32_t>(span.k - start), 16, 1, first)
         if not normalized:

@@ -79,6 +79,7 @@ cdef struct Task:
     double factor          # of every gradient: 1 / normalizer and a scalar grad_output
     # which sums beyond the exponentials the options ask for
     bint sum_weight
+    bint has_zero_weight   # among the classes' weights, if they are summed
     bint sum_prob
     bint sum_entropy
     bint find_argmax

@@ -177,10 +177,17 @@ cdef inline real times(real a, real d) noexcept nogil:
     return <real>0 if a == 0 else a * d
 
 
-cdef inline void fold_shifted(const real* a, const real* x, const real* top, real* sum_ad) noexcept nogil:
+cdef inline void fold_shifted(
+    const real* a, const real* x, const real* top, bint has_zeros, real* sum_ad
+) noexcept nogil:
     """Add a * (x - top), in `d_unit`, to a sum."""
     cdef Py_ssize_t j
     cdef real u = <real>d_unit()
+    if not has_zeros:
+        for j in range(LANES):
+            sum_ad[j] += (a[j] * (x[j] * u - top[j] * u) + a[j + 16] * (x[j + 16] * u - top[j] * u)) + (
+                a[j + 32] * (x[j + 32] * u - top[j] * u) + a[j + 48] * (x[j + 48] * u - top[j] * u))
+        return
     for j in range(LANES):
         sum_ad[j] += (times(a[j], x[j] * u - top[j] * u) + times(a[j + 16], x[j + 16] * u - top[j] * u)) + (
             times(a[j + 32], x[j + 32] * u - top[j] * u) + times(a[j + 48], x[j + 48] * u - top[j] * u))
@@ -206,22 +213,22 @@ cdef inline void product(const real* a, const real* b, real* out) noexcept nogil
 
 
 cdef inline void fold_targets(
-    const Task* task, const real* x, const real* top, const real* w, const real* t, real* sums
+    const Task* task, const real* x, const real* top, const real* w, bint is_padded, const real* t, real* sums
 ) noexcept nogil:
     """Add what label smoothing and class probabilities sum up; t is NULL without the latter."""
     cdef real wt[TILE]
     if task.sum_weight:
-        fold_shifted(w, x, top, sums + 16 * W_D)
+        fold_shifted(w, x, top, is_padded or task.has_zero_weight, sums + 16 * W_D)
     if task.sum_prob and task.weight != NULL:
         product(w, t, wt)
         fold(wt, sums + 16 * WT)
-        fold_shifted(wt, x, top, sums + 16 * WT_D)
+        fold_shifted(wt, x, top, True, sums + 16 * WT_D)
     elif task.sum_prob:
         fold(t, sums + 16 * WT)
-        fold_shifted(t, x, top, sums + 16 * WT_D)
+        fold_shifted(t, x, top, True, sums + 16 * WT_D)
     if task.sum_prob and task.log_prob != NULL:
         fold(t, sums + 16 * T)
-        fold_shifted(t, x, top, sums + 16 * T_D)
+        fold_shifted(t, x, top, True, sums + 16 * T_D)
 
 
 cdef inline void scale_exp(const real* e, const real* alpha, real* out) noexcept nogil:
@@ -266,19 +273,22 @@ cdef inline void write_gradient(
 
 
 cdef inline void write_gradient_in_place(
-    real* e, const real* alpha, const real* beta, const real* w, const real* gamma, const real* t
+    real* e, Py_ssize_t n, real alpha, real beta, const real* w, real gamma, const real* t
 ) noexcept nogil:
-    """Do the same over e itself, for an alpha that is freed of `exp_unit`."""
-    cdef Py_ssize_t g, j
-    if t == NULL:
-        for g in range(4):
-            for j in range(LANES):
-                e[16 * g + j] = e[16 * g + j] * alpha[j] + beta[j] * w[16 * g + j]
+    """Do the same for n classes of one row over e itself; alpha is freed of `exp_unit`, NULL for w means 1."""
+    cdef Py_ssize_t j
+    if w == NULL and t == NULL:
+        for j in range(n):
+            e[j] = e[j] * alpha + beta
+    elif t == NULL:
+        for j in range(n):
+            e[j] = e[j] * alpha + beta * w[j]
+    elif w == NULL:
+        for j in range(n):
+            e[j] = e[j] * alpha + (beta + gamma * t[j])
     else:
-        for g in range(4):
-            for j in range(LANES):
-                e[16 * g + j] = e[16 * g + j] * alpha[j] + (
-                    beta[j] + gamma[j] * t[16 * g + j]) * w[16 * g + j]
+        for j in range(n):
+            e[j] = e[j] * alpha + (beta + gamma * t[j]) * w[j]
 
 
 cdef inline void multiply_cap_slope(const real* x, real factor, real* out) noexcept nogil:
