@@ -26,7 +26,7 @@ def nll_loss(
 
     Parameters
     ----------
-    log_probs : array_like, shape (N, C), (N, C, d1, ...) or (C,), float32 or float64
+    log_probs : array_like, shape (N, C), (N, C, d1, ...) or (C,), of the dtypes of `cross_entropy`
         Log-probabilities, as from `log_softmax`.
     target, weight, sample_weight, ignore_index, reduction, on_empty, axis
         As for `cross_entropy`.

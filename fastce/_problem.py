@@ -5,7 +5,7 @@ Design
 1. Nothing below this floor checks again, and nothing is written before everything here has passed. The one check that
    has to look at every row, whether its class exists, is left to the backend's scan, which also adds up the normalizer.
 2. Backends see one shape: the class axis last, class indices as contiguous int64, per-row factors as contiguous float32
-   or float64, class weights in the dtype of the logits.
+   or float64, class weights in the arithmetic's dtype, which is float32 for logits of 16 bits.
 3. Every message has one form: the argument, the rule, what was got.
 """
 
@@ -21,8 +21,8 @@ from fastce._options import DEFAULT_IGNORE_INDEX, INT64, Options, check_integer,
 Array = NDArray[Any]
 Shape = tuple[int, ...]
 
-DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
-PROB_DTYPES = ("float32", "float64", "float16", "bfloat16")
+# By name: bfloat16 comes from a package, ml_dtypes, that need not be there.
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 # Candidate solutions that a search for shared elements may look at. Any: NumPy's stubs know -1 and 0 only.
 _MAX_WORK: Any = 100_000
@@ -78,10 +78,10 @@ def check_problem(
     problem = Problem(
         logits=put_last(logits, axis),
         target=None if is_prob else as_int64(given, n_classes, options.ignore_index),
-        prob=put_last(as_float(given, logits.dtype, PROB_DTYPES), axis) if is_prob else None,
+        prob=put_last(as_float(given, arithmetic(logits.dtype), DTYPES), axis) if is_prob else None,
         given_target=given,
         ignore_index=as_comparable(options.ignore_index, given.dtype),
-        weight=check_weight(weight, "weight", (n_classes,), logits.dtype),
+        weight=check_weight(weight, "weight", (n_classes,), arithmetic(logits.dtype)),
         sample_weight=check_weight(sample_weight, "sample_weight", row_shape),
         grad_output=check_grad_output(grad_output, options.reduction, row_shape),
         options=options,
@@ -118,12 +118,22 @@ def check_array(value: ArrayLike, name: str) -> Array:
 def check_logits(logits: ArrayLike, name: str = "logits") -> Array:
     """Return the logits as an array of a dtype that the kernels know."""
     logits = check_array(logits, name)
-    if logits.dtype not in DTYPES:
+    if logits.dtype.name not in DTYPES or not logits.dtype.isnative:
         hint = "" if logits.dtype.isnative else " in another byte order"
-        raise TypeError(f"{name} must be float32 or float64, got {logits.dtype.name}{hint}")
+        raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {logits.dtype.name}{hint}")
     if logits.ndim == 0:
         raise ValueError(f"{name} must have at least one dimension, got a scalar")
     return logits
+
+
+def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the dtype that logits of the given one are computed in, which is that of losses and statistics."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def is_real(dtype: np.dtype[Any], kinds: str = "iuf") -> bool:
+    """Tell whether numbers are of these kinds, NumPy's letters; bfloat16 calls itself void, and counts as "f"."""
+    return dtype.kind in kinds or (dtype.name == "bfloat16" and "f" in kinds)
 
 
 def check_axis(axis: int | None, logits: Array, default: int) -> int:
@@ -155,7 +165,7 @@ def check_target(target: Array, shape: Shape, axis: int, row_shape: Shape) -> bo
             f"target of class indices must have shape {row_shape} for logits of shape {shape} with class axis {axis}, "
             f"got {target.shape}{hint}"
         )
-    if kind == "f" or target.dtype.name == "bfloat16":
+    if is_real(target.dtype, "f"):
         if target.shape == shape:
             return True
         if target.shape == row_shape:
@@ -206,7 +216,7 @@ def check_weight(weight: ArrayLike | None, name: str, shape: Shape, dtype: np.dt
     if weight is None:
         return None
     array = check_array(weight, name)
-    if array.dtype.kind not in "iuf":
+    if not is_real(array.dtype):
         raise TypeError(f"{name} must be real numbers, got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
@@ -225,7 +235,7 @@ def check_grad_output(grad_output: ArrayLike | None, reduction: str, row_shape: 
     if grad_output is None:
         return 1.0
     array = check_array(grad_output, "grad_output")
-    if array.dtype.kind not in "iuf":
+    if not is_real(array.dtype):
         raise TypeError(f"grad_output must be real numbers, got {array.dtype}")
     shape = row_shape if reduction == "none" else ()
     if array.shape != shape:

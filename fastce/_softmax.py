@@ -7,7 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastce._backend import backend_of
 from fastce._options import check_n_threads
-from fastce._problem import check_axis, check_logits, check_out, put_last
+from fastce._problem import arithmetic, check_axis, check_logits, check_out, put_last
 
 
 def softmax(
@@ -17,7 +17,7 @@ def softmax(
 
     Parameters
     ----------
-    x : array_like of at least one dimension, float32 or float64
+    x : array_like of at least one dimension, float32, float64, float16 or bfloat16
         Logits, of any strides.
     axis : int, default -1
         The axis along which the result sums to 1.
@@ -96,7 +96,7 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, n_threads: int | None = None) -> 
     Returns
     -------
     lse : ndarray or scalar
-        The shape of `x` without the axis, its dtype. -inf where there is nothing but -inf (or nothing at all), +inf
+        The shape of `x` without the axis; float64 for float64, else float32. -inf where there is nothing but -inf (or nothing at all), +inf
         where there is +inf and no NaN.
 
     Raises
@@ -118,7 +118,7 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, n_threads: int | None = None) -> 
     x = check_logits(x, "x")
     n_threads = check_n_threads(n_threads)
     rows = put_last(x, check_axis(axis, x, x.ndim - 1))
-    lse = np.full(rows.shape[:-1], -np.inf, x.dtype)
+    lse = np.full(rows.shape[:-1], -np.inf, arithmetic(x.dtype))
     if rows.size:
         backend_of(x).run(rows, lse=lse, n_threads=n_threads)
         odd = np.isnan(lse)

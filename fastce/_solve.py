@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastce._backend import Backend, backend_of
-from fastce._problem import Array, Problem, class_error
+from fastce._problem import Array, Problem, arithmetic, class_error
 
 
 class CrossEntropyStats(NamedTuple):
@@ -27,7 +27,7 @@ class CrossEntropyStats(NamedTuple):
 
 def empty_stats(problem: Problem) -> CrossEntropyStats:
     """Return statistics to be written."""
-    shape, dtype = problem.row_shape, problem.logits.dtype
+    shape, dtype = problem.row_shape, arithmetic(problem.logits.dtype)
     return CrossEntropyStats(
         lse=np.empty(shape, dtype),
         log_prob=np.empty(shape, dtype),
@@ -43,11 +43,12 @@ def solve(
     options = problem.options
     backend = backend_of(problem.logits)
     logits = problem.logits
+    loss_type = arithmetic(logits.dtype).type
     row_shape = problem.row_shape
     n_classes = logits.shape[-1]
     normalizer = find_normalizer(problem, backend)
     mean = options.reduction == "mean"
-    per_row_loss = np.zeros(row_shape, logits.dtype) if options.reduction == "none" else None
+    per_row_loss = np.zeros(row_shape, loss_type) if options.reduction == "none" else None
     total = 0.0
     if 0 not in row_shape:
         per_row = isinstance(problem.grad_output, np.ndarray)
@@ -81,9 +82,9 @@ def solve(
     value = total
     if mean:
         value = total / normalizer if normalizer != 0 else {"nan": np.nan, "zero": 0.0}[options.on_empty]
-    if abs(value) > float(np.finfo(logits.dtype).max):
+    if abs(value) > float(np.finfo(loss_type).max):
         value = np.copysign(np.inf, value)  # what a cast gives too, but with a warning
-    scalar: np.floating[Any] = logits.dtype.type(value)
+    scalar: np.floating[Any] = loss_type(value)
     return scalar
 
 

@@ -1,7 +1,8 @@
 """From NumPy arrays to the structs of a task."""
 cimport numpy as cnp
 
-from fastce._cpu._task cimport BFLOAT16, DOUBLE, FLOAT, HALF, NATIVE, Format, Matrix, Task, Vector
+from fastce._cpu._convert cimport BFLOAT16, DOUBLE, FLOAT, HALF, NATIVE, Format
+from fastce._cpu._task cimport Matrix, Task, Vector
 
 
 cdef inline Format format_of(int type_num, int arithmetic) noexcept:
@@ -15,7 +16,7 @@ cdef inline Format format_of(int type_num, int arithmetic) noexcept:
 
 
 cdef inline void set_matrix(
-    Matrix* matrix, cnp.ndarray array, int type_num, const Py_ssize_t* kept, Py_ssize_t n_dims
+    Matrix* matrix, cnp.ndarray array, int arithmetic, const Py_ssize_t* kept, Py_ssize_t n_dims
 ) noexcept:
     """Describe `array`, classes last, by the row axes that are left after merging."""
     cdef Py_ssize_t k
@@ -23,7 +24,7 @@ cdef inline void set_matrix(
         return
     matrix.data = cnp.PyArray_BYTES(array)
     matrix.class_stride = cnp.PyArray_STRIDE(array, cnp.PyArray_NDIM(array) - 1)
-    matrix.format = format_of(cnp.PyArray_TYPE(array), type_num)
+    matrix.format = format_of(cnp.PyArray_TYPE(array), arithmetic)
     matrix.row_strides[0] = 0
     for k in range(n_dims):
         matrix.row_strides[k] = cnp.PyArray_STRIDE(array, kept[k])
@@ -51,6 +52,7 @@ cdef inline void set_matrices(Task* task, cnp.ndarray logits, cnp.ndarray prob, 
     """Describe the N x C operands, classes last, by as few row axes as their strides allow."""
     cdef Py_ssize_t kept[64]
     cdef Py_ssize_t k, n_row_axes = cnp.PyArray_NDIM(logits) - 1
+    cdef int arithmetic = cnp.NPY_FLOAT64 if cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
     task.row_shape[0] = 1
     for k in range(n_row_axes):
         if cnp.PyArray_DIM(logits, k) == 1:
@@ -63,9 +65,9 @@ cdef inline void set_matrices(Task* task, cnp.ndarray logits, cnp.ndarray prob, 
             task.row_shape[task.n_dims] = cnp.PyArray_DIM(logits, k)
         kept[task.n_dims] = k
         task.n_dims += 1
-    set_matrix(&task.logits, logits, cnp.PyArray_TYPE(logits), kept, task.n_dims)
-    set_matrix(&task.prob, prob, cnp.PyArray_TYPE(logits), kept, task.n_dims)
-    set_matrix(&task.out, out, cnp.PyArray_TYPE(logits), kept, task.n_dims)
+    set_matrix(&task.logits, logits, arithmetic, kept, task.n_dims)
+    set_matrix(&task.prob, prob, arithmetic, kept, task.n_dims)
+    set_matrix(&task.out, out, arithmetic, kept, task.n_dims)
     task.n_dims = max(task.n_dims, 1)
 
 

@@ -6,22 +6,24 @@ Design
    vectors a row kernel would leave half empty. The logits of 16 rows are staged class by class in a buffer, transposed
    on the way if need be; 4 classes of it make a tile, on which the row kernel's own vector code runs.
 2. Up to 2048 classes (float32) stay in the stage from the first read to the last write. More go block by block, and
-   their exponentials wait in `out`, as in the row kernel.
+   their exponentials wait in `out`, as in the row kernel; where that has 16 bits, they are computed twice.
 3. Staging is not only for transposition: planes a power of two apart share the same few cache sets, and would evict
    each other between the passes. For the same reason as many rows are staged at once as fit, up to 256: memory then
    delivers runs of whole cache lines from each plane.
 """
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
-from libc.string cimport memcpy
 
+from fastce._cpu._convert cimport NATIVE
 from fastce._cpu._math cimport real, sech2
 from fastce._cpu._plain_columns cimport process_plain
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_l2
 from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
-from fastce._cpu._stage cimport SIDE_BY_SIDE, TRANSPOSED, Lanes, load_classes, locate, pad, store_classes
+from fastce._cpu._stage cimport (
+    SIDE_BY_SIDE, TRANSPOSED, Lanes, load_classes, load_vector, locate, pad, store_classes, store_vector
+)
 from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task, weight_of
 from fastce._cpu._tiles cimport *
 
@@ -147,7 +149,7 @@ cdef inline void sweep_classes(
 
 cdef inline void write_classes(
     const Task* task, const Scalars* rows, const Lanes* logits, const Lanes* prob, Py_ssize_t start, Py_ssize_t stop,
-    const double* tops, real* stage
+    bint from_logits, const double* tops, real* stage
 ) noexcept nogil:
     """Turn a staged block, exponentials relative to `tops` or logits, into what `out` shall hold."""
     cdef real e[TILE]
@@ -167,12 +169,12 @@ cdef inline void write_classes(
         narrow(rows.log_sum, alpha)
     else:
         narrow(rows.alpha, alpha)
-    if log_softmax or cap_factor != 0:
+    if from_logits:
         narrow(rows.top, top)
     if extras:
         narrow(rows.beta, beta)
         narrow(rows.gamma, gamma)
-    if cap_factor == 0 and not log_softmax and tops != rows.top:
+    if not from_logits and tops != rows.top:
         for j in range(LANES):
             alpha[j] = <real>(rows.alpha[j] * unscaled_exp(scale_of(task) * (tops[j] - rows.top[j])))
     for k in range((stop - start + 3) // 4):
@@ -181,7 +183,7 @@ cdef inline void write_classes(
             write_log(x, top, scale, alpha, e)
             copy(e, x)
             continue
-        if cap_factor != 0:
+        if from_logits:
             exp_in_place(x, top, scale)
         if extras:
             load_weights(task, start + 4 * k, stop, w)
@@ -232,7 +234,7 @@ cdef inline void process_staged(
     find_peaks(task, &rows, stage[0])
     finish(task, &rows, stage[0])
     if task.out.data != NULL:
-        write_classes(task, &rows, logits, &prob, 0, task.n_classes, rows.top, stage)
+        write_classes(task, &rows, logits, &prob, 0, task.n_classes, keeps_logits(task), rows.top, stage)
 
 
 cdef inline void process_blocks(
@@ -244,7 +246,7 @@ cdef inline void process_blocks(
     cdef Lanes logits
     cdef Lanes prob
     cdef Lanes out
-    cdef bint keep_logits = keeps_logits(task) or task.out.data == NULL
+    cdef bint keep_logits = keeps_logits(task) or task.out.data == NULL or task.out.format != NATIVE
     cdef Py_ssize_t step = column_block(stage[0])
     cdef Py_ssize_t j, stop, k = 0
     locate(task, &task.logits, start, n, &logits, stage[0])
@@ -279,7 +281,7 @@ cdef inline void process_blocks(
                     cap(stage + j * TILE, <real>cap_factor_of(task))
         else:
             load_classes(&out, k, stop, <real>0, stage)
-        write_classes(task, &rows, &logits, &prob, k, stop, tops + k // step * LANES, stage)
+        write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, tops + k // step * LANES, stage)
         store_classes(&out, k, stop, stage)
         k = stop
 
@@ -319,8 +321,7 @@ cdef inline void process_columns(
         # class by class, so that memory is read in long runs
         for k in range(task.n_classes):
             for g in range(n_groups):
-                memcpy(
-                    stage + g * size + k * LANES, lanes[g].first + k * lanes[0].class_stride, LANES * sizeof(real))
+                load_vector(&lanes[g], k, stage + g * size + k * LANES)
         for g in range(n_groups):
             pad(&lanes[g], task.n_classes, <real>-INFINITY, stage + g * size)
     else:
@@ -345,8 +346,7 @@ cdef inline void process_columns(
     if side_by_side:
         for k in range(task.n_classes):
             for g in range(n_groups):
-                memcpy(
-                    lanes[g].first + k * lanes[0].class_stride, stage + g * size + k * LANES, LANES * sizeof(real))
+                store_vector(&lanes[g], k, stage + g * size + k * LANES)
     else:
         for g in range(n_groups):
             store_classes(&lanes[g], 0, task.n_classes, stage + g * size)

@@ -13,6 +13,8 @@ cimport numpy as cnp
 
 from fastce._cpu._arrays cimport address, is_ordinary, set_matrices, set_vector, share_bytes
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group, process_columns
+from fastce._cpu._convert cimport is_16_bit
+from fastce._cpu._halves cimport choose_stage, row_bytes, task_on_stage
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_columns cimport is_plain_call
 from fastce._cpu._platform cimport (
@@ -63,9 +65,16 @@ cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
 
 
 cdef inline Py_ssize_t workspace_bytes(const Task* task, bint by_rows, real like) noexcept nogil:
-    """Return what one thread needs: a block and maxima per block; for the column kernel a stage and 16 maxima."""
+    """Return what one thread needs: a block and maxima per block; for the column kernel a stage and 16 maxima.
+
+    Rows of 16-bit logits need a stage too.
+    """
+    cdef Py_ssize_t size
     if by_rows:
-        return BLOCK_BYTES + align((task.n_classes // row_block(like) + 1) * <Py_ssize_t>sizeof(double))
+        size = BLOCK_BYTES + align((task.n_classes // row_block(like) + 1) * <Py_ssize_t>sizeof(double))
+        if is_16_bit(task.logits.format):
+            size += align(row_group(task, like) * row_bytes(task))
+        return size
     return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * <Py_ssize_t>sizeof(double))
 
 
@@ -98,6 +107,17 @@ ctypedef void (*process_t)(const Task*, Py_ssize_t, Py_ssize_t, char*) noexcept 
 cdef void rows_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
     """Do the rows start .. stop - 1."""
     process_by_rows(task, start, stop, workspace, <float>0)
+
+
+cdef void rows_16_bit(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    cdef Task staged = task_on_stage(task)
+    cdef Py_ssize_t i = start
+    cdef Py_ssize_t step = row_group(task, <float>0)
+    cdef char* stage = workspace + workspace_bytes(task, True, <float>0) - align(step * row_bytes(task))
+    while i < stop:
+        choose_stage(&staged, i, stage)
+        rows_float(&staged, i, min(i + step, stop), workspace)
+        i += step
 
 
 cdef void rows_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
@@ -206,10 +226,13 @@ cdef bint goes_by_rows(const Task* task, int itemsize) noexcept:
 cdef double dispatch(Task* task, int itemsize, int n_threads) except? -1:
     """Run the kernel for a task; return the sum of the losses."""
     cdef bint by_rows = goes_by_rows(task, itemsize)
+    cdef process_t process = columns_float
     task.plain = is_plain_call(task)
-    if itemsize == 4:
-        return process_all(task, rows_float if by_rows else columns_float, by_rows, n_threads, <float>0)
-    return process_all(task, rows_double if by_rows else columns_double, by_rows, n_threads, <double>0)
+    if itemsize == 8:
+        return process_all(task, rows_double if by_rows else columns_double, by_rows, n_threads, <double>0)
+    if by_rows:
+        process = rows_16_bit if itemsize == 2 else rows_float
+    return process_all(task, process, by_rows, n_threads, <float>0)
 
 
 def run(
@@ -220,7 +243,7 @@ def run(
     double label_smoothing=0.0, double z_loss=0.0, double logit_scale=1.0, double softcap=0.0,
     double weight_sum=0.0, double factor=1.0, int n_threads=1,
 ):
-    """Do one sweep over `logits`, shape (..., n_classes), float32 or float64; return the sum of the losses.
+    """Do one sweep over `logits`, shape (..., n_classes); return the sum of the losses.
 
     There must be at least one row and one class.
 

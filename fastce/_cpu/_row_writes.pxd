@@ -2,30 +2,43 @@
 from libc.math cimport fabs
 from libc.string cimport memset
 
+from fastce._cpu._convert cimport NATIVE, is_array, size_of, store_array, write_converted
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, unscaled_exp
-from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, prob_tile, row_block, row_tile, span_at, weight_tile
-from fastce._cpu._task cimport LOG_SOFTMAX, NATIVE, OutKind, Task, write
+from fastce._cpu._spans cimport (
+    Row, Span, locate_row, logit_tile, prob_at, prob_tile, row_block, row_tile, span_at, weight_tile
+)
+from fastce._cpu._task cimport LOG_SOFTMAX, OutKind, Task
 from fastce._cpu._tiles cimport (
     LANES, TILE, exp_tile, fill, is_plain, multiply, multiply_cap_slope, scale_exp, store,
     write_gradient, write_gradient_in_place, write_log
 )
 
 
-cdef inline void write_plain(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, real like
+cdef inline void put_block(
+    const Task* task, const real* row, real factor, Py_ssize_t k, Py_ssize_t n, char* target
 ) noexcept nogil:
-    """Turn exponentials into the gradient or the softmax, where every operand is an ordinary array."""
+    """Round n classes of a staged row, from class k on and times a factor, to where the caller wants them."""
+    store_array(row + k, factor, n, target + k * task.out.class_stride, task.out.format, task.out.class_stride)
+
+
+cdef inline void write_plain(
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, char* target, real like
+) noexcept nogil:
+    """Turn exponentials into the gradient or the softmax, where every operand is an ordinary array.
+
+    A staged row goes to `target`, block by block.
+    """
     cdef real* out = <real*>row.out
     cdef const real* w = <const real*>task.weight
-    cdef const real* t = <const real*>row.prob
     cdef real unit = <real>1 / exp_unit(like)
-    cdef Py_ssize_t n, k = 0
+    cdef real t_buffer[TILE]
+    cdef Py_ssize_t n, j, k = 0, step
     cdef double factor
     while k < task.n_classes:
         n = min(row_block(like), task.n_classes - k)
         factor = rows.alpha[lane]
-        if task.n_classes > row_block(like):
+        if task.n_classes > row_block(like) and tops[k // row_block(like)] != rows.top[lane]:
             factor *= unscaled_exp(scale_of(task) * (tops[k // row_block(like)] - rows.top[lane]))
         if fabs(factor) < unit:
             # Freed of exp_unit it might become subnormal; the exponentials are, instead.
@@ -33,10 +46,19 @@ cdef inline void write_plain(
         else:
             factor *= unit
         if task.extras:
-            write_gradient_in_place(
-                out + k, n, <real>factor, <real>rows.beta[lane], w if w == NULL else w + k, <real>rows.gamma[lane],
-                t if t == NULL else t + k)
-        else:
+            # All at once, unless probabilities must be converted tile by tile.
+            step = TILE if row.prob != NULL and task.prob.format != NATIVE else n
+            j = 0
+            while j < n:
+                step = min(step, n - j)
+                write_gradient_in_place(
+                    out + k + j, step, <real>factor, <real>rows.beta[lane], w if w == NULL else w + k + j,
+                    <real>rows.gamma[lane], prob_at(task, row, k + j, step, t_buffer))
+                j += step
+            factor = 1
+        if task.source != NULL:
+            put_block(task.source, out, <real>factor, k, n, target)
+        elif not task.extras:
             multiply(out + k, n, <real>factor)
         k += n
 
@@ -97,26 +119,30 @@ cdef inline void write_row(
 
 cdef inline void write_zeros(const Task* task, char* out, real like) noexcept nogil:
     cdef Py_ssize_t k
-    if task.out.class_stride == <Py_ssize_t>sizeof(real):
-        memset(out, 0, task.n_classes * sizeof(real))
+    if task.out.class_stride == size_of(task.out.format, like):
+        memset(out, 0, task.n_classes * task.out.class_stride)
     else:
         for k in range(task.n_classes):
-            write(out + k * task.out.class_stride, <real>0)
+            write_converted(out + k * task.out.class_stride, task.out.format, <real>0)
 
 
 cdef inline void write_lane(
     const Task* task, const Scalars* rows, Py_ssize_t lane, const double* tops, real like
 ) noexcept nogil:
     """Do the second pass over the row of a lane."""
-    cdef Row row = locate_row(task, rows.start + lane)
+    cdef Row row = locate_row(task, rows.start + lane, like)
+    cdef const Task* given = task if task.source == NULL else task.source
+    cdef char* target = locate_row(given, rows.start + lane, like).out
     if rows.kept[lane] == 0:
-        write_zeros(task, row.out, like)
+        write_zeros(given, target, like)
         return
     if task.softcap == 0 and task.out_kind != LOG_SOFTMAX and is_plain(
-            row.out, task.out.class_stride, like) and (row.prob == NULL or (
-            is_plain(row.prob, task.prob.class_stride, like) and task.prob.format == NATIVE)):
-        write_plain(task, rows, lane, &row, tops, like)
+            row.out, task.out.class_stride, like) and (
+            row.prob == NULL or is_array(row.prob, task.prob.format, task.prob.class_stride, like)):
+        write_plain(task, rows, lane, &row, tops, target, like)
     else:
         write_row(task, rows, lane, &row, tops, like)
+        if task.source != NULL:
+            put_block(task.source, <const real*>row.out, <real>1, 0, task.n_classes, target)
     if rows.peak[lane] >= 0:
-        write(row.out + rows.peak[lane] * task.out.class_stride, <real>rows.grad_peak[lane])
+        write_converted(target + rows.peak[lane] * given.out.class_stride, given.out.format, <real>rows.grad_peak[lane])

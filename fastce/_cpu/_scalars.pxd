@@ -17,10 +17,9 @@ Design
 from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
+from fastce._cpu._convert cimport read_converted
 from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
-from fastce._cpu._task cimport (
-    E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, read, read_converted, row_offset, vector_item, weight_of
-)
+from fastce._cpu._task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, row_offset, vector_item, weight_of
 from fastce._cpu._tiles cimport LANES, TILE, cap, d_unit, fill, times, wide_lane_sum
 
 cdef struct Scalars:
@@ -61,6 +60,14 @@ cdef inline double cap_factor_of(const Task* task) noexcept nogil:
     return task.logit_scale / task.softcap if task.softcap != 0 else 0
 
 
+cdef inline real read_logit(const Task* task, Py_ssize_t i, Py_ssize_t k, real like) noexcept nogil:
+    """Return the logit of class k in row i, as the caller gave it."""
+    cdef const Task* given = task if task.source == NULL else task.source
+    return read_converted(
+        given.logits.data + row_offset(given, &given.logits, i) + k * given.logits.class_stride,
+        given.logits.format, like)
+
+
 cdef inline void read_peaks(const Task* task, Scalars* rows, real like) noexcept nogil:
     """Read the logits of the peaks; must precede any store into `out`, which may be the logits."""
     cdef real x[TILE]
@@ -68,9 +75,7 @@ cdef inline void read_peaks(const Task* task, Scalars* rows, real like) noexcept
     cdef Py_ssize_t j
     for j in range(rows.n):
         if rows.peak[j] >= 0:
-            rows.x_peak[j] = read(
-                task.logits.data + row_offset(task, &task.logits, rows.start + j)
-                + rows.peak[j] * task.logits.class_stride, like)
+            rows.x_peak[j] = read_logit(task, rows.start + j, rows.peak[j], like)
     if factor == 0:
         return
     fill(x, 0, TILE, <real>0)
@@ -152,6 +157,14 @@ cdef inline void take(
             rows.sums[task.sums[k]][lane + j] = block.sums[task.sums[k]][j]
 
 
+cdef inline void add(const Task* task, Scalars* rows, Py_ssize_t lane, const Scalars* block) noexcept nogil:
+    """Add a block of classes, relative to the maximum of those before and without a larger one, to a row."""
+    cdef Py_ssize_t k
+    rows.rest[lane] += block.rest[0]
+    for k in range(task.n_sums):
+        rows.sums[task.sums[k]][lane] += block.sums[task.sums[k]][0]
+
+
 cdef inline void merge(
     const Task* task, Scalars* rows, Py_ssize_t lane, const Scalars* block, Py_ssize_t n, Py_ssize_t b
 ) noexcept nogil:
@@ -201,9 +214,7 @@ cdef inline void describe_argmax_peaks(const Task* task, Scalars* rows, real lik
         rows.slope_peak[j] = 1
         if task.softcap != 0 and rows.peak[j] >= 0:
             # The logits are still there: a softcap's sweep stores nothing.
-            x = read(
-                task.logits.data + row_offset(task, &task.logits, rows.start + j)
-                + rows.peak[j] * task.logits.class_stride, like)
+            x = read_logit(task, rows.start + j, rows.peak[j], like)
             rows.slope_peak[j] = sech2(<double>(x * <real>cap_factor_of(task)))
 
 

@@ -2,8 +2,9 @@
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 
+from fastce._cpu._convert cimport NATIVE, load_array, size_of
 from fastce._cpu._math cimport real
-from fastce._cpu._task cimport NATIVE, Task, read_converted, row_offset
+from fastce._cpu._task cimport Task, row_offset
 from fastce._cpu._tiles cimport TILE, cap, copy, fill, gather, is_plain, keep_lanes
 
 
@@ -18,8 +19,10 @@ cdef struct Row:
     char* out
     char* exps                # where a block's exponentials go, in `out` or in scratch memory
     Py_ssize_t exp_stride
-    const char* ahead_logits  # what to prefetch during a block
+    const char* ahead_logits  # what to prefetch during a block, and the sizes of its numbers in bytes
     const char* ahead_prob
+    Py_ssize_t size_logits
+    Py_ssize_t size_prob
 
 
 # The classes of one tile: lane j is class k + j, for first <= j < limit.
@@ -34,7 +37,7 @@ cdef inline Py_ssize_t row_block(real like) noexcept nogil:
     return BLOCK_BYTES // <Py_ssize_t>sizeof(real)
 
 
-cdef inline Row locate_row(const Task* task, Py_ssize_t i) noexcept nogil:
+cdef inline Row locate_row(const Task* task, Py_ssize_t i, real like) noexcept nogil:
     cdef Row row
     row.logits = task.logits.data + row_offset(task, &task.logits, i)
     row.prob = NULL if task.prob.data == NULL else task.prob.data + row_offset(task, &task.prob, i)
@@ -43,6 +46,8 @@ cdef inline Row locate_row(const Task* task, Py_ssize_t i) noexcept nogil:
     row.exp_stride = task.out.class_stride
     row.ahead_logits = row.logits
     row.ahead_prob = row.prob
+    row.size_logits = size_of(task.logits.format, like)
+    row.size_prob = size_of(task.prob.format, like)
     return row
 
 
@@ -91,15 +96,27 @@ cdef inline const real* logit_tile(
 
 
 cdef inline const real* prob_tile(const Task* task, const Row* row, Span span, real* buffer) noexcept nogil:
-    cdef Py_ssize_t j
     if row.prob == NULL:
         return NULL
     if task.prob.format == NATIVE:
         return row_tile(row.prob, task.prob.class_stride, span, <real>0, buffer)
     fill(buffer, 0, TILE, <real>0)
-    for j in range(span.first, span.limit):
-        buffer[j] = read_converted(
-            row.prob + (span.k + j) * task.prob.class_stride, task.prob.format, buffer[j])
+    load_array(
+        row.prob + (span.k + span.first) * task.prob.class_stride, task.prob.format, task.prob.class_stride,
+        span.limit - span.first, buffer + span.first)
+    return buffer
+
+
+cdef inline const real* prob_at(
+    const Task* task, const Row* row, Py_ssize_t k, Py_ssize_t n, real* buffer
+) noexcept nogil:
+    """Return n <= 64 class probabilities from class k on, which in memory are an ordinary array; NULL without any."""
+    cdef const char* prob = row.prob + k * task.prob.class_stride
+    if row.prob == NULL:
+        return NULL
+    if task.prob.format == NATIVE:
+        return <const real*>prob
+    load_array(prob, task.prob.format, task.prob.class_stride, n, buffer)
     return buffer
 
 

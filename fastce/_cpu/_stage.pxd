@@ -4,14 +4,19 @@ Design
 ------
 1. Three ways lead there. Rows that lie side by side, as in (N, C, d1, ...) and Fortran order, are copied as vectors.
    Rows whose classes lie side by side are transposed in blocks of 16 bytes a side; the last block of classes overlaps
-   the one before, which does no harm to copies. Anything else, other formats included, goes number by number.
+   the one before, which does no harm to copies. Numbers of 16 bits are widened on the way in and rounded on the way
+   out. Anything else, other formats included, goes number by number.
 2. Transposing by scalar loops took longer than everything else at 10 classes. GCC and Clang share a notation for
    shuffles that needs no instruction set; other compilers keep the scalar loop.
 """
+from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
+from fastce._cpu._convert cimport (
+    NATIVE, Format, is_16_bit, load_array, narrow_16, read_converted, store_array, widen_16, write_converted
+)
 from fastce._cpu._math cimport real
-from fastce._cpu._task cimport NATIVE, Format, Matrix, Task, read_converted, row_offset
+from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES, TILE, fill
 
 cdef extern from *:
@@ -73,6 +78,10 @@ cdef extern from *:
         const char* source, Py_ssize_t source_stride, char* target, Py_ssize_t target_stride) noexcept nogil
 
 
+cdef enum:
+    WIDENED = 128  # classes of 16 rows, from 16 bits at once; no more than these are transposed
+
+
 cdef enum Way:
     SIDE_BY_SIDE = 0   # the rows
     TRANSPOSED = 1     # the classes lie side by side
@@ -99,7 +108,7 @@ cdef inline void locate(
     const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, Lanes* lanes, real like
 ) noexcept nogil:
     cdef Py_ssize_t j, last = task.n_dims - 1
-    cdef Py_ssize_t size = sizeof(real)
+    cdef Py_ssize_t size = 2 if is_16_bit(matrix.format) else <Py_ssize_t>sizeof(real)
     lanes.n = n
     lanes.class_stride = matrix.class_stride
     lanes.format = matrix.format
@@ -115,7 +124,8 @@ cdef inline void locate(
     if not lanes.has_stride:
         for j in range(n):
             lanes.scattered[j] = matrix.data + row_offset(task, matrix, start + j)
-    elif n == LANES and matrix.format == NATIVE and <size_t>lanes.first % size == 0:
+    elif n == LANES and <size_t>lanes.first % size == 0 and (
+            matrix.format == NATIVE or (real is float and is_16_bit(matrix.format))):
         if lanes.row_stride == size and matrix.class_stride % size == 0:
             lanes.way = SIDE_BY_SIDE
         elif matrix.class_stride == size and lanes.row_stride % size == 0:
@@ -131,19 +141,17 @@ cdef inline void transpose_block(
         transpose_double(source, source_stride, target, target_stride)
 
 
-cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage) noexcept nogil:
+cdef inline void transpose_in(const real* x, Py_ssize_t step, Py_ssize_t n, real* stage) noexcept nogil:
+    """Stage n classes of 16 rows that start `step` numbers apart."""
     cdef Py_ssize_t side = 16 // <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t n = stop - start
     cdef Py_ssize_t i, j, k = 0
-    cdef const real* x = <const real*>lanes.first + start
-    cdef Py_ssize_t step = lanes.row_stride // <Py_ssize_t>sizeof(real)
     if n >= side:
         while k < n:
             k = min(k, n - side)
             for i in range(LANES // side):
                 j = i * side
                 transpose_block(
-                    <const char*>(x + j * step + k), lanes.row_stride, <char*>(stage + k * LANES + j),
+                    <const char*>(x + j * step + k), step * sizeof(real), <char*>(stage + k * LANES + j),
                     LANES * sizeof(real), stage[0])
             k += side
     elif n == 2 and step == 2:
@@ -161,14 +169,10 @@ cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_
                 stage[k * LANES + j] = x[j * step + k]
 
 
-cdef inline void store_transposed(
-    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
-) noexcept nogil:
+cdef inline void transpose_out(const real* stage, Py_ssize_t n, real* x, Py_ssize_t step) noexcept nogil:
+    """Do the reverse."""
     cdef Py_ssize_t side = 16 // <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t n = stop - start
     cdef Py_ssize_t i, j, k = 0
-    cdef real* x = <real*>lanes.first + start
-    cdef Py_ssize_t step = lanes.row_stride // <Py_ssize_t>sizeof(real)
     if n >= side:
         while k < n:
             k = min(k, n - side)
@@ -176,7 +180,7 @@ cdef inline void store_transposed(
                 j = i * side
                 transpose_block(
                     <const char*>(stage + k * LANES + j), LANES * sizeof(real), <char*>(x + j * step + k),
-                    lanes.row_stride, stage[0])
+                    step * sizeof(real), stage[0])
             k += side
     elif n == 2 and step == 2:
         for j in range(LANES):
@@ -193,27 +197,85 @@ cdef inline void store_transposed(
                 x[j * step + k] = stage[k * LANES + j]
 
 
+cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage) noexcept nogil:
+    cdef real rows[LANES * WIDENED]
+    cdef const char* first = lanes.first + start * lanes.class_stride
+    cdef Py_ssize_t j, n = stop - start
+    if lanes.format == NATIVE:
+        transpose_in(<const real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real), n, stage)
+        return
+    while n > 0:
+        n = min(n, WIDENED)
+        if lanes.row_stride == 2 * n:
+            load_array(first, lanes.format, 2, n * LANES, rows)
+        else:
+            for j in range(LANES):
+                load_array(first + j * lanes.row_stride, lanes.format, 2, n, rows + j * n)
+        transpose_in(rows, n, n, stage)
+        first += 2 * n
+        stage += LANES * n
+        start += n
+        n = stop - start
+
+
+cdef inline void store_transposed(
+    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
+) noexcept nogil:
+    cdef real rows[LANES * WIDENED]
+    cdef char* first = lanes.first + start * lanes.class_stride
+    cdef Py_ssize_t j, n = stop - start
+    if lanes.format == NATIVE:
+        transpose_out(stage, n, <real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real))
+        return
+    while n > 0:
+        n = min(n, WIDENED)
+        transpose_out(stage, n, rows, n)
+        if lanes.row_stride == 2 * n:
+            store_array(rows, <real>1, n * LANES, first, lanes.format, 2)
+        else:
+            for j in range(LANES):
+                store_array(rows + j * n, <real>1, n, first + j * lanes.row_stride, lanes.format, 2)
+        first += 2 * n
+        stage += LANES * n
+        start += n
+        n = stop - start
+
+
+cdef inline void load_vector(const Lanes* lanes, Py_ssize_t k, real* x) noexcept nogil:
+    """Load a class of 16 rows that lie side by side."""
+    cdef const char* first = lanes.first + k * lanes.class_stride
+    if lanes.format == NATIVE:
+        memcpy(x, first, LANES * sizeof(real))
+    elif real is float:
+        widen_16(<const uint16_t*>first, lanes.format, x)
+
+
+cdef inline void store_vector(const Lanes* lanes, Py_ssize_t k, const real* x) noexcept nogil:
+    cdef char* first = lanes.first + k * lanes.class_stride
+    if lanes.format == NATIVE:
+        memcpy(first, x, LANES * sizeof(real))
+    elif real is float:
+        narrow_16(x, lanes.format, <uint16_t*>first)
+
+
 cdef inline void load_class(const Lanes* lanes, Py_ssize_t k, real* x) noexcept nogil:
     cdef Py_ssize_t j
     cdef Py_ssize_t offset = k * lanes.class_stride
     if lanes.way == SIDE_BY_SIDE:
-        memcpy(x, lanes.first + offset, LANES * sizeof(real))
-    elif lanes.format != NATIVE:
-        for j in range(lanes.n):
-            x[j] = read_converted(row_of(lanes, j) + offset, lanes.format, x[j])
+        load_vector(lanes, k, x)
     else:
         for j in range(lanes.n):
-            memcpy(x + j, row_of(lanes, j) + offset, sizeof(real))
+            x[j] = read_converted(row_of(lanes, j) + offset, lanes.format, x[j])
 
 
 cdef inline void store_class(const Lanes* lanes, Py_ssize_t k, const real* x) noexcept nogil:
     cdef Py_ssize_t j
     cdef Py_ssize_t offset = k * lanes.class_stride
     if lanes.way == SIDE_BY_SIDE:
-        memcpy(lanes.first + offset, x, LANES * sizeof(real))
+        store_vector(lanes, k, x)
     else:
         for j in range(lanes.n):
-            memcpy(row_of(lanes, j) + offset, x + j, sizeof(real))
+            write_converted(row_of(lanes, j) + offset, lanes.format, x[j])
 
 
 cdef inline void pad(const Lanes* lanes, Py_ssize_t n, real padding, real* stage) noexcept nogil:

@@ -4,10 +4,10 @@ A *row* is one softmax; rows are numbered 0 .. n_rows - 1 in C order over `row_s
 memory: strides count bytes. Per-row operands and outputs are contiguous. A NULL pointer means that an operand is
 absent.
 """
-from libc.stdint cimport int64_t, uint16_t, uint32_t
-from libc.string cimport memcpy
+from libc.stdint cimport int64_t
 
-from fastce._cpu._math cimport float_of_bits, real
+from fastce._cpu._convert cimport Format
+from fastce._cpu._math cimport real
 
 cdef enum:
     MAX_DIMS = 64  # NumPy's own limit
@@ -16,15 +16,6 @@ cdef enum:
 cdef enum OutKind:
     GRADIENT = 0     # alpha p + ..., the softmax itself where there is no target
     LOG_SOFTMAX = 1
-
-
-# The type of the numbers in memory.
-cdef enum Format:
-    NATIVE = 0    # the arithmetic's
-    FLOAT = 1
-    DOUBLE = 2
-    HALF = 3      # IEEE binary16
-    BFLOAT16 = 4  # the upper half of a float
 
 
 # Sums over the classes of a row, in the accumulator array of the vector code. d is the shifted logit x - top, to be
@@ -69,6 +60,7 @@ cdef struct Task:
     const double* block_weights  # the sum of w over the classes before each of the kernel's blocks, and over all
     Vector sample_weight
     Vector grad_output
+    const Task* source     # what stands behind a task that works on a stage, see `_halves`; else NULL
     # options
     int64_t ignore_index
     double label_smoothing
@@ -117,45 +109,6 @@ cdef inline double vector_item(const Vector* vector, Py_ssize_t i) noexcept nogi
     if vector.is_double:
         return (<const double*>vector.data)[i]
     return (<const float*>vector.data)[i]
-
-
-cdef inline real read(const char* address, real like) noexcept nogil:
-    """Return the number at any alignment; `like` only chooses the type."""
-    cdef real value
-    memcpy(&value, address, sizeof(real))
-    return value
-
-
-cdef inline float float_of_half(uint32_t half) noexcept nogil:
-    """Return the value of a binary16: exponent and fraction moved into place, then the exponent's bias made good."""
-    cdef uint32_t bits = (half & 0x7FFF) << 13
-    cdef float value = float_of_bits(bits) * <float>5.192296858534828e33  # 2^112
-    if half & 0x7C00 == 0x7C00:
-        value = float_of_bits(bits | <uint32_t>0x7F800000)  # infinity and NaN
-    return -value if half & 0x8000 else value
-
-
-cdef inline real read_converted(const char* address, Format format, real like) noexcept nogil:
-    """Return the number at any alignment, in any format."""
-    cdef float single
-    cdef double wide
-    cdef uint16_t half
-    if format == FLOAT:
-        memcpy(&single, address, sizeof(single))
-        return <real>single
-    if format == DOUBLE:
-        memcpy(&wide, address, sizeof(wide))
-        return <real>wide
-    if format == NATIVE:
-        return read(address, like)
-    memcpy(&half, address, sizeof(half))
-    if format == HALF:
-        return <real>float_of_half(half)
-    return <real>float_of_bits(<uint32_t>half << 16)
-
-
-cdef inline void write(char* address, real value) noexcept nogil:
-    memcpy(address, &value, sizeof(real))
 
 
 cdef inline real weight_of(const Task* task, Py_ssize_t k, real like) noexcept nogil:
