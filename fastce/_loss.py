@@ -107,8 +107,8 @@ def cross_entropy(
     8.7565e-27
     """
     if axis is None and weight is None and sample_weight is None:
-        options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss, n_threads)
-        small: Loss | None = solve_small(logits, target, None, False, options, DEFAULTS)
+        options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+        small: Loss | None = solve_small(logits, target, None, False, options, n_threads, DEFAULTS)
         if small is not None:
             return small
     problem, _ = check_problem(
@@ -226,8 +226,8 @@ def cross_entropy_with_grad(
      [ 0.0226  0.4547 -0.4774]]
     """
     if axis is None and weight is None and sample_weight is None and grad_output is None and not return_stats:
-        options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss, n_threads)
-        small: tuple[Loss, NDArray[Any]] | None = solve_small(logits, target, out, True, options, DEFAULTS)
+        options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+        small: tuple[Loss, NDArray[Any]] | None = solve_small(logits, target, out, True, options, n_threads, DEFAULTS)
         if small is not None:
             return small
     problem, class_axis = check_problem(

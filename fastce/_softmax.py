@@ -96,8 +96,8 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, n_threads: int | None = None) -> 
     Returns
     -------
     lse : ndarray or scalar
-        The shape of `x` without the axis; float64 for float64, else float32. -inf where there is nothing but -inf (or nothing at all), +inf
-        where there is +inf and no NaN.
+        The shape of `x` without the axis; float64 for float64, else float32. -inf where there is nothing but -inf (or
+        nothing at all), +inf where there is +inf and no NaN.
 
     Raises
     ------

@@ -1,5 +1,6 @@
 """Problems to try: sizes with the reason for each, memory layouts, options, targets."""
 
+import ml_dtypes
 import numpy as np
 
 # Numbers of classes. A kernel works on tiles of 16 to 64 numbers and on blocks of 8 KiB of one row.
@@ -56,6 +57,11 @@ OPTION_SETS = {
         "z_loss",
     ),
 }
+
+
+def finfo(dtype):
+    """Return the limits of a floating type; NumPy has none for bfloat16."""
+    return ml_dtypes.finfo(dtype)
 
 
 def class_axis(shape, axis=None):

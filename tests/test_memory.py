@@ -11,6 +11,7 @@ import sys
 import tracemalloc
 from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -39,6 +40,8 @@ OPTIONS = {
     "prob float32": {"prob": np.float32},
     "prob float64": {"prob": np.float64},
     "prob float16": {"prob": np.float16},
+    "logits float16": {"dtype": np.float16},
+    "logits bfloat16, softcap": {"dtype": ml_dtypes.bfloat16, "softcap": 5.0},
     "all": {
         "weight": True,
         "sample_weight": True,
@@ -86,10 +89,10 @@ def peak_traced(call):
     return peak - before
 
 
-def make_call(shape, order, prob=None, target_type=np.int64, target_step=1, **options):
+def make_call(shape, order, dtype=np.float32, prob=None, target_type=np.int64, target_step=1, **options):
     """Return an in-place call; all its inputs are in memory already."""
     rng = np.random.default_rng(0)
-    logits = np.asarray(rng.random(shape, np.float32), order=order)
+    logits = np.asarray(rng.random(shape, np.float32).astype(dtype), order=order)
     rows = shape[:1] + shape[2:]
     if prob:
         target = np.asarray(rng.random(shape, np.float32).astype(prob), order=order)

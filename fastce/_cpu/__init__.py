@@ -120,10 +120,11 @@ def solve_small(
     out: object,
     with_grad: bool,
     options: tuple[object, ...],
+    n_threads: object,
     defaults: tuple[object, ...],
 ) -> Any:
     """Do a whole call that is small and ordinary; else return None. See ``_kernels.solve_small``."""
-    return _kernels.solve_small(logits, target, out, with_grad, options, defaults, _SERIAL_SIZE)
+    return _kernels.solve_small(logits, target, out, with_grad, options, n_threads, defaults, _SERIAL_SIZE)
 
 
 def scan(

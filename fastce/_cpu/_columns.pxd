@@ -22,7 +22,7 @@ from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
 from fastce._cpu._stage cimport (
-    SIDE_BY_SIDE, TRANSPOSED, Lanes, load_classes, load_vector, locate, pad, store_classes, store_vector
+    SIDE_BY_SIDE, TRANSPOSED, Lanes, load_classes, load_planes, locate, pad, store_classes, store_planes
 )
 from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task, weight_of
 from fastce._cpu._tiles cimport *
@@ -309,7 +309,7 @@ cdef inline void process_columns(
     cdef Lanes lanes[MAX_GROUPS]
     cdef Py_ssize_t size = (task.n_classes + 3) // 4 * TILE
     cdef Py_ssize_t n_groups = (n + LANES - 1) // LANES
-    cdef Py_ssize_t g, k
+    cdef Py_ssize_t g
     cdef bint side_by_side = True
     if task.n_classes > column_block(stage[0]):
         process_blocks(task, start, n, stage, tops)
@@ -318,10 +318,7 @@ cdef inline void process_columns(
         locate(task, &task.logits, start + g * LANES, min(n - g * LANES, LANES), &lanes[g], stage[0])
         side_by_side = side_by_side and lanes[g].way == SIDE_BY_SIDE
     if side_by_side:
-        # class by class, so that memory is read in long runs
-        for k in range(task.n_classes):
-            for g in range(n_groups):
-                load_vector(&lanes[g], k, stage + g * size + k * LANES)
+        load_planes(lanes, n_groups, task.n_classes, stage, size)
         for g in range(n_groups):
             pad(&lanes[g], task.n_classes, <real>-INFINITY, stage + g * size)
     else:
@@ -344,9 +341,7 @@ cdef inline void process_columns(
         locate(task, &task.out, start + g * LANES, min(n - g * LANES, LANES), &lanes[g], stage[0])
         side_by_side = side_by_side and lanes[g].way == SIDE_BY_SIDE
     if side_by_side:
-        for k in range(task.n_classes):
-            for g in range(n_groups):
-                store_vector(&lanes[g], k, stage + g * size + k * LANES)
+        store_planes(lanes, n_groups, task.n_classes, stage, size)
     else:
         for g in range(n_groups):
             store_classes(&lanes[g], 0, task.n_classes, stage + g * size)

@@ -300,12 +300,14 @@ cdef bint are_defaults(tuple given, tuple defaults) noexcept:
     return True
 
 
-def solve_small(logits, target, out, bint with_grad, tuple options, tuple defaults, Py_ssize_t max_size):
+def solve_small(
+    logits, target, out, bint with_grad, tuple options, n_threads, tuple defaults, Py_ssize_t max_size
+):
     """Do a whole call, checks included, if it is small and ordinary in every respect; else do nothing, return None.
 
     Ordinary is what could break no rule: aligned arrays in C order and native byte order, matrices of float32 or
     float64 and vectors of int64, all options, ignore_index the first, at their defaults. Return the mean loss, or loss
-    and gradient.
+    and gradient, computed by one thread.
     """
     cdef Task task
     cdef Vector none
@@ -327,7 +329,8 @@ def solve_small(logits, target, out, bint with_grad, tuple options, tuple defaul
             and cnp.PyArray_DIM(out, 1) == cnp.PyArray_DIM(logits, 1)
             and not share_bytes(out, target) and (out is logits or not share_bytes(out, logits))):
         return None
-    if not are_defaults(options, defaults):
+    # Any number of threads is at most that many if it is one.
+    if not are_defaults(options, defaults) or not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
         return None
     set_vector(&none, None)
     if scan_targets(

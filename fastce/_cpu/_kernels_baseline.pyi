@@ -41,6 +41,7 @@ def solve_small(
     out: object,
     with_grad: bool,
     options: tuple[object, ...],
+    n_threads: object,
     defaults: tuple[object, ...],
     max_size: int,
 ) -> Any: ...

@@ -18,7 +18,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp, exp_unit, log1p, real
-from fastce._cpu._task cimport GRADIENT, Task, vector_item
+from fastce._cpu._task cimport GRADIENT, Task
 from fastce._cpu._tiles cimport LANES, TILE, unless_one, wide_lane_sum
 
 
@@ -26,7 +26,7 @@ cdef inline bint is_plain_call(const Task* task) noexcept nogil:
     """Tell whether this file can do a call: no options but a scale, and factors whose products do not overflow."""
     return (
         task.target != NULL and not task.extras and not task.normalized and task.weight == NULL
-        and task.sample_weight.data == NULL and task.z_loss == 0
+        and task.sample_weight.data == NULL and task.grad_output.data == NULL and task.z_loss == 0
         and task.logit_scale >= 1 and task.softcap == 0 and task.lse == NULL and task.log_prob == NULL
         and task.out_kind == GRADIENT and 1e-24 < fabs(task.factor * task.logit_scale)
         and fabs(task.factor * task.logit_scale) < 1e30)
@@ -160,9 +160,6 @@ cdef inline void process_plain(
     if task.out.data != NULL:
         for j in range(TILE):
             unscaled[j] = <real>(factor * unit)
-        if task.grad_output.data != NULL:
-            for j in range(n):
-                unscaled[j] = <real>(factor * unit * vector_item(&task.grad_output, start + j))
         # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without. Divided, so that it is
         # -1 exactly where p is 0.
         for j in range(TILE):
