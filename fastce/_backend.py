@@ -41,5 +41,5 @@ def backend_of(array: object) -> Backend:
     return _cpu
 
 
-# Small ordinary calls, before any check: arrays of other kinds than the CPU's are not ordinary.
-solve_small = _cpu.solve_small
+# Ordinary calls, before any check: arrays of other kinds than the CPU's are not ordinary.
+solve_ordinary = _cpu.solve_ordinary

@@ -5,7 +5,7 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._backend import solve_small
+from fastce._backend import solve_ordinary
 from fastce._options import DEFAULTS, LossOptions
 from fastce._problem import check_out, check_problem, put_back, put_last
 from fastce._solve import CrossEntropyStats, empty_stats, solve
@@ -108,9 +108,9 @@ def cross_entropy(
     """
     if axis is None and weight is None and sample_weight is None:
         options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-        small: Loss | None = solve_small(logits, target, None, False, options, n_threads, DEFAULTS)
-        if small is not None:
-            return small
+        ordinary: Loss | None = solve_ordinary(logits, target, None, False, options, n_threads, DEFAULTS)
+        if ordinary is not None:
+            return ordinary
     problem, _ = check_problem(
         logits,
         target,
@@ -227,9 +227,11 @@ def cross_entropy_with_grad(
     """
     if axis is None and weight is None and sample_weight is None and grad_output is None and not return_stats:
         options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-        small: tuple[Loss, NDArray[Any]] | None = solve_small(logits, target, out, True, options, n_threads, DEFAULTS)
-        if small is not None:
-            return small
+        ordinary: tuple[Loss, NDArray[Any]] | None = solve_ordinary(
+            logits, target, out, True, options, n_threads, DEFAULTS
+        )
+        if ordinary is not None:
+            return ordinary
     problem, class_axis = check_problem(
         logits,
         target,

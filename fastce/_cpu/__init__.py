@@ -106,15 +106,23 @@ def run(
 
     Without `n_threads` small problems stay serial.
     """
-    global _used_threads
-    if n_threads is None:
-        n_threads = 1 if logits.size < _SERIAL_SIZE else effective_n_threads()[0]
-    _used_threads = _used_threads or n_threads > 1
+    if n_threads is None and logits.size < _SERIAL_SIZE:
+        n_threads = 1
+    n_threads = _choose_n_threads(n_threads)
     total_loss: float = _kernels.run(logits, target, prob, out, n_threads=n_threads, **options)
     return total_loss
 
 
-def solve_small(
+def _choose_n_threads(n_threads: int | None) -> int:
+    """Return how many threads work on a problem that is large enough for more than one."""
+    global _used_threads
+    if n_threads is None:
+        n_threads = effective_n_threads()[0]
+    _used_threads = _used_threads or n_threads > 1
+    return n_threads
+
+
+def solve_ordinary(
     logits: object,
     target: object,
     out: object,
@@ -123,8 +131,10 @@ def solve_small(
     n_threads: object,
     defaults: tuple[object, ...],
 ) -> Any:
-    """Do a whole call that is small and ordinary; else return None. See ``_kernels.solve_small``."""
-    return _kernels.solve_small(logits, target, out, with_grad, options, n_threads, defaults, _SERIAL_SIZE)
+    """Do a whole call that is ordinary; else return None. See ``_kernels.solve_ordinary``."""
+    return _kernels.solve_ordinary(
+        logits, target, out, with_grad, options, n_threads, defaults, _SERIAL_SIZE, _choose_n_threads
+    )
 
 
 def scan(

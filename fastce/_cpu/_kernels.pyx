@@ -300,14 +300,16 @@ cdef bint are_defaults(tuple given, tuple defaults) noexcept:
     return True
 
 
-def solve_small(
-    logits, target, out, bint with_grad, tuple options, n_threads, tuple defaults, Py_ssize_t max_size
+def solve_ordinary(
+    logits, target, out, bint with_grad, tuple options, n_threads, tuple defaults, Py_ssize_t serial_size,
+    choose_n_threads,
 ):
-    """Do a whole call, checks included, if it is small and ordinary in every respect; else do nothing, return None.
+    """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
 
     Ordinary is what could break no rule: aligned arrays in C order and native byte order, matrices of float32 or
     float64 and vectors of int64, all options, ignore_index the first, at their defaults. Return the mean loss, or loss
-    and gradient, computed by one thread.
+    and gradient. Problems of less than `serial_size` numbers are left to one thread, for others `choose_n_threads` says
+    how many.
     """
     cdef Task task
     cdef Vector none
@@ -315,13 +317,16 @@ def solve_small(
     cdef double loss
     cdef float loss_float
     cdef bint is_double
+    cdef const int64_t* y
+    cdef Py_ssize_t n_rows, n_classes, bad
+    cdef int team = 1
     cdef int64_t ignore_index = defaults[0]
     if not (is_ordinary(logits, 2) and is_ordinary(target, 1) and cnp.PyArray_TYPE(target) == cnp.NPY_INT64):
         return None
     is_double = cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT64
     if not (is_double or cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT32):
         return None
-    if not (0 < cnp.PyArray_SIZE(logits) < max_size and cnp.PyArray_DIM(target, 0) == cnp.PyArray_DIM(logits, 0)):
+    if not (0 < cnp.PyArray_SIZE(logits) and cnp.PyArray_DIM(target, 0) == cnp.PyArray_DIM(logits, 0)):
         return None
     if out is not None and not (
             is_ordinary(out, 2) and cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(logits)
@@ -329,20 +334,24 @@ def solve_small(
             and cnp.PyArray_DIM(out, 1) == cnp.PyArray_DIM(logits, 1)
             and not share_bytes(out, target) and (out is logits or not share_bytes(out, logits))):
         return None
-    # Any number of threads is at most that many if it is one.
     if not are_defaults(options, defaults) or not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
         return None
     set_vector(&none, None)
-    if scan_targets(
-            <const int64_t*>cnp.PyArray_DATA(target), cnp.PyArray_DIM(target, 0), ignore_index,
-            cnp.PyArray_DIM(logits, 1), &none, &none, &normalizer) >= 0 or normalizer == 0:
+    y = <const int64_t*>cnp.PyArray_DATA(target)
+    n_rows = cnp.PyArray_DIM(logits, 0)
+    n_classes = cnp.PyArray_DIM(logits, 1)
+    with nogil:
+        bad = scan_targets(y, n_rows, ignore_index, n_classes, &none, &none, &normalizer)
+    if bad >= 0 or normalizer == 0:
         return None
     if with_grad and out is None:
         out = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits), 0)
     describe(&task, logits, target, None, out)
     task.ignore_index = ignore_index
     task.factor = 1 / normalizer
-    loss = dispatch(&task, 8 if is_double else 4, 1) / normalizer
+    if n_rows * n_classes >= serial_size:
+        team = choose_n_threads(n_threads)
+    loss = dispatch(&task, 8 if is_double else 4, team) / normalizer
     loss_float = <float>loss
     result = cnp.PyArray_ToScalar(<void*>&loss if is_double else <void*>&loss_float, logits)
     return (result, out) if with_grad else result

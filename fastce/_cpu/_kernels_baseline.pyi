@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any, TypedDict
 
 from numpy.typing import NDArray
@@ -35,7 +36,7 @@ def run(
     factor: float = 1.0,
     n_threads: int = 1,
 ) -> float: ...
-def solve_small(
+def solve_ordinary(
     logits: object,
     target: object,
     out: object,
@@ -43,7 +44,8 @@ def solve_small(
     options: tuple[object, ...],
     n_threads: object,
     defaults: tuple[object, ...],
-    max_size: int,
+    serial_size: int,
+    choose_n_threads: Callable[[int | None], int],
 ) -> Any: ...
 def scan(
     target: NDArray[Any],
