@@ -18,7 +18,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from fastce._cpu._math cimport exp, exp_unit, log1p, real
-from fastce._cpu._task cimport GRADIENT, Task
+from fastce._cpu._task cimport GRADIENT, Task, vector_item
 from fastce._cpu._tiles cimport LANES, TILE, unless_one, wide_lane_sum
 
 
@@ -26,7 +26,7 @@ cdef inline bint is_plain_call(const Task* task) noexcept nogil:
     """Tell whether this file can do a call: no options but a scale, and factors whose products do not overflow."""
     return (
         task.target != NULL and not task.extras and not task.normalized and task.weight == NULL
-        and task.sample_weight.data == NULL and task.grad_output.data == NULL and task.z_loss == 0
+        and task.sample_weight.data == NULL and task.z_loss == 0
         and task.logit_scale >= 1 and task.softcap == 0 and task.lse == NULL and task.log_prob == NULL
         and task.out_kind == GRADIENT and 1e-24 < fabs(task.factor * task.logit_scale)
         and fabs(task.factor * task.logit_scale) < 1e30)
@@ -83,6 +83,16 @@ cdef inline void scale_and_put(
         for j in range(LANES):
             g = x[k * LANES + j] * a[j]
             x[k * LANES + j] = p[j] if t[j] == <real>k else g
+
+
+cdef inline void multiply_rows(real* x, Py_ssize_t n_classes, const real* factor) noexcept nogil:
+    """Multiply each of 16 rows by its factor."""
+    cdef real f[LANES]
+    cdef Py_ssize_t j, k
+    memcpy(f, factor, sizeof(f))
+    for k in range(n_classes):
+        for j in range(LANES):
+            x[k * LANES + j] *= f[j]
 
 
 cdef inline void process_plain(
@@ -170,6 +180,12 @@ cdef inline void process_plain(
         for g in range(4):
             scale_and_put(
                 stage + g * size, task.n_classes, inverse + g * LANES, y + g * LANES, grad_peak + g * LANES)
+        if task.grad_output.data != NULL:
+            # Not before: tiny ones, freed of `exp_unit`, would be no normal numbers.
+            for j in range(n):
+                unscaled[j] = <real>vector_item(&task.grad_output, start + j)
+            for g in range(4):
+                multiply_rows(stage + g * size, task.n_classes, unscaled + g * LANES)
         if n_skipped:
             for j in range(TILE):
                 if target[j] == ignored:
