@@ -6,7 +6,7 @@ Design
    the caller's. It widens each block on its way into the sweep and rounds each block once it is done, so everything
    between is float's arithmetic, and no option needs code for 16 bits.
 2. The stage is as long as the rows that go through the kernel together, 64 KiB, or a longer row. Exponentials waiting
-   in 16 bits would lose what the promises keep; computing them twice instead of keeping a row took longer.
+   in 16 bits would lose what the promises keep, and computing them twice would also widen every logit twice.
 """
 from fastce._cpu._convert cimport NATIVE
 from fastce._cpu._task cimport Task

@@ -87,7 +87,7 @@ cdef inline void exp_plain(
     elif extras:
         fill(w_buffer, 0, TILE, <real>1)
     while k + TILE <= n:
-        # Some lines twice, if the logits are shorter numbers: a variable count took a cycle more for each 16 numbers.
+        # Some lines twice, if the logits are shorter numbers: a variable count took half a cycle more per 16 numbers.
         for j in range(tile_lines(top[0])):
             prefetch(row.ahead_logits + k * row.size_logits + j * CACHE_LINE)
         if extras:

@@ -79,7 +79,7 @@ cdef extern from *:
 
 
 cdef enum:
-    WIDENED = 128  # classes of 16 rows, from 16 bits at once; no more than these are transposed
+    WIDENED = 128  # classes of 16 rows that pass between 16 bits and the stage at once, through 8 KiB
 
 
 cdef enum Way:
