@@ -29,6 +29,7 @@ class Backend(Protocol):
         n_classes: int,
         weight: NDArray[Any] | None,
         sample_weight: NDArray[Any] | None,
+        n_threads: int | None,
     ) -> tuple[int, float]:
         """Return the first row with an invalid target, or -1, and the normalizer of the mean."""
 

@@ -100,6 +100,7 @@ def find_normalizer(problem: Problem, backend: Backend) -> float:
         problem.logits.shape[-1],
         problem.weight,
         problem.sample_weight,
+        problem.options.n_threads,
     )
     if bad >= 0:
         raise class_error(problem.given_target, bad, problem.logits.shape[-1], problem.options.ignore_index)

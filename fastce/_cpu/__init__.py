@@ -106,18 +106,16 @@ def run(
 
     Without `n_threads` small problems stay serial.
     """
-    if n_threads is None and logits.size < _SERIAL_SIZE:
-        n_threads = 1
-    n_threads = _choose_n_threads(n_threads)
+    n_threads = _choose_n_threads(n_threads, logits.size)
     total_loss: float = _kernels.run(logits, target, prob, out, n_threads=n_threads, **options)
     return total_loss
 
 
-def _choose_n_threads(n_threads: int | None) -> int:
-    """Return how many threads work on a problem that is large enough for more than one."""
+def _choose_n_threads(n_threads: int | None, size: int) -> int:
+    """Return how many threads work on so many numbers."""
     global _used_threads
     if n_threads is None:
-        n_threads = effective_n_threads()[0]
+        n_threads = effective_n_threads()[0] if size >= _SERIAL_SIZE else 1
     _used_threads = _used_threads or n_threads > 1
     return n_threads
 
@@ -143,9 +141,11 @@ def scan(
     n_classes: int,
     weight: NDArray[Any] | None,
     sample_weight: NDArray[Any] | None,
+    n_threads: int | None,
 ) -> tuple[int, float]:
     """Return the first row with an invalid target, or -1, and the normalizer of the mean."""
-    found: tuple[int, float] = _kernels.scan(target, ignore_index, n_classes, weight, sample_weight)
+    n_threads = _choose_n_threads(n_threads, target.size)
+    found: tuple[int, float] = _kernels.scan(target, ignore_index, n_classes, weight, sample_weight, n_threads)
     return found
 
 

@@ -16,7 +16,6 @@ from libc.stdint cimport int32_t
 
 from fastce._cpu._convert cimport NATIVE
 from fastce._cpu._math cimport real, sech2
-from fastce._cpu._plain_columns cimport process_plain
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_l2
 from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, sum_factor, take, unscaled_exp
@@ -38,10 +37,9 @@ cdef inline Py_ssize_t column_block(real like) noexcept nogil:
 
 
 cdef inline Py_ssize_t column_group(const Task* task, real like) noexcept nogil:
-    """Return how many rows are staged at once: 64 or a multiple, if there is room, as `process_plain` takes them."""
+    """Return how many rows are staged at once."""
     cdef Py_ssize_t n_classes = (task.n_classes + 3) // 4 * 4
-    cdef Py_ssize_t n_groups = max(1, min(MAX_GROUPS, column_block(like) // n_classes))
-    return LANES * (n_groups if n_groups < 4 else n_groups // 4 * 4)
+    return LANES * max(1, min(MAX_GROUPS, column_block(like) // n_classes))
 
 
 cdef inline void load_weights(const Task* task, Py_ssize_t start, Py_ssize_t stop, real* tile) noexcept nogil:
@@ -327,14 +325,8 @@ cdef inline void process_columns(
     for g in range(n_groups):
         if start + n + (g + 1) * LANES <= task.n_rows:
             prefetch_group(&lanes[g], n, task.n_classes)
-    if task.plain and column_group(task, stage[0]) >= TILE:
-        for g in range(n_groups, (n_groups + 3) // 4 * 4):
-            fill(stage + g * size, 0, size, <real>0)
-        for g in range(0, n_groups, 4):
-            process_plain(task, start + g * LANES, min(n - g * LANES, TILE), stage + g * size, size)
-    else:
-        for g in range(n_groups):
-            process_staged(task, start + g * LANES, &lanes[g], stage + g * size)
+    for g in range(n_groups):
+        process_staged(task, start + g * LANES, &lanes[g], stage + g * size)
     if task.out.data == NULL:
         return
     for g in range(n_groups):

@@ -16,7 +16,7 @@ from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group, proce
 from fastce._cpu._convert cimport is_16_bit
 from fastce._cpu._halves cimport choose_stage, row_bytes, task_on_stage
 from fastce._cpu._math cimport real
-from fastce._cpu._plain_columns cimport is_plain_call
+from fastce._cpu._plain_columns cimport PLAIN_STAGE_BYTES, is_plain_call, plain_group, process_plain
 from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
 )
@@ -24,8 +24,8 @@ from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._rows cimport process_rows, row_group
 from fastce._cpu._spans cimport BLOCK_BYTES, row_block
 from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector, weight_of
-from fastce._cpu._tiles cimport LANES
-from fastce._cpu._vectors cimport scan_targets, sum_vector
+from fastce._cpu._tiles cimport LANES, TILE
+from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
 
 cnp.import_array()
 
@@ -37,7 +37,12 @@ cdef enum:
     # each, or more.
     CHUNK_NUMBERS = 262144
     CHUNK_ROWS = 8
+    CHUNK_GROUPS = 16
     CHUNKS_PER_THREAD = 4
+    MOST_SPARE_BYTES = 4194304
+    # Rows whose targets are looked at as one piece, and the fewest pieces that are worth a thread: 10 microseconds.
+    SCAN_ROWS = 16384
+    SCAN_PIECES_PER_THREAD = 4
 
 
 def build_info():
@@ -64,13 +69,28 @@ cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
     return (n_bytes + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
 
 
-cdef inline Py_ssize_t workspace_bytes(const Task* task, bint by_rows, real like) noexcept nogil:
-    """Return what one thread needs: a block and maxima per block; for the column kernel a stage and 16 maxima.
+cdef enum Kernel:
+    ROWS = 0
+    COLUMNS = 1
+    PLAIN_COLUMNS = 2
+
+
+cdef inline Py_ssize_t group_of(const Task* task, Kernel kernel, real like) noexcept nogil:
+    """Return how many rows a kernel does together."""
+    if kernel == PLAIN_COLUMNS:
+        return plain_group(task, like)
+    return row_group(task, like) if kernel == ROWS else column_group(task, like)
+
+
+cdef inline Py_ssize_t workspace_bytes(const Task* task, Kernel kernel, real like) noexcept nogil:
+    """Return what one thread needs: a block and maxima per block; for the column kernels a stage and 16 maxima.
 
     Rows of 16-bit logits need a stage too.
     """
     cdef Py_ssize_t size
-    if by_rows:
+    if kernel == PLAIN_COLUMNS:
+        return 2 * PLAIN_STAGE_BYTES
+    if kernel == ROWS:
         size = BLOCK_BYTES + align((task.n_classes // row_block(like) + 1) * <Py_ssize_t>sizeof(double))
         if is_16_bit(task.logits.format):
             size += align(row_group(task, like) * row_bytes(task))
@@ -113,7 +133,7 @@ cdef void rows_16_bit(const Task* task, Py_ssize_t start, Py_ssize_t stop, char*
     cdef Task staged = task_on_stage(task)
     cdef Py_ssize_t i = start
     cdef Py_ssize_t step = row_group(task, <float>0)
-    cdef char* stage = workspace + workspace_bytes(task, True, <float>0) - align(step * row_bytes(task))
+    cdef char* stage = workspace + workspace_bytes(task, ROWS, <float>0) - align(step * row_bytes(task))
     while i < stop:
         choose_stage(&staged, i, stage)
         rows_float(&staged, i, min(i + step, stop), workspace)
@@ -130,6 +150,14 @@ cdef void columns_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, cha
 
 cdef void columns_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
     process_by_columns(task, start, stop, workspace, <double>0)
+
+
+cdef void plain_columns_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_plain(task, start, stop, workspace, <float>0)
+
+
+cdef void plain_columns_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_plain(task, start, stop, workspace, <double>0)
 
 
 cdef void sum_block_weights(Task* task, Py_ssize_t block, double* sums, real like) noexcept nogil:
@@ -150,13 +178,13 @@ cdef void sum_block_weights(Task* task, Py_ssize_t block, double* sums, real lik
     sums[n_blocks] = total
 
 
-cdef double process_all(Task* task, process_t do_rows, bint by_rows, int n_threads, real like) except? -1:
+cdef double process_all(Task* task, process_t do_rows, Kernel kernel, int n_threads, real like) except? -1:
     """Do all rows; return the sum of their losses."""
-    cdef Py_ssize_t block = row_block(like) if by_rows else column_block(like)
-    cdef Py_ssize_t group = row_group(task, like) if by_rows else column_group(task, like)
+    cdef Py_ssize_t block = row_block(like) if kernel == ROWS else column_block(like)
+    cdef Py_ssize_t group = group_of(task, kernel, like)
     cdef Py_ssize_t shared = align((task.n_classes // block + 2) * <Py_ssize_t>sizeof(double))
-    cdef Py_ssize_t size = workspace_bytes(task, by_rows, like)
-    cdef Py_ssize_t step = max(CHUNK_ROWS, CHUNK_NUMBERS // task.n_classes)
+    cdef Py_ssize_t size = workspace_bytes(task, kernel, like)
+    cdef Py_ssize_t step = max(CHUNK_ROWS, CHUNK_NUMBERS // task.n_classes, group * (CHUNK_GROUPS if kernel == PLAIN_COLUMNS else 1))
     cdef Py_ssize_t n_chunks, n_parts, n_bytes, c
     cdef Vector parts
     cdef double total_loss
@@ -166,12 +194,10 @@ cdef double process_all(Task* task, process_t do_rows, bint by_rows, int n_threa
     step = (step + group - 1) // group * group
     n_chunks = (task.n_rows + step - 1) // step
     n_threads = <int>min(n_threads, n_chunks)
-    task.part_rows = min(group, LANES)
+    task.part_rows = TILE if kernel == PLAIN_COLUMNS else min(group, LANES)
     n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
     n_bytes = CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * size
-    memory = <char*>malloc(n_bytes)
-    if memory == NULL:
-        raise MemoryError(f"no {n_bytes} bytes for the workspace of {n_threads} threads")
+    memory = take_memory(&n_bytes)
     workspace = <char*>align(<Py_ssize_t>memory)
     task.loss_parts = <double*>workspace
     memset(workspace, 0, n_parts * sizeof(double))
@@ -188,8 +214,66 @@ cdef double process_all(Task* task, process_t do_rows, bint by_rows, int n_threa
     parts.data = <const char*>task.loss_parts
     parts.is_double = True
     total_loss = sum_vector(&parts, n_parts)
-    free(memory)
+    give_memory(memory, n_bytes)
     return total_loss
+
+
+cdef char* spare = NULL  # memory left by an earlier call: the pages of new memory took a tenth of some calls' time
+cdef Py_ssize_t spare_bytes = 0
+
+
+cdef char* take_memory(Py_ssize_t* n_bytes) except NULL:
+    """Return memory of at least so many bytes; write how many. The GIL guards the spare."""
+    global spare
+    cdef char* memory = spare
+    if memory != NULL and spare_bytes >= n_bytes[0]:
+        n_bytes[0] = spare_bytes
+        spare = NULL
+        return memory
+    memory = <char*>malloc(n_bytes[0])
+    if memory == NULL:
+        raise MemoryError(f"no {n_bytes[0]} bytes for the workspace")
+    return memory
+
+
+cdef void give_memory(char* memory, Py_ssize_t n_bytes) noexcept:
+    """Keep it for the next call, or free it."""
+    global spare, spare_bytes
+    if n_bytes > MOST_SPARE_BYTES or (spare != NULL and spare_bytes >= n_bytes):
+        free(memory)
+        return
+    free(spare)
+    spare = memory
+    spare_bytes = n_bytes
+
+
+cdef Py_ssize_t scan_targets(
+    const int64_t* target, Py_ssize_t n_rows, int64_t ignore_index, int64_t n_classes, const Vector* weight,
+    const Vector* sample_weight, int n_threads, double* normalizer
+) except -2:
+    """Return the first row with an invalid target, or -1; write the sum of a_i w_y over kept rows."""
+    cdef Py_ssize_t c, n_pieces = (n_rows + SCAN_ROWS - 1) // SCAN_ROWS
+    cdef Py_ssize_t n_bytes = n_pieces * <Py_ssize_t>sizeof(TargetCount)
+    cdef TargetCount* counts = <TargetCount*>take_memory(&n_bytes)
+    cdef int64_t n_bad = 0
+    n_threads = <int>min(n_threads, n_pieces // SCAN_PIECES_PER_THREAD)
+    if n_threads <= 1:
+        with nogil:
+            for c in range(n_pieces):
+                counts[c] = count_targets(
+                    target, c * SCAN_ROWS, min((c + 1) * SCAN_ROWS, n_rows), ignore_index, n_classes, weight,
+                    sample_weight)
+    else:
+        for c in prange(n_pieces, nogil=True, num_threads=n_threads, schedule="static"):
+            counts[c] = count_targets(
+                target, c * SCAN_ROWS, min((c + 1) * SCAN_ROWS, n_rows), ignore_index, n_classes, weight,
+                sample_weight)
+    normalizer[0] = 0
+    for c in range(n_pieces):
+        normalizer[0] += counts[c].weight
+        n_bad += counts[c].n_bad
+    give_memory(<char*>counts, n_bytes)
+    return -1 if n_bad == 0 else first_bad(target, n_rows, ignore_index, n_classes)
 
 
 cdef inline void add_sum(Task* task, int k) noexcept:
@@ -225,14 +309,18 @@ cdef bint goes_by_rows(const Task* task, int itemsize) noexcept:
 
 cdef double dispatch(Task* task, int itemsize, int n_threads) except? -1:
     """Run the kernel for a task; return the sum of the losses."""
-    cdef bint by_rows = goes_by_rows(task, itemsize)
-    cdef process_t process = columns_float
-    task.plain = is_plain_call(task)
+    cdef Kernel kernel = ROWS if goes_by_rows(task, itemsize) else COLUMNS
+    if kernel == COLUMNS and is_plain_call(task) and (
+            plain_group(task, <double>0) if itemsize == 8 else plain_group(task, <float>0)) > 0:
+        kernel = PLAIN_COLUMNS
     if itemsize == 8:
-        return process_all(task, rows_double if by_rows else columns_double, by_rows, n_threads, <double>0)
-    if by_rows:
-        process = rows_16_bit if itemsize == 2 else rows_float
-    return process_all(task, process, by_rows, n_threads, <float>0)
+        return process_all(
+            task, rows_double if kernel == ROWS else columns_double if kernel == COLUMNS else plain_columns_double,
+            kernel, n_threads, <double>0)
+    if kernel == ROWS:
+        return process_all(task, rows_16_bit if itemsize == 2 else rows_float, kernel, n_threads, <float>0)
+    return process_all(
+        task, columns_float if kernel == COLUMNS else plain_columns_float, kernel, n_threads, <float>0)
 
 
 def run(
@@ -340,8 +428,9 @@ def solve_ordinary(
     y = <const int64_t*>cnp.PyArray_DATA(target)
     n_rows = cnp.PyArray_DIM(logits, 0)
     n_classes = cnp.PyArray_DIM(logits, 1)
-    with nogil:
-        bad = scan_targets(y, n_rows, ignore_index, n_classes, &none, &none, &normalizer)
+    if n_rows * n_classes >= serial_size:
+        team = choose_n_threads(n_threads, n_rows * n_classes)
+    bad = scan_targets(y, n_rows, ignore_index, n_classes, &none, &none, team, &normalizer)
     if bad >= 0 or normalizer == 0:
         return None
     if with_grad and out is None:
@@ -349,8 +438,6 @@ def solve_ordinary(
     describe(&task, logits, target, None, out)
     task.ignore_index = ignore_index
     task.factor = 1 / normalizer
-    if n_rows * n_classes >= serial_size:
-        team = choose_n_threads(n_threads)
     loss = dispatch(&task, 8 if is_double else 4, team) / normalizer
     loss_float = <float>loss
     result = cnp.PyArray_ToScalar(<void*>&loss if is_double else <void*>&loss_float, logits)
@@ -359,7 +446,7 @@ def solve_ordinary(
 
 def scan(
     const int64_t[::1] target, int64_t ignore_index, int64_t n_classes,
-    cnp.ndarray weight, cnp.ndarray sample_weight,
+    cnp.ndarray weight, cnp.ndarray sample_weight, int n_threads,
 ):
     """Return the first row with an invalid target, or -1, and the normalizer: the sum of a_i w_y over kept rows."""
     cdef Vector a, w
@@ -367,8 +454,7 @@ def scan(
     cdef Py_ssize_t bad
     set_vector(&a, sample_weight)
     set_vector(&w, weight)
-    with nogil:
-        bad = scan_targets(&target[0], target.shape[0], ignore_index, n_classes, &w, &a, &normalizer)
+    bad = scan_targets(&target[0], target.shape[0], ignore_index, n_classes, &w, &a, n_threads, &normalizer)
     return bad, normalizer
 
 

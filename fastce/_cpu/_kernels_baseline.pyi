@@ -45,7 +45,7 @@ def solve_ordinary(
     n_threads: object,
     defaults: tuple[object, ...],
     serial_size: int,
-    choose_n_threads: Callable[[int | None], int],
+    choose_n_threads: Callable[[int | None, int], int],
 ) -> Any: ...
 def scan(
     target: NDArray[Any],
@@ -53,5 +53,6 @@ def scan(
     n_classes: int,
     weight: NDArray[Any] | None,
     sample_weight: NDArray[Any] | None,
+    n_threads: int,
 ) -> tuple[int, float]: ...
 def total(values: NDArray[Any]) -> float: ...

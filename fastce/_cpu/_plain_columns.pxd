@@ -1,25 +1,49 @@
-"""The column kernel's part for plain calls: class indices without options, 64 rows at a time.
+"""The column kernel for plain calls: class indices without options, 64 rows at a time.
 
 Design
 ------
 1. With few classes the scalars of a row weigh more than its classes. So they are vectors here as well, of the logits'
    own type: float64 would double their cost and, without options, none of them needs it.
-2. 64 rows are 4 groups of independent vectors. Maxima, exponentials and scalars of all 4 are separate passes, so that
-   the latency of one group hides behind the others.
+2. 64 rows are a few independent vectors, whatever the instruction set. Maxima, exponentials and scalars are separate
+   passes over all of them, so that the latency of one vector hides behind the others.
 3. The gradients of the targets are put in by comparing each class with them: GCC would make scatter instructions of
    indexed stores, which are slow. (Picking the targets' logits likewise was slower than 64 indexed loads.)
 4. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are. Whatever has
    options goes through `_columns`, which does the same in float64.
-5. Every loop over lanes stores one array, or GCC leaves it scalar. Accumulators and what they are compared with are
+5. Every loop over rows stores one array, or GCC leaves it scalar. Accumulators and what they are compared with are
    local arrays, or GCC tests for overlap in every turn and keeps them in memory: three times slower.
+6. Up to 256 rows are staged at once, class by class, so that memory delivers runs of cache lines from each plane. The
+   stage is also needed where nothing is transposed: planes a power of two apart share the same few cache sets, and
+   would evict each other between the passes. For the same reason a class is followed by a gap of one cache line.
 """
 from libc.math cimport INFINITY, fabs
-from libc.stdint cimport int64_t
-from libc.string cimport memcpy
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy, memset
 
+from fastce._cpu._convert cimport NATIVE, Format, is_16_bit, is_array, load_array, size_of, store_array, write_converted
 from fastce._cpu._math cimport exp, exp_unit, log1p, real
-from fastce._cpu._task cimport GRADIENT, Task, vector_item
+from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
+from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
 from fastce._cpu._tiles cimport LANES, TILE, unless_one, wide_lane_sum
+from fastce._cpu._transpose cimport transpose
+
+cdef enum:
+    PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
+    L1_STAGE_BYTES = 32768
+    MAX_ROWS = 512
+    PIECES_AHEAD = 24
+    GAP = 16
+    FEW_TO_PICK = 16
+    WIDE = 2048  # numbers that pass between 16 bits and the stage at once
+
+
+cdef inline Py_ssize_t plain_group(const Task* task, real like) noexcept nogil:
+    """Return how many rows are staged at once; 0 if not even 64 fit."""
+    cdef Py_ssize_t class_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t most = PLAIN_STAGE_BYTES // class_bytes - GAP
+    if task.logits.class_stride < task.logits.row_strides[task.n_dims - 1]:
+        most = min(most, max(<Py_ssize_t>TILE, L1_STAGE_BYTES // class_bytes - GAP))
+    return min(<Py_ssize_t>MAX_ROWS, most // TILE * TILE)
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:
@@ -32,75 +56,292 @@ cdef inline bint is_plain_call(const Task* task) noexcept nogil:
         and fabs(task.factor * task.logit_scale) < 1e30)
 
 
-cdef inline void find_tops(const real* x, Py_ssize_t n_classes, real* top) noexcept nogil:
-    """Write the maximum of 16 rows."""
-    cdef real m[LANES]
+cdef inline Py_ssize_t run_length(const Task* task, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
+    """Return how many of n rows from `start` on are one stride apart from each other."""
+    cdef Py_ssize_t last = task.row_shape[task.n_dims - 1]
+    return n if task.n_dims == 1 else min(n, last - start % last)
+
+
+cdef inline void load_transposed_16(
+    const char* first, Format format, Py_ssize_t row_stride, Py_ssize_t m, Py_ssize_t n_classes, real* stage,
+    Py_ssize_t pitch
+) noexcept nogil:
+    """Stage m rows of 16-bit numbers that lie side by side class by class: widened, then transposed."""
+    cdef real wide[WIDE]
+    cdef Py_ssize_t i = 0, j, n
+    while i < m:
+        n = min(m - i, WIDE // n_classes)
+        if row_stride == 2 * n_classes:
+            load_array(first + i * row_stride, format, 2, n * n_classes, wide)
+        else:
+            for j in range(n):
+                load_array(first + (i + j) * row_stride, format, 2, n_classes, wide + j * n_classes)
+        transpose(wide, n_classes, n, n_classes, stage + i, pitch)
+        i += n
+
+
+cdef inline void store_transposed_16(
+    const real* stage, Py_ssize_t pitch, Py_ssize_t m, Py_ssize_t n_classes, char* first, Format format,
+    Py_ssize_t row_stride
+) noexcept nogil:
+    """Do the reverse."""
+    cdef real wide[WIDE]
+    cdef Py_ssize_t i = 0, j, n
+    while i < m:
+        n = min(m - i, WIDE // n_classes)
+        transpose(stage + i, pitch, n_classes, n, wide, n_classes)
+        if row_stride == 2 * n_classes:
+            store_array(wide, <real>1, n * n_classes, first + i * row_stride, format, 2)
+        else:
+            for j in range(n):
+                store_array(wide + j * n_classes, <real>1, n_classes, first + (i + j) * row_stride, format, 2)
+        i += n
+
+
+cdef inline void load_rows(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch
+) noexcept nogil:
+    """Stage n rows; `pitch` numbers lead from class to class."""
+    cdef const Matrix* x = &task.logits
+    cdef Py_ssize_t row_stride = x.row_strides[task.n_dims - 1]
+    cdef Py_ssize_t size = size_of(x.format, stage[0])
+    cdef Py_ssize_t i = 0, k, m
+    cdef const char* first
+    while i < n:
+        m = run_length(task, start + i, n - i)
+        first = x.data + row_offset(task, x, start + i)
+        if x.format == NATIVE and row_stride == size:
+            for k in range(task.n_classes):
+                memcpy(stage + k * pitch + i, first + k * x.class_stride, m * sizeof(real))
+        elif x.format == NATIVE and x.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
+            transpose(<const real*>first, row_stride // size, m, task.n_classes, stage + i, pitch)
+        elif is_16_bit(x.format) and x.class_stride == 2:
+            load_transposed_16(first, x.format, row_stride, m, task.n_classes, stage + i, pitch)
+        else:
+            for k in range(task.n_classes):
+                load_array(first + k * x.class_stride, x.format, row_stride, m, stage + k * pitch + i)
+        i += m
+
+
+# The rows to come: their logits are fetched piece by piece, 64 numbers of a class, while exponentials are computed.
+cdef struct Feed:
+    Py_ssize_t n_left        # pieces
+    const char* source
+    Py_ssize_t ahead         # from there to what is asked for
+    char* stage              # NULL: only asked for
+    Py_ssize_t run           # pieces that follow each other in memory, and of them
+    Py_ssize_t run_left
+    Py_ssize_t source_jump   # from the end of a run to the next
+    Py_ssize_t stage_jump
+    Py_ssize_t runs_to_wrap  # after so many the first classes of the rows after these are asked for
+    Py_ssize_t wrap
+
+
+cdef inline Feed plan_feed(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch
+) noexcept nogil:
+    """Describe how to fetch n rows, at least one or none."""
+    cdef Feed feed
+    cdef const Matrix* x = &task.logits
+    cdef Py_ssize_t row_stride = x.row_strides[task.n_dims - 1]
+    cdef Py_ssize_t size = size_of(x.format, stage[0])
+    cdef Py_ssize_t piece = TILE * <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t planes_ahead
+    memset(&feed, 0, sizeof(feed))
+    if n == 0 or run_length(task, start, n) < n:
+        return feed
+    feed.source = x.data + row_offset(task, x, start)
+    if x.format == NATIVE and row_stride == size and n % TILE == 0:
+        feed.stage = <char*>stage
+        feed.run = n // TILE
+        feed.n_left = feed.run * task.n_classes
+        feed.source_jump = x.class_stride - feed.run * piece
+        feed.stage_jump = (pitch - n) * <Py_ssize_t>sizeof(real)
+        planes_ahead = min(task.n_classes, (PIECES_AHEAD + feed.run - 1) // feed.run)
+        feed.ahead = planes_ahead * x.class_stride
+        feed.runs_to_wrap = task.n_classes - planes_ahead
+        feed.wrap = n * size - task.n_classes * x.class_stride
+        if feed.runs_to_wrap == 0:
+            feed.ahead += feed.wrap
+    elif x.class_stride == size and row_stride > 0:
+        feed.n_left = feed.run = n * row_stride // piece
+    feed.run_left = feed.run
+    return feed
+
+
+cdef inline void fetch_piece(Feed* feed, real like) noexcept nogil:
+    cdef Py_ssize_t j
+    if feed.n_left == 0:
+        return
+    for j in range(TILE * <Py_ssize_t>sizeof(real) // CACHE_LINE):
+        prefetch(feed.source + feed.ahead + j * CACHE_LINE)
+    if feed.stage != NULL:
+        memcpy(feed.stage, feed.source, TILE * sizeof(real))
+        feed.stage += TILE * sizeof(real)
+    feed.source += TILE * sizeof(real)
+    feed.n_left -= 1
+    feed.run_left -= 1
+    if feed.run_left == 0:
+        feed.run_left = feed.run
+        feed.source += feed.source_jump
+        if feed.stage != NULL:
+            feed.stage += feed.stage_jump
+        feed.runs_to_wrap -= 1
+        if feed.runs_to_wrap == 0:
+            feed.ahead += feed.wrap
+
+
+cdef inline void store_rows(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, const real* stage, Py_ssize_t pitch
+) noexcept nogil:
+    """Write n staged rows."""
+    cdef const Matrix* out = &task.out
+    cdef Py_ssize_t row_stride = out.row_strides[task.n_dims - 1]
+    cdef Py_ssize_t size = size_of(out.format, stage[0])
+    cdef Py_ssize_t i = 0, j, k, m
+    cdef char* first
+    while i < n:
+        m = run_length(task, start + i, n - i)
+        first = out.data + row_offset(task, out, start + i)
+        if out.format == NATIVE and row_stride == size:
+            for k in range(task.n_classes):
+                memcpy(first + k * out.class_stride, stage + k * pitch + i, m * sizeof(real))
+        elif out.format == NATIVE and out.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
+            transpose(stage + i, pitch, task.n_classes, m, <real*>first, row_stride // size)
+        elif is_16_bit(out.format) and out.class_stride == 2:
+            store_transposed_16(stage + i, pitch, m, task.n_classes, first, out.format, row_stride)
+        elif out.format == NATIVE:
+            for k in range(task.n_classes):
+                for j in range(m):
+                    write_converted(
+                        first + k * out.class_stride + j * row_stride, out.format, stage[k * pitch + i + j])
+        else:
+            for k in range(task.n_classes):
+                store_array(
+                    stage + k * pitch + i, <real>1, m, first + k * out.class_stride, out.format, row_stride)
+        i += m
+
+
+cdef inline void find_tops(const real* x, Py_ssize_t pitch, Py_ssize_t n_classes, real* top) noexcept nogil:
+    """Write the maximum of 64 rows."""
+    cdef real m[TILE]
     cdef Py_ssize_t j, k
     memcpy(m, x, sizeof(m))
     for k in range(1, n_classes):
-        for j in range(LANES):
-            m[j] = x[k * LANES + j] if x[k * LANES + j] > m[j] else m[j]
+        for j in range(TILE):
+            m[j] = x[k * pitch + j] if x[k * pitch + j] > m[j] else m[j]
     memcpy(top, m, sizeof(m))
 
 
-cdef inline void exp_and_sum(
-    real* x, Py_ssize_t n_classes, real scale, const real* shift, real* all_terms, real* rest
+cdef inline void pick_peaks(
+    const real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const int32_t* y, real* x_peak
 ) noexcept nogil:
-    """Turn the logits of 16 rows into exponentials; write their sums."""
-    cdef real m[LANES]
-    cdef real a[LANES]
-    cdef real r[LANES]
+    """Write the logits of the targets of 64 rows, and 0 for rows without."""
+    cdef real p[TILE]
+    cdef int32_t t[TILE]
+    cdef Py_ssize_t j
+    cdef int32_t k
+    memcpy(t, y, sizeof(t))
+    for j in range(TILE):
+        p[j] = 0
+    for k in range(<int32_t>n_classes):
+        for j in range(TILE):
+            p[j] = x[k * pitch + j] if t[j] == k else p[j]
+    memcpy(x_peak, p, sizeof(p))
+
+
+cdef inline void exp_pairs(const real* x, Py_ssize_t pitch, real scale, real* top, real* rest) noexcept nogil:
+    """Do what `find_tops` and `exp_and_sum` do for 64 rows of two classes: the only other term is the smaller."""
+    cdef real m[TILE]
+    cdef real d[TILE]
+    cdef Py_ssize_t j
+    for j in range(TILE):
+        m[j] = x[pitch + j] if x[pitch + j] > x[j] else x[j]
+    for j in range(TILE):
+        d[j] = (x[j] if x[pitch + j] > x[j] else x[pitch + j]) - m[j]
+    for j in range(TILE):
+        rest[j] = exp(scale * d[j])
+    memcpy(top, m, sizeof(m))
+
+
+cdef inline void put_pairs(const real* grad_peak, const int32_t* y, real* x, Py_ssize_t pitch) noexcept nogil:
+    """Write the gradients of 64 rows of two classes: one is the other's negative."""
+    cdef Py_ssize_t j
+    for j in range(TILE):
+        x[j] = grad_peak[j] if y[j] == 0 else -grad_peak[j]
+    for j in range(TILE):
+        x[pitch + j] = -x[j]
+
+
+cdef inline void shift_and_scale(
+    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, real scale, real* shift
+) noexcept nogil:
+    """Replace x by scale * (x - shift), and the shift by 0."""
+    cdef Py_ssize_t j, k
+    for k in range(n_classes):
+        for j in range(TILE):
+            x[k * pitch + j] = scale * (x[k * pitch + j] - shift[j])
+    for j in range(TILE):
+        shift[j] = 0
+
+
+cdef inline void exp_and_sum(
+    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const real* shift, real* all_terms, real* rest, Feed* feed
+) noexcept nogil:
+    """Turn the logits of 64 rows into exponentials; write their sums."""
+    cdef real m[TILE]
+    cdef real a[TILE]
+    cdef real r[TILE]
     cdef Py_ssize_t j, k
     memcpy(m, shift, sizeof(m))
-    for j in range(LANES):
+    for j in range(TILE):
         a[j] = 0
-    for j in range(LANES):
+    for j in range(TILE):
         r[j] = 0
     for k in range(n_classes):
-        for j in range(LANES):
-            x[k * LANES + j] = exp(scale * (x[k * LANES + j] - m[j]))
-        for j in range(LANES):
-            a[j] += x[k * LANES + j]
-        for j in range(LANES):
-            r[j] += unless_one(x[k * LANES + j])
+        for j in range(TILE):
+            x[k * pitch + j] = exp(x[k * pitch + j] - m[j])
+        for j in range(TILE):
+            a[j] += x[k * pitch + j]
+        for j in range(TILE):
+            r[j] += unless_one(x[k * pitch + j])
+        fetch_piece(feed, m[0])
     memcpy(all_terms, a, sizeof(a))
     memcpy(rest, r, sizeof(r))
 
 
 cdef inline void scale_and_put(
-    real* x, Py_ssize_t n_classes, const real* alpha, const real* y, const real* grad_peak
+    const real* x, Py_ssize_t pitch, Py_ssize_t n, Py_ssize_t n_classes, const real* alpha, const int32_t* y,
+    const real* grad_peak, real* out, Py_ssize_t out_pitch
 ) noexcept nogil:
-    """Turn the exponentials of 16 rows into gradients."""
-    cdef real a[LANES]
-    cdef real p[LANES]
-    cdef real t[LANES]
-    cdef Py_ssize_t j, k
-    cdef real g
-    memcpy(a, alpha, sizeof(a))
-    memcpy(p, grad_peak, sizeof(p))
-    memcpy(t, y, sizeof(t))
-    for k in range(n_classes):
-        for j in range(LANES):
-            g = x[k * LANES + j] * a[j]
-            x[k * LANES + j] = p[j] if t[j] == <real>k else g
+    """Turn the exponentials of n rows into gradients."""
+    cdef Py_ssize_t j
+    cdef int32_t k
+    cdef real g, p
+    for k in range(<int32_t>n_classes):
+        for j in range(n):
+            g = x[k * pitch + j] * alpha[j]
+            p = grad_peak[j]  # here, or the load would be conditional
+            out[k * out_pitch + j] = p if y[j] == k else g
 
 
-cdef inline void multiply_rows(real* x, Py_ssize_t n_classes, const real* factor) noexcept nogil:
-    """Multiply each of 16 rows by its factor."""
-    cdef real f[LANES]
-    cdef Py_ssize_t j, k
-    memcpy(f, factor, sizeof(f))
-    for k in range(n_classes):
-        for j in range(LANES):
-            x[k * LANES + j] *= f[j]
-
-
-cdef inline void process_plain(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t size
+cdef inline void multiply_rows(
+    real* x, Py_ssize_t pitch, Py_ssize_t n, Py_ssize_t n_classes, const real* factor
 ) noexcept nogil:
-    """Do n <= 64 rows, staged in four groups of `size` numbers; the rest of the stage holds any finite numbers."""
+    """Multiply each of n rows by its factor."""
+    cdef Py_ssize_t j, k
+    for k in range(n_classes):
+        for j in range(n):
+            x[k * pitch + j] *= factor[j]
+
+
+cdef inline void process_tile(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed, real* alpha,
+    int32_t* targets, real* grad_peaks
+) noexcept nogil:
+    """Do n <= 64 staged rows, up to the factors of the gradient; what is staged beyond them is finite."""
     cdef int64_t target[TILE]
-    cdef real y[TILE]  # as numbers of the vectors' own type
+    cdef int32_t y[TILE]  # -1 for rows that are skipped
     cdef real top[TILE]
     cdef real shift[TILE]
     cdef real x_peak[TILE]
@@ -113,13 +354,14 @@ cdef inline void process_plain(
     cdef real grad_peak[TILE]
     cdef real unscaled[TILE]   # the factor of the gradient, freed of `exp_unit`
     cdef real rest_units[TILE]
+    cdef real others[TILE]
     cdef double sums[LANES]
     cdef int64_t ignored = task.ignore_index
-    cdef int64_t n_skipped = 0
+    cdef int32_t n_skipped = 0
     cdef real unit = <real>1 / exp_unit(stage[0])
     cdef real scale = <real>task.logit_scale
     cdef double factor = task.factor * task.logit_scale
-    cdef Py_ssize_t g, j, k
+    cdef Py_ssize_t j, k, n_classes = task.n_classes
     if n == TILE:
         memcpy(target, task.target + start, sizeof(target))
     else:
@@ -127,23 +369,35 @@ cdef inline void process_plain(
             target[j] = ignored
         memcpy(target, task.target + start, n * sizeof(int64_t))
     for j in range(TILE):
-        n_skipped += target[j] == ignored
+        y[j] = -1 if target[j] == ignored else <int32_t>target[j]
     for j in range(TILE):
-        y[j] = <real>target[j]
-    for g in range(4):
-        find_tops(stage + g * size, task.n_classes, top + g * LANES)
-    for g in range(4):
-        for j in range(LANES):
-            k = target[g * LANES + j]
-            x_peak[g * LANES + j] = stage[g * size + (0 if k == ignored else k) * LANES + j]
-    for j in range(TILE):
-        shift[j] = <real>0 if top[j] == -INFINITY else top[j]
-    for g in range(4):
-        exp_and_sum(
-            stage + g * size, task.n_classes, scale, shift + g * LANES, all_terms + g * LANES, rest + g * LANES)
-    # As `rest_of` does it, still times exp_unit. top - top: NaN where no logit is above -inf.
-    for j in range(TILE):
-        rest_units[j] = rest[j] if all_terms[j] < <real>2 / unit else all_terms[j] - <real>1 / unit
+        n_skipped += y[j] < 0
+    if n_skipped:
+        # whatever is there, NaN included
+        for j in range(TILE):
+            if y[j] < 0:
+                for k in range(n_classes):
+                    stage[k * pitch + j] = 0
+    if n_classes <= FEW_TO_PICK:
+        pick_peaks(stage, pitch, n_classes, y, x_peak)
+    else:
+        for j in range(TILE):
+            x_peak[j] = stage[max(y[j], 0) * pitch + j]
+    if n_classes == 2:
+        exp_pairs(stage, pitch, scale, top, rest_units)
+        fetch_piece(feed, unit)
+        fetch_piece(feed, unit)
+    else:
+        find_tops(stage, pitch, n_classes, top)
+        for j in range(TILE):
+            shift[j] = <real>0 if top[j] == -INFINITY else top[j]
+        if scale != 1:
+            shift_and_scale(stage, pitch, n_classes, scale, shift)
+        exp_and_sum(stage, pitch, n_classes, shift, all_terms, rest, feed)
+        # As `rest_of` does it, still times exp_unit.
+        for j in range(TILE):
+            rest_units[j] = rest[j] if all_terms[j] < <real>2 / unit else all_terms[j] - <real>1 / unit
+    # top - top: NaN where no logit is above -inf.
     for j in range(TILE):
         rest_units[j] += top[j] - top[j]
     for j in range(TILE):
@@ -158,7 +412,7 @@ cdef inline void process_plain(
         loss[j] = log_sum[j] + d_peak[j]
     if n_skipped:
         for j in range(TILE):
-            loss[j] = <real>0 if y[j] == <real>ignored else loss[j]
+            loss[j] = <real>0 if y[j] < 0 else loss[j]
     if task.loss != NULL:
         if n == TILE:
             memcpy(<real*>task.loss + start, loss, sizeof(loss))
@@ -166,28 +420,104 @@ cdef inline void process_plain(
             memcpy(<real*>task.loss + start, loss, n * sizeof(real))
     for j in range(LANES):
         sums[j] = (<double>loss[j] + loss[j + 16]) + (<double>loss[j + 32] + loss[j + 48])
-    task.loss_parts[start // task.part_rows] = wide_lane_sum(sums)
-    if task.out.data != NULL:
+    task.loss_parts[start // TILE] = wide_lane_sum(sums)
+    for j in range(TILE):
+        unscaled[j] = <real>(factor * unit)
+    if n_classes == 2:
+        # Either the target is the larger one, or its term is the rest.
         for j in range(TILE):
-            unscaled[j] = <real>(factor * unit)
-        # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without. Divided, so that it is
-        # -1 exactly where p is 0.
+            others[j] = rest_units[j] if x_peak[j] == top[j] else <real>1 / unit
         for j in range(TILE):
-            grad_peak[j] = -unscaled[j] * (
-                (rest_units[j] + (<real>1 / unit - exp(-d_peak[j]))) / (<real>1 + rest[j]))
-        for j in range(TILE):
-            inverse[j] = unscaled[j] * inverse[j]
-        for g in range(4):
-            scale_and_put(
-                stage + g * size, task.n_classes, inverse + g * LANES, y + g * LANES, grad_peak + g * LANES)
-        if task.grad_output.data != NULL:
-            # Not before: tiny ones, freed of `exp_unit`, would be no normal numbers.
-            for j in range(n):
-                unscaled[j] = <real>vector_item(&task.grad_output, start + j)
-            for g in range(4):
-                multiply_rows(stage + g * size, task.n_classes, unscaled + g * LANES)
+            grad_peak[j] = -unscaled[j] * (others[j] * inverse[j])
         if n_skipped:
             for j in range(TILE):
-                if target[j] == ignored:
-                    for k in range(task.n_classes):
-                        stage[j // LANES * size + k * LANES + j % LANES] = 0
+                grad_peak[j] = <real>0 if y[j] < 0 else grad_peak[j]
+        put_pairs(grad_peak, y, stage, pitch)
+        memcpy(targets, y, sizeof(y))
+        return
+    # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without. Divided, so that it is
+    # -1 exactly where p is 0.
+    for j in range(TILE):
+        grad_peak[j] = -unscaled[j] * (
+            (rest_units[j] + (<real>1 / unit - exp(-d_peak[j]))) / (<real>1 + rest[j]))
+    for j in range(TILE):
+        inverse[j] = unscaled[j] * inverse[j]
+    if n_skipped:
+        for j in range(TILE):
+            inverse[j] = <real>0 if y[j] < 0 else inverse[j]
+    memcpy(alpha, inverse, sizeof(inverse))
+    memcpy(targets, y, sizeof(y))
+    memcpy(grad_peaks, grad_peak, sizeof(grad_peak))
+
+
+cdef inline void write_rows(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, Py_ssize_t filled, real* stage, Py_ssize_t pitch,
+    real* alpha, const int32_t* y, const real* grad_peak
+) noexcept nogil:
+    """Write the gradients of n staged rows; so many numbers of each class are `filled`."""
+    cdef const Matrix* out = &task.out
+    cdef char* first = out.data + row_offset(task, out, start)
+    cdef Py_ssize_t j
+    if (task.n_classes != 2 and n == filled and run_length(task, start, n) == n and task.grad_output.data == NULL and out.format == NATIVE
+            and is_array(first, NATIVE, out.row_strides[task.n_dims - 1], stage[0])
+            and out.class_stride % <Py_ssize_t>sizeof(real) == 0):
+        # Where the rows lie side by side, nothing has to be stored twice.
+        scale_and_put(
+            stage, pitch, n, task.n_classes, alpha, y, grad_peak, <real*>first,
+            out.class_stride // <Py_ssize_t>sizeof(real))
+        return
+    if task.n_classes != 2:
+        scale_and_put(stage, pitch, filled, task.n_classes, alpha, y, grad_peak, stage, pitch)
+    if task.grad_output.data != NULL:
+        # Not before: tiny ones, freed of `exp_unit`, would be no normal numbers.
+        for j in range(n):
+            alpha[j] = <real>vector_item(&task.grad_output, start + j) if y[j] >= 0 else <real>0
+        multiply_rows(stage, pitch, n, task.n_classes, alpha)
+    store_rows(task, start, n, stage, pitch)
+
+
+cdef inline void process_group(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed
+) noexcept nogil:
+    """Do n staged rows."""
+    cdef real alpha[MAX_ROWS]
+    cdef int32_t y[MAX_ROWS]
+    cdef real grad_peak[MAX_ROWS]
+    cdef Py_ssize_t i, j, k, filled = (n + TILE - 1) // TILE * TILE
+    for k in range(task.n_classes if n < filled else 0):
+        for j in range(n, filled):
+            stage[k * pitch + j] = 0
+    i = 0
+    while i < n:
+        process_tile(
+            task, start + i, min(n - i, <Py_ssize_t>TILE), stage + i, pitch, feed, alpha + i, y + i, grad_peak + i)
+        i += TILE
+    if task.out.data != NULL:
+        write_rows(task, start, n, filled, stage, pitch, alpha, y, grad_peak)
+
+
+cdef inline void process_plain(
+    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
+) noexcept nogil:
+    """Do the rows start .. stop - 1."""
+    cdef Feed feed
+    cdef Py_ssize_t i = start, n, after, group = plain_group(task, like)
+    cdef Py_ssize_t pitch = group + GAP
+    cdef real* stage = <real*>workspace
+    cdef real* other = <real*>(workspace + PLAIN_STAGE_BYTES)
+    n = 0
+    after = min(stop - i, group)
+    feed = plan_feed(task, i, after, other, pitch)
+    while True:
+        if feed.stage == NULL:
+            load_rows(task, i + n, after, other, pitch)
+        while feed.n_left > 0:
+            fetch_piece(&feed, like)
+        stage, other = other, stage
+        i += n
+        n = after
+        if n == 0:
+            return
+        after = min(stop - i - n, group)
+        feed = plan_feed(task, i + n, after, other, pitch)
+        process_group(task, i, n, stage, pitch, &feed)

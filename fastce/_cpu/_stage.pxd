@@ -18,65 +18,7 @@ from fastce._cpu._convert cimport (
 from fastce._cpu._math cimport real
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES, TILE, fill
-
-cdef extern from *:
-    """
-    #include <stddef.h>
-    #include <string.h>
-    #if defined(__has_builtin)
-    #if __has_builtin(__builtin_shufflevector)
-    #define FASTCE_SHUFFLE 1
-    #endif
-    #endif
-    #if defined(FASTCE_SHUFFLE)
-    typedef float fastce_float4 __attribute__((vector_size(16)));
-    typedef double fastce_double2 __attribute__((vector_size(16)));
-    /* Four numbers from each of four places `from` bytes apart to four places `to` bytes apart, transposed. */
-    static CYTHON_INLINE void fastce_transpose_float(const char* source, ptrdiff_t from, char* target, ptrdiff_t to) {
-        fastce_float4 a, b, c, d, p, q, r, s;
-        memcpy(&a, source, 16);
-        memcpy(&b, source + from, 16);
-        memcpy(&c, source + 2 * from, 16);
-        memcpy(&d, source + 3 * from, 16);
-        p = __builtin_shufflevector(a, b, 0, 4, 1, 5);
-        q = __builtin_shufflevector(a, b, 2, 6, 3, 7);
-        r = __builtin_shufflevector(c, d, 0, 4, 1, 5);
-        s = __builtin_shufflevector(c, d, 2, 6, 3, 7);
-        a = __builtin_shufflevector(p, r, 0, 1, 4, 5);
-        b = __builtin_shufflevector(p, r, 2, 3, 6, 7);
-        c = __builtin_shufflevector(q, s, 0, 1, 4, 5);
-        d = __builtin_shufflevector(q, s, 2, 3, 6, 7);
-        memcpy(target, &a, 16);
-        memcpy(target + to, &b, 16);
-        memcpy(target + 2 * to, &c, 16);
-        memcpy(target + 3 * to, &d, 16);
-    }
-    /* Likewise two doubles. */
-    static CYTHON_INLINE void fastce_transpose_double(const char* source, ptrdiff_t from, char* target, ptrdiff_t to) {
-        fastce_double2 a, b, p, q;
-        memcpy(&a, source, 16);
-        memcpy(&b, source + from, 16);
-        p = __builtin_shufflevector(a, b, 0, 2);
-        q = __builtin_shufflevector(a, b, 1, 3);
-        memcpy(target, &p, 16);
-        memcpy(target + to, &q, 16);
-    }
-    #else
-    static void fastce_transpose_float(const char* source, ptrdiff_t from, char* target, ptrdiff_t to) {
-        for (int i = 0; i < 4; i++)
-            for (int k = 0; k < 4; k++) memcpy(target + k * to + 4 * i, source + i * from + 4 * k, 4);
-    }
-    static void fastce_transpose_double(const char* source, ptrdiff_t from, char* target, ptrdiff_t to) {
-        for (int i = 0; i < 2; i++)
-            for (int k = 0; k < 2; k++) memcpy(target + k * to + 8 * i, source + i * from + 8 * k, 8);
-    }
-    #endif
-    """
-    void transpose_float "fastce_transpose_float"(
-        const char* source, Py_ssize_t source_stride, char* target, Py_ssize_t target_stride) noexcept nogil
-    void transpose_double "fastce_transpose_double"(
-        const char* source, Py_ssize_t source_stride, char* target, Py_ssize_t target_stride) noexcept nogil
-
+from fastce._cpu._transpose cimport transpose
 
 cdef enum:
     WIDENED = 128  # classes of 16 rows that pass between 16 bits and the stage at once, through 8 KiB
@@ -132,77 +74,12 @@ cdef inline void locate(
             lanes.way = TRANSPOSED
 
 
-cdef inline void transpose_block(
-    const char* source, Py_ssize_t source_stride, char* target, Py_ssize_t target_stride, real like
-) noexcept nogil:
-    if real is float:
-        transpose_float(source, source_stride, target, target_stride)
-    else:
-        transpose_double(source, source_stride, target, target_stride)
-
-
-cdef inline void transpose_in(const real* x, Py_ssize_t step, Py_ssize_t n, real* stage) noexcept nogil:
-    """Stage n classes of 16 rows that start `step` numbers apart."""
-    cdef Py_ssize_t side = 16 // <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t i, j, k = 0
-    if n >= side:
-        while k < n:
-            k = min(k, n - side)
-            for i in range(LANES // side):
-                j = i * side
-                transpose_block(
-                    <const char*>(x + j * step + k), step * sizeof(real), <char*>(stage + k * LANES + j),
-                    LANES * sizeof(real), stage[0])
-            k += side
-    elif n == 2 and step == 2:
-        for j in range(LANES):
-            stage[j] = x[2 * j]
-            stage[LANES + j] = x[2 * j + 1]
-    elif n == 3 and step == 3:
-        for j in range(LANES):
-            stage[j] = x[3 * j]
-            stage[LANES + j] = x[3 * j + 1]
-            stage[2 * LANES + j] = x[3 * j + 2]
-    else:
-        for k in range(n):
-            for j in range(LANES):
-                stage[k * LANES + j] = x[j * step + k]
-
-
-cdef inline void transpose_out(const real* stage, Py_ssize_t n, real* x, Py_ssize_t step) noexcept nogil:
-    """Do the reverse."""
-    cdef Py_ssize_t side = 16 // <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t i, j, k = 0
-    if n >= side:
-        while k < n:
-            k = min(k, n - side)
-            for i in range(LANES // side):
-                j = i * side
-                transpose_block(
-                    <const char*>(stage + k * LANES + j), LANES * sizeof(real), <char*>(x + j * step + k),
-                    step * sizeof(real), stage[0])
-            k += side
-    elif n == 2 and step == 2:
-        for j in range(LANES):
-            x[2 * j] = stage[j]
-            x[2 * j + 1] = stage[LANES + j]
-    elif n == 3 and step == 3:
-        for j in range(LANES):
-            x[3 * j] = stage[j]
-            x[3 * j + 1] = stage[LANES + j]
-            x[3 * j + 2] = stage[2 * LANES + j]
-    else:
-        for k in range(n):
-            for j in range(LANES):
-                x[j * step + k] = stage[k * LANES + j]
-
-
 cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage) noexcept nogil:
     cdef real rows[LANES * WIDENED]
     cdef const char* first = lanes.first + start * lanes.class_stride
     cdef Py_ssize_t j, n = stop - start
     if lanes.format == NATIVE:
-        transpose_in(<const real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real), n, stage)
+        transpose(<const real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real), LANES, n, stage, LANES)
         return
     while n > 0:
         n = min(n, WIDENED)
@@ -211,7 +88,7 @@ cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_
         else:
             for j in range(LANES):
                 load_array(first + j * lanes.row_stride, lanes.format, 2, n, rows + j * n)
-        transpose_in(rows, n, n, stage)
+        transpose(rows, n, LANES, n, stage, LANES)
         first += 2 * n
         stage += LANES * n
         start += n
@@ -225,11 +102,11 @@ cdef inline void store_transposed(
     cdef char* first = lanes.first + start * lanes.class_stride
     cdef Py_ssize_t j, n = stop - start
     if lanes.format == NATIVE:
-        transpose_out(stage, n, <real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real))
+        transpose(stage, LANES, n, LANES, <real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real))
         return
     while n > 0:
         n = min(n, WIDENED)
-        transpose_out(stage, n, rows, n)
+        transpose(stage, LANES, n, LANES, rows, n)
         if lanes.row_stride == 2 * n:
             store_array(rows, <real>1, n * LANES, first, lanes.format, 2)
         else:

@@ -77,7 +77,6 @@ cdef struct Task:
     bint find_argmax
     bint extras            # any of the above
     bint find_peak         # the arg-max, where its gradient would cancel
-    bint plain             # a call for `_plain_columns`
     int n_sums
     int sums[N_OPTION_SUMS]  # which these are, as named below
     # outputs

@@ -27,25 +27,43 @@ cdef inline double sum_vector(const Vector* vector, Py_ssize_t n) noexcept nogil
     return lanes[0]
 
 
-cdef inline Py_ssize_t scan_targets(
-    const int64_t* target, Py_ssize_t n_rows, int64_t ignore_index, int64_t n_classes,
-    const Vector* weight, const Vector* sample_weight, double* normalizer
+# What a piece of the targets adds up to.
+cdef struct TargetCount:
+    int64_t n_kept
+    int64_t n_bad      # classes that do not exist
+    double weight      # sum of a_i w_y over kept rows
+
+
+cdef inline TargetCount count_targets(
+    const int64_t* target, Py_ssize_t start, Py_ssize_t stop, int64_t ignore_index, int64_t n_classes,
+    const Vector* weight, const Vector* sample_weight
 ) noexcept nogil:
-    """Return the first row with an invalid target, or -1; write the sum of a_i w_y over kept rows."""
-    cdef Py_ssize_t i = 0, n_bad = 0, n_kept = 0
+    """Look at the rows start .. stop - 1."""
+    cdef TargetCount count
+    cdef Py_ssize_t i
+    cdef int64_t n_kept = 0, n_bad = 0
     cdef bint kept
-    for i in range(n_rows):  # vectorised: no exit, no gather
+    for i in range(start, stop):  # vectorised: no exit, no gather
         kept = target[i] != ignore_index
         n_kept += kept
         n_bad += kept & (<uint64_t>target[i] >= <uint64_t>n_classes)
-    normalizer[0] = <double>n_kept
-    if n_bad != 0:
-        for i in range(n_rows):
-            if target[i] != ignore_index and <uint64_t>target[i] >= <uint64_t>n_classes:
-                return i
-    if weight.data != NULL or sample_weight.data != NULL:
-        normalizer[0] = 0
-        for i in range(n_rows):
+    count.n_kept = n_kept
+    count.n_bad = n_bad
+    count.weight = <double>n_kept
+    if n_bad == 0 and (weight.data != NULL or sample_weight.data != NULL):
+        count.weight = 0
+        for i in range(start, stop):
             if target[i] != ignore_index:
-                normalizer[0] += vector_item(sample_weight, i) * vector_item(weight, target[i])
+                count.weight += vector_item(sample_weight, i) * vector_item(weight, target[i])
+    return count
+
+
+cdef inline Py_ssize_t first_bad(
+    const int64_t* target, Py_ssize_t n_rows, int64_t ignore_index, int64_t n_classes
+) noexcept nogil:
+    """Return the first row whose class does not exist, or -1."""
+    cdef Py_ssize_t i
+    for i in range(n_rows):
+        if target[i] != ignore_index and <uint64_t>target[i] >= <uint64_t>n_classes:
+            return i
     return -1
