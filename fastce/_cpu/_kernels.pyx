@@ -12,31 +12,29 @@ from libc.string cimport memset
 cimport numpy as cnp
 
 from fastce._cpu._arrays cimport address, is_ordinary, set_matrices, set_vector, share_bytes
-from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group, process_columns
-from fastce._cpu._convert cimport is_16_bit
+from fastce._cpu._columns cimport STAGE_BYTES, column_group, process_columns
+from fastce._cpu._dispatch cimport (
+    COLUMNS, ROWS, Kernel, align, block_of, choose_kernel, group_of, rows_of_part, workspace_bytes
+)
 from fastce._cpu._halves cimport choose_stage, row_bytes, task_on_stage
 from fastce._cpu._math cimport real
-from fastce._cpu._plain_columns cimport PLAIN_STAGE_BYTES, is_plain_call, plain_group, process_plain
 from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
 )
+from fastce._cpu._plain_columns cimport process_plain
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._rows cimport process_rows, row_group
-from fastce._cpu._spans cimport BLOCK_BYTES, row_block
+from fastce._cpu._spans cimport BLOCK_BYTES
 from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector, weight_of
-from fastce._cpu._tiles cimport LANES, TILE
 from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
 
 cnp.import_array()
 
 cdef enum:
-    # Up to here rows with contiguous classes are faster in the column kernel: 16 rows a vector against one row a tile.
-    FEW_CLASSES = 128
     # A chunk, the unit that threads take, has about so many numbers, a tenth of a millisecond's work, and so many
-    # rows: the next row is prefetched, for naught where it belongs to another thread. Threads get this many chunks
-    # each, or more.
+    # groups of rows that a kernel does together: the first group of each is not fetched ahead. Threads get this many
+    # chunks each, or more.
     CHUNK_NUMBERS = 262144
-    CHUNK_ROWS = 8
     CHUNK_GROUPS = 16
     CHUNKS_PER_THREAD = 4
     MOST_SPARE_BYTES = 4194304
@@ -62,40 +60,6 @@ def cpu_supports():
 def max_threads():
     """Return the team size that OpenMP would choose for the calling thread."""
     return fastce_max_threads()
-
-
-cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
-    """Return n_bytes, or an address, up to whole cache lines, so that threads do not share one."""
-    return (n_bytes + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
-
-
-cdef enum Kernel:
-    ROWS = 0
-    COLUMNS = 1
-    PLAIN_COLUMNS = 2
-
-
-cdef inline Py_ssize_t group_of(const Task* task, Kernel kernel, real like) noexcept nogil:
-    """Return how many rows a kernel does together."""
-    if kernel == PLAIN_COLUMNS:
-        return plain_group(task, like)
-    return row_group(task, like) if kernel == ROWS else column_group(task, like)
-
-
-cdef inline Py_ssize_t workspace_bytes(const Task* task, Kernel kernel, real like) noexcept nogil:
-    """Return what one thread needs: a block and maxima per block; for the column kernels a stage and 16 maxima.
-
-    Rows of 16-bit logits need a stage too.
-    """
-    cdef Py_ssize_t size
-    if kernel == PLAIN_COLUMNS:
-        return 2 * PLAIN_STAGE_BYTES
-    if kernel == ROWS:
-        size = BLOCK_BYTES + align((task.n_classes // row_block(like) + 1) * <Py_ssize_t>sizeof(double))
-        if is_16_bit(task.logits.format):
-            size += align(row_group(task, like) * row_bytes(task))
-        return size
-    return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * <Py_ssize_t>sizeof(double))
 
 
 cdef inline void process_by_rows(
@@ -160,6 +124,18 @@ cdef void plain_columns_double(const Task* task, Py_ssize_t start, Py_ssize_t st
     process_plain(task, start, stop, workspace, <double>0)
 
 
+cdef process_t kernel_of_doubles(Kernel kernel) noexcept:
+    if kernel == ROWS:
+        return rows_double
+    return columns_double if kernel == COLUMNS else plain_columns_double
+
+
+cdef process_t kernel_of_floats(Kernel kernel, int itemsize) noexcept:
+    if kernel == ROWS:
+        return rows_16_bit if itemsize == 2 else rows_float
+    return columns_float if kernel == COLUMNS else plain_columns_float
+
+
 cdef void sum_block_weights(Task* task, Py_ssize_t block, double* sums, real like) noexcept nogil:
     """Write what merging needs under label smoothing: the weight of all classes before each block, and of all."""
     cdef Py_ssize_t b, k, n_blocks = (task.n_classes + block - 1) // block
@@ -180,11 +156,11 @@ cdef void sum_block_weights(Task* task, Py_ssize_t block, double* sums, real lik
 
 cdef double process_all(Task* task, process_t do_rows, Kernel kernel, int n_threads, real like) except? -1:
     """Do all rows; return the sum of their losses."""
-    cdef Py_ssize_t block = row_block(like) if kernel == ROWS else column_block(like)
+    cdef Py_ssize_t block = block_of(kernel, like)
     cdef Py_ssize_t group = group_of(task, kernel, like)
     cdef Py_ssize_t shared = align((task.n_classes // block + 2) * <Py_ssize_t>sizeof(double))
     cdef Py_ssize_t size = workspace_bytes(task, kernel, like)
-    cdef Py_ssize_t step = max(CHUNK_ROWS, CHUNK_NUMBERS // task.n_classes, group * (CHUNK_GROUPS if kernel == PLAIN_COLUMNS else 1))
+    cdef Py_ssize_t step = max(CHUNK_GROUPS * group, CHUNK_NUMBERS // task.n_classes)
     cdef Py_ssize_t n_chunks, n_parts, n_bytes, c
     cdef Vector parts
     cdef double total_loss
@@ -194,7 +170,7 @@ cdef double process_all(Task* task, process_t do_rows, Kernel kernel, int n_thre
     step = (step + group - 1) // group * group
     n_chunks = (task.n_rows + step - 1) // step
     n_threads = <int>min(n_threads, n_chunks)
-    task.part_rows = TILE if kernel == PLAIN_COLUMNS else min(group, LANES)
+    task.part_rows = rows_of_part(task, kernel, like)
     n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
     n_bytes = CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * size
     memory = take_memory(&n_bytes)
@@ -294,33 +270,12 @@ cdef inline void describe(
     task.factor = 1
 
 
-cdef bint goes_by_rows(const Task* task, int itemsize) noexcept:
-    """Choose between the two kernels."""
-    cdef Py_ssize_t k, smallest = -1
-    if task.n_rows < 4:
-        return True
-    if task.logits.class_stride == itemsize:
-        return task.n_classes > FEW_CLASSES
-    for k in range(task.n_dims):
-        if smallest < 0 or abs(task.logits.row_strides[k]) < smallest:
-            smallest = abs(task.logits.row_strides[k])
-    return task.n_classes > FEW_CLASSES and abs(task.logits.class_stride) < smallest
-
-
 cdef double dispatch(Task* task, int itemsize, int n_threads) except? -1:
     """Run the kernel for a task; return the sum of the losses."""
-    cdef Kernel kernel = ROWS if goes_by_rows(task, itemsize) else COLUMNS
-    if kernel == COLUMNS and is_plain_call(task) and (
-            plain_group(task, <double>0) if itemsize == 8 else plain_group(task, <float>0)) > 0:
-        kernel = PLAIN_COLUMNS
+    cdef Kernel kernel = choose_kernel(task, itemsize)
     if itemsize == 8:
-        return process_all(
-            task, rows_double if kernel == ROWS else columns_double if kernel == COLUMNS else plain_columns_double,
-            kernel, n_threads, <double>0)
-    if kernel == ROWS:
-        return process_all(task, rows_16_bit if itemsize == 2 else rows_float, kernel, n_threads, <float>0)
-    return process_all(
-        task, columns_float if kernel == COLUMNS else plain_columns_float, kernel, n_threads, <float>0)
+        return process_all(task, kernel_of_doubles(kernel), kernel, n_threads, <double>0)
+    return process_all(task, kernel_of_floats(kernel, itemsize), kernel, n_threads, <float>0)
 
 
 def run(

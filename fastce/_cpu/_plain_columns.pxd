@@ -7,43 +7,28 @@ Design
 2. 64 rows are a few independent vectors, whatever the instruction set. Maxima, exponentials and scalars are separate
    passes over all of them, so that the latency of one vector hides behind the others.
 3. The gradients of the targets are put in by comparing each class with them: GCC would make scatter instructions of
-   indexed stores, which are slow. (Picking the targets' logits likewise was slower than 64 indexed loads.)
+   indexed stores, which are slow. The targets' logits are picked likewise, unless the classes are many.
 4. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are. Whatever has
    options goes through `_columns`, which does the same in float64.
 5. Every loop over rows stores one array, or GCC leaves it scalar. Accumulators and what they are compared with are
    local arrays, or GCC tests for overlap in every turn and keeps them in memory: three times slower.
-6. Up to 256 rows are staged at once, class by class, so that memory delivers runs of cache lines from each plane. The
-   stage is also needed where nothing is transposed: planes a power of two apart share the same few cache sets, and
-   would evict each other between the passes. For the same reason a class is followed by a gap of one cache line.
+6. Of two classes, one is the largest and the other the rest: one exponential does, and one gradient is the other's
+   negative.
 """
 from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memcpy, memset
+from libc.string cimport memcpy
 
-from fastce._cpu._convert cimport NATIVE, Format, is_16_bit, is_array, load_array, size_of, store_array, write_converted
+from fastce._cpu._convert cimport NATIVE, is_array
 from fastce._cpu._math cimport exp, exp_unit, log1p, real
-from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
+from fastce._cpu._plain_stage cimport (
+    GAP, MAX_ROWS, PLAIN_STAGE_BYTES, Feed, fetch_piece, load_rows, plain_group, plan_feed, run_length, store_rows
+)
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
 from fastce._cpu._tiles cimport LANES, TILE, unless_one, wide_lane_sum
-from fastce._cpu._transpose cimport transpose
 
 cdef enum:
-    PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
-    L1_STAGE_BYTES = 32768
-    MAX_ROWS = 512
-    PIECES_AHEAD = 24
-    GAP = 16
-    FEW_TO_PICK = 16
-    WIDE = 2048  # numbers that pass between 16 bits and the stage at once
-
-
-cdef inline Py_ssize_t plain_group(const Task* task, real like) noexcept nogil:
-    """Return how many rows are staged at once; 0 if not even 64 fit."""
-    cdef Py_ssize_t class_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t most = PLAIN_STAGE_BYTES // class_bytes - GAP
-    if task.logits.class_stride < task.logits.row_strides[task.n_dims - 1]:
-        most = min(most, max(<Py_ssize_t>TILE, L1_STAGE_BYTES // class_bytes - GAP))
-    return min(<Py_ssize_t>MAX_ROWS, most // TILE * TILE)
+    FEW_TO_PICK = 16  # classes up to which comparing all with the target is faster than 64 indexed loads
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:
@@ -54,172 +39,6 @@ cdef inline bint is_plain_call(const Task* task) noexcept nogil:
         and task.logit_scale >= 1 and task.softcap == 0 and task.lse == NULL and task.log_prob == NULL
         and task.out_kind == GRADIENT and 1e-24 < fabs(task.factor * task.logit_scale)
         and fabs(task.factor * task.logit_scale) < 1e30)
-
-
-cdef inline Py_ssize_t run_length(const Task* task, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
-    """Return how many of n rows from `start` on are one stride apart from each other."""
-    cdef Py_ssize_t last = task.row_shape[task.n_dims - 1]
-    return n if task.n_dims == 1 else min(n, last - start % last)
-
-
-cdef inline void load_transposed_16(
-    const char* first, Format format, Py_ssize_t row_stride, Py_ssize_t m, Py_ssize_t n_classes, real* stage,
-    Py_ssize_t pitch
-) noexcept nogil:
-    """Stage m rows of 16-bit numbers that lie side by side class by class: widened, then transposed."""
-    cdef real wide[WIDE]
-    cdef Py_ssize_t i = 0, j, n
-    while i < m:
-        n = min(m - i, WIDE // n_classes)
-        if row_stride == 2 * n_classes:
-            load_array(first + i * row_stride, format, 2, n * n_classes, wide)
-        else:
-            for j in range(n):
-                load_array(first + (i + j) * row_stride, format, 2, n_classes, wide + j * n_classes)
-        transpose(wide, n_classes, n, n_classes, stage + i, pitch)
-        i += n
-
-
-cdef inline void store_transposed_16(
-    const real* stage, Py_ssize_t pitch, Py_ssize_t m, Py_ssize_t n_classes, char* first, Format format,
-    Py_ssize_t row_stride
-) noexcept nogil:
-    """Do the reverse."""
-    cdef real wide[WIDE]
-    cdef Py_ssize_t i = 0, j, n
-    while i < m:
-        n = min(m - i, WIDE // n_classes)
-        transpose(stage + i, pitch, n_classes, n, wide, n_classes)
-        if row_stride == 2 * n_classes:
-            store_array(wide, <real>1, n * n_classes, first + i * row_stride, format, 2)
-        else:
-            for j in range(n):
-                store_array(wide + j * n_classes, <real>1, n_classes, first + (i + j) * row_stride, format, 2)
-        i += n
-
-
-cdef inline void load_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch
-) noexcept nogil:
-    """Stage n rows; `pitch` numbers lead from class to class."""
-    cdef const Matrix* x = &task.logits
-    cdef Py_ssize_t row_stride = x.row_strides[task.n_dims - 1]
-    cdef Py_ssize_t size = size_of(x.format, stage[0])
-    cdef Py_ssize_t i = 0, k, m
-    cdef const char* first
-    while i < n:
-        m = run_length(task, start + i, n - i)
-        first = x.data + row_offset(task, x, start + i)
-        if x.format == NATIVE and row_stride == size:
-            for k in range(task.n_classes):
-                memcpy(stage + k * pitch + i, first + k * x.class_stride, m * sizeof(real))
-        elif x.format == NATIVE and x.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
-            transpose(<const real*>first, row_stride // size, m, task.n_classes, stage + i, pitch)
-        elif is_16_bit(x.format) and x.class_stride == 2:
-            load_transposed_16(first, x.format, row_stride, m, task.n_classes, stage + i, pitch)
-        else:
-            for k in range(task.n_classes):
-                load_array(first + k * x.class_stride, x.format, row_stride, m, stage + k * pitch + i)
-        i += m
-
-
-# The rows to come: their logits are fetched piece by piece, 64 numbers of a class, while exponentials are computed.
-cdef struct Feed:
-    Py_ssize_t n_left        # pieces
-    const char* source
-    Py_ssize_t ahead         # from there to what is asked for
-    char* stage              # NULL: only asked for
-    Py_ssize_t run           # pieces that follow each other in memory, and of them
-    Py_ssize_t run_left
-    Py_ssize_t source_jump   # from the end of a run to the next
-    Py_ssize_t stage_jump
-    Py_ssize_t runs_to_wrap  # after so many the first classes of the rows after these are asked for
-    Py_ssize_t wrap
-
-
-cdef inline Feed plan_feed(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch
-) noexcept nogil:
-    """Describe how to fetch n rows, at least one or none."""
-    cdef Feed feed
-    cdef const Matrix* x = &task.logits
-    cdef Py_ssize_t row_stride = x.row_strides[task.n_dims - 1]
-    cdef Py_ssize_t size = size_of(x.format, stage[0])
-    cdef Py_ssize_t piece = TILE * <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t planes_ahead
-    memset(&feed, 0, sizeof(feed))
-    if n == 0 or run_length(task, start, n) < n:
-        return feed
-    feed.source = x.data + row_offset(task, x, start)
-    if x.format == NATIVE and row_stride == size and n % TILE == 0:
-        feed.stage = <char*>stage
-        feed.run = n // TILE
-        feed.n_left = feed.run * task.n_classes
-        feed.source_jump = x.class_stride - feed.run * piece
-        feed.stage_jump = (pitch - n) * <Py_ssize_t>sizeof(real)
-        planes_ahead = min(task.n_classes, (PIECES_AHEAD + feed.run - 1) // feed.run)
-        feed.ahead = planes_ahead * x.class_stride
-        feed.runs_to_wrap = task.n_classes - planes_ahead
-        feed.wrap = n * size - task.n_classes * x.class_stride
-        if feed.runs_to_wrap == 0:
-            feed.ahead += feed.wrap
-    elif x.class_stride == size and row_stride > 0:
-        feed.n_left = feed.run = n * row_stride // piece
-    feed.run_left = feed.run
-    return feed
-
-
-cdef inline void fetch_piece(Feed* feed, real like) noexcept nogil:
-    cdef Py_ssize_t j
-    if feed.n_left == 0:
-        return
-    for j in range(TILE * <Py_ssize_t>sizeof(real) // CACHE_LINE):
-        prefetch(feed.source + feed.ahead + j * CACHE_LINE)
-    if feed.stage != NULL:
-        memcpy(feed.stage, feed.source, TILE * sizeof(real))
-        feed.stage += TILE * sizeof(real)
-    feed.source += TILE * sizeof(real)
-    feed.n_left -= 1
-    feed.run_left -= 1
-    if feed.run_left == 0:
-        feed.run_left = feed.run
-        feed.source += feed.source_jump
-        if feed.stage != NULL:
-            feed.stage += feed.stage_jump
-        feed.runs_to_wrap -= 1
-        if feed.runs_to_wrap == 0:
-            feed.ahead += feed.wrap
-
-
-cdef inline void store_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, const real* stage, Py_ssize_t pitch
-) noexcept nogil:
-    """Write n staged rows."""
-    cdef const Matrix* out = &task.out
-    cdef Py_ssize_t row_stride = out.row_strides[task.n_dims - 1]
-    cdef Py_ssize_t size = size_of(out.format, stage[0])
-    cdef Py_ssize_t i = 0, j, k, m
-    cdef char* first
-    while i < n:
-        m = run_length(task, start + i, n - i)
-        first = out.data + row_offset(task, out, start + i)
-        if out.format == NATIVE and row_stride == size:
-            for k in range(task.n_classes):
-                memcpy(first + k * out.class_stride, stage + k * pitch + i, m * sizeof(real))
-        elif out.format == NATIVE and out.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
-            transpose(stage + i, pitch, task.n_classes, m, <real*>first, row_stride // size)
-        elif is_16_bit(out.format) and out.class_stride == 2:
-            store_transposed_16(stage + i, pitch, m, task.n_classes, first, out.format, row_stride)
-        elif out.format == NATIVE:
-            for k in range(task.n_classes):
-                for j in range(m):
-                    write_converted(
-                        first + k * out.class_stride + j * row_stride, out.format, stage[k * pitch + i + j])
-        else:
-            for k in range(task.n_classes):
-                store_array(
-                    stage + k * pitch + i, <real>1, m, first + k * out.class_stride, out.format, row_stride)
-        i += m
 
 
 cdef inline void find_tops(const real* x, Py_ssize_t pitch, Py_ssize_t n_classes, real* top) noexcept nogil:
@@ -458,8 +277,9 @@ cdef inline void write_rows(
     cdef const Matrix* out = &task.out
     cdef char* first = out.data + row_offset(task, out, start)
     cdef Py_ssize_t j
-    if (task.n_classes != 2 and n == filled and run_length(task, start, n) == n and task.grad_output.data == NULL and out.format == NATIVE
-            and is_array(first, NATIVE, out.row_strides[task.n_dims - 1], stage[0])
+    if (task.n_classes != 2 and n == filled and run_length(task, start, n) == n and task.grad_output.data == NULL
+            and out.format == NATIVE and is_array(
+                first, NATIVE, out.row_strides[task.n_dims - 1], stage[0])
             and out.class_stride % <Py_ssize_t>sizeof(real) == 0):
         # Where the rows lie side by side, nothing has to be stored twice.
         scale_and_put(
@@ -511,7 +331,7 @@ cdef inline void process_plain(
     while True:
         if feed.stage == NULL:
             load_rows(task, i + n, after, other, pitch)
-        while feed.n_left > 0:
+        while feed.stage != NULL and feed.n_left > 0:
             fetch_piece(&feed, like)
         stage, other = other, stage
         i += n

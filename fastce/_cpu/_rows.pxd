@@ -13,7 +13,8 @@ Design
 4. Ordinary arrays have loops of their own, in which constants stay in registers (13 against 10 cycles per 16 floats
    with AVX-512). Both loops run the same tile functions in the same order.
 5. Up to 16 short rows go through the first pass, the scalars and the second pass together: the scalars of one row are a
-   chain of 300 cycles, those of 16 rows hide each other's.
+   chain of 300 cycles, those of 16 rows hide each other's. And the maximum of the next row is found before this row's
+   exponentials, so that these need not wait for theirs.
 6. The last, short tile overlaps the one before: lanes that were already done are masked. Filling it up piece by piece
    cost 200 cycles a row in failed store forwarding.
 """
@@ -32,7 +33,7 @@ from fastce._cpu._prefetch cimport CACHE_LINE, prefetch, prefetch_to_l2
 from fastce._cpu._spans cimport (
     Row, Span, locate_row, logit_tile, prob_at, prob_tile, row_block, row_tile, span_at, weight_tile
 )
-from fastce._cpu._task cimport ALL, E_D, GRADIENT, N_SUMS, REST, Matrix, Task
+from fastce._cpu._task cimport ALL, E_D, GRADIENT, N_SUMS, REST, Matrix, Task, row_offset
 from fastce._cpu._tiles cimport *
 
 cdef enum:
@@ -126,10 +127,31 @@ cdef inline void exp_plain(
         memcpy(out + k, e, (n - k) * sizeof(real))
 
 
-cdef inline bint sweep_block(
-    const Task* task, const Row* row, Py_ssize_t start, Py_ssize_t stop, double known, Scalars* block, real like
+cdef inline real find_top(
+    const Task* task, const Row* row, Py_ssize_t start, Py_ssize_t stop, real like
 ) noexcept nogil:
-    """Sum up the classes start .. stop - 1 of one row; leave the exponentials in row.exps.
+    """Return the maximum of a row's classes start .. stop - 1."""
+    cdef real buffer[TILE]
+    cdef real top[LANES]
+    cdef real cap_factor = <real>cap_factor_of(task)
+    cdef Py_ssize_t stride = task.logits.class_stride
+    cdef Py_ssize_t k = start
+    if task.normalized:
+        return 0
+    fill(top, 0, LANES, <real>-INFINITY)
+    if is_plain(row.logits, stride, like) and cap_factor == 0:
+        max_plain(<const real*>row.logits + start, stop - start, top)
+        k = stop
+    while k < stop:
+        fold_max(logit_tile(row.logits, stride, cap_factor, span_at(k, stop), buffer), top)
+        k += TILE
+    return lane_max(top)
+
+
+cdef inline bint sweep_block(
+    const Task* task, const Row* row, Py_ssize_t start, Py_ssize_t stop, real m, double known, Scalars* block
+) noexcept nogil:
+    """Sum up the classes start .. stop - 1 of one row, m the largest; leave the exponentials in row.exps.
 
     They are relative to `known`, the maximum of the blocks before, unless that is smaller (or NaN). Return whether they
     are: then the largest term is elsewhere, and block.rest is the sum of all terms.
@@ -142,7 +164,6 @@ cdef inline bint sweep_block(
     cdef real sums[N_SUMS * LANES]
     cdef int32_t first[LANES]
     cdef const real* x
-    cdef real m
     cdef bint is_lower
     cdef double all_terms
     # Locals, because the compiler must assume that a store into `out` changes what `task` points to.
@@ -151,18 +172,9 @@ cdef inline bint sweep_block(
     cdef Py_ssize_t stride = task.logits.class_stride
     cdef Py_ssize_t exp_stride = row.exp_stride
     cdef bint normalized = task.normalized
-    cdef bint plain = is_plain(row.logits, stride, like) and cap_factor == 0 and not normalized
+    cdef bint plain = is_plain(row.logits, stride, m) and cap_factor == 0 and not normalized
     cdef Span span
     cdef Py_ssize_t j, k
-    fill(top, 0, LANES, <real>0 if normalized else <real>-INFINITY)
-    k = stop if normalized else start
-    if plain:
-        max_plain(<const real*>row.logits + k, stop - k, top)
-        k = stop
-    while k < stop:
-        fold_max(logit_tile(row.logits, stride, cap_factor, span_at(k, stop), x_buffer), top)
-        k += TILE
-    m = lane_max(top)
     is_lower = m <= known
     m = <real>known if is_lower else m
     block.top[0] = m
@@ -172,8 +184,8 @@ cdef inline bint sweep_block(
     for j in range(task.n_sums):
         fill(sums + 16 * task.sums[j], 0, LANES, <real>0)
     k = start
-    if plain and not task.find_argmax and is_plain(row.exps, exp_stride, like) and (
-            row.prob == NULL or is_array(row.prob, task.prob.format, task.prob.class_stride, like)):
+    if plain and not task.find_argmax and is_plain(row.exps, exp_stride, m) and (
+            row.prob == NULL or is_array(row.prob, task.prob.format, task.prob.class_stride, m)):
         exp_plain(task, row, start, stop - start, top, scale, sums)
         k = stop
     for j in range(LANES):
@@ -198,15 +210,15 @@ cdef inline bint sweep_block(
         k += TILE
     all_terms = lane_sum(sums + 16 * ALL)
     if is_lower:
-        block.rest[0] = all_terms / exp_unit(like)
-    elif needs_rest(all_terms, like):
+        block.rest[0] = all_terms / exp_unit(m)
+    elif needs_rest(all_terms, m):
         k = 0
         while k < stop - start:
             fold_rest(row_tile(row.exps, exp_stride, span_at(k, stop - start), <real>0, e), sums)
             k += TILE
-        block.rest[0] = lane_sum(sums + 16 * REST) / exp_unit(like)
+        block.rest[0] = lane_sum(sums + 16 * REST) / exp_unit(m)
     else:
-        block.rest[0] = all_terms / exp_unit(like) - 1
+        block.rest[0] = all_terms / exp_unit(m) - 1
     for j in range(task.n_sums):
         block.sums[task.sums[j]][0] = lane_sum(sums + 16 * task.sums[j]) * sum_factor(task.sums[j], scale)
     block.argmax[0] = -1
@@ -260,10 +272,36 @@ cdef inline const char* ahead_of(
     return here + k * matrix.class_stride if k < n_classes else after
 
 
-cdef inline void sweep_row(
-    const Task* task, Scalars* rows, Py_ssize_t lane, real* scratch, double* tops
+cdef inline Py_ssize_t stop_of_block(const Task* task, Py_ssize_t start, real like) noexcept nogil:
+    return min(start + row_block(like), task.n_classes)
+
+
+cdef inline void load_block(
+    const Task* task, Row* row, Py_ssize_t i, Py_ssize_t start, char* stage, real like
 ) noexcept nogil:
-    """Do the first pass over the row of a lane."""
+    """Widen a block of 16-bit logits to the row's stage; nothing to do for others."""
+    cdef const Matrix* given
+    if task.source == NULL:
+        return
+    given = &task.source.logits
+    if task.out.data == NULL:  # nothing comes back to these logits: each block may overwrite the one before
+        row.logits = stage - start * <Py_ssize_t>sizeof(real)
+    load_array(
+        given.data + row_offset(task.source, given, i) + start * given.class_stride, given.format, given.class_stride,
+        stop_of_block(task, start, like) - start, <real*>row.logits + start)
+
+
+cdef inline real begin_row(const Task* task, Py_ssize_t i, Row* row, real like) noexcept nogil:
+    """Locate a row; return the maximum of its first block."""
+    row[0] = locate_row(task, i, like)
+    load_block(task, row, i, 0, <char*>row.logits, like)
+    return find_top(task, row, 0, stop_of_block(task, 0, like), like)
+
+
+cdef inline void sweep_row(
+    const Task* task, Scalars* rows, Py_ssize_t lane, const Row* begun, real top, real* scratch, double* tops
+) noexcept nogil:
+    """Do the first pass over the row of a lane, where it is and the maximum of its first block being known."""
     cdef real like = scratch[0]
     cdef Scalars block
     cdef const Task* given = task if task.source == NULL else task.source
@@ -271,10 +309,12 @@ cdef inline void sweep_row(
     cdef Py_ssize_t k = 0, stop
     cdef Py_ssize_t step = row_block(like)
     cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
-    cdef Row row = locate_row(task, i, like)
-    cdef Row here = locate_row(given, i, like)
+    cdef Row row = begun[0]
+    cdef Row here = row if task.source == NULL else locate_row(given, i, like)
     cdef Py_ssize_t far = AHEAD_BYTES // here.size_logits
-    cdef Row after = locate_row(given, min(i + max(1, far // task.n_classes), task.n_rows - 1), like)
+    # After short rows one more: the next one has been read already.
+    cdef Py_ssize_t rows_ahead = 1 if task.n_classes > step else max(2, far // task.n_classes + 1)
+    cdef Row after = locate_row(given, min(i + rows_ahead, task.n_rows - 1), like)
     cdef char* stage = <char*>row.logits
     cdef bint is_lower
     row.size_logits = here.size_logits
@@ -282,19 +322,16 @@ cdef inline void sweep_row(
         row.exps = <char*>scratch
         row.exp_stride = sizeof(real)
     while k < task.n_classes:
-        stop = min(k + step, task.n_classes)
+        stop = stop_of_block(task, k, like)
         row.ahead_logits = ahead_of(here.logits, after.logits, &given.logits, k + far, task.n_classes)
         if row.prob != NULL:
             row.ahead_prob = ahead_of(here.prob, after.prob, &given.prob, k + far, task.n_classes)
-        if task.source != NULL:
-            if task.out.data == NULL:  # nothing comes back to these logits: each block may overwrite the one before
-                row.logits = stage - k * sizeof(real)
-            load_array(
-                here.logits + k * given.logits.class_stride, given.logits.format, given.logits.class_stride, stop - k,
-                <real*>row.logits + k)
+        if k > 0:
+            load_block(task, &row, i, k, stage, like)
+            top = find_top(task, &row, k, stop, like)
         if in_out:
             row.exps = row.out + k * row.exp_stride
-        is_lower = sweep_block(task, &row, k, stop, NAN if k == 0 else rows.top[lane], &block, like)
+        is_lower = sweep_block(task, &row, k, stop, top, NAN if k == 0 else rows.top[lane], &block)
         tops[k // step] = block.top[0]
         if k == 0:
             take(task, rows, lane, &block, 1)
@@ -307,6 +344,28 @@ cdef inline void sweep_row(
         rows.peak[lane] = find_peak(task, rows, lane, &row, tops, like)
 
 
+cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept nogil:
+    """Return the first lane from `lane` on whose row is not skipped; beyond the last one if there is none."""
+    while lane < rows.n and rows.kept[lane] == 0:
+        lane += 1
+    return lane
+
+
+cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, double* tops) noexcept nogil:
+    """Do the first pass over all rows that are not skipped."""
+    cdef Row row, next_row
+    cdef real top, next_top = 0
+    cdef Py_ssize_t lane, next_lane = next_kept(rows, 0)
+    if next_lane < rows.n:
+        next_top = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
+    while next_lane < rows.n:
+        lane, row, top = next_lane, next_row, next_top
+        next_lane = next_kept(rows, lane + 1)
+        if next_lane < rows.n:
+            next_top = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
+        sweep_row(task, rows, lane, &row, top, scratch, tops)
+
+
 cdef inline void process_rows(
     const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, double* tops
 ) noexcept nogil:
@@ -317,9 +376,8 @@ cdef inline void process_rows(
     begin(task, &rows, start, n, like)
     if task.target != NULL:
         read_peaks(task, &rows, like)
-    for lane in range(n):
-        if rows.kept[lane] != 0 and (task.extras or not task.normalized):
-            sweep_row(task, &rows, lane, scratch, tops)
+    if task.extras or not task.normalized:
+        sweep_rows(task, &rows, scratch, tops)
     if task.find_peak:
         describe_argmax_peaks(task, &rows, like)
     finish(task, &rows, like)

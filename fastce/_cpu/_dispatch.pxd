@@ -1,0 +1,82 @@
+"""Which kernel does a task, and what it needs for that."""
+from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group
+from fastce._cpu._convert cimport is_16_bit
+from fastce._cpu._halves cimport row_bytes
+from fastce._cpu._math cimport real
+from fastce._cpu._plain_columns cimport is_plain_call
+from fastce._cpu._plain_stage cimport PLAIN_STAGE_BYTES, plain_group
+from fastce._cpu._prefetch cimport CACHE_LINE
+from fastce._cpu._rows cimport row_group
+from fastce._cpu._spans cimport BLOCK_BYTES, row_block
+from fastce._cpu._task cimport Task
+from fastce._cpu._tiles cimport LANES, TILE
+
+cdef enum:
+    # Up to here rows with contiguous classes are faster in a column kernel: 16 rows a vector against one row a tile.
+    FEW_CLASSES = 512
+
+
+cdef enum Kernel:
+    ROWS = 0
+    COLUMNS = 1
+    PLAIN_COLUMNS = 2
+
+
+cdef inline bint goes_by_rows(const Task* task, int itemsize) noexcept:
+    """Choose between the two kernels."""
+    cdef Py_ssize_t k, smallest = -1
+    if task.n_rows < 4:
+        return True
+    if task.logits.class_stride == itemsize:
+        return task.n_classes > FEW_CLASSES
+    for k in range(task.n_dims):
+        if smallest < 0 or abs(task.logits.row_strides[k]) < smallest:
+            smallest = abs(task.logits.row_strides[k])
+    return task.n_classes > FEW_CLASSES and abs(task.logits.class_stride) < smallest
+
+
+cdef inline Kernel choose_kernel(const Task* task, int itemsize) noexcept:
+    """Choose the kernel for a task whose logits have this size."""
+    cdef bint has_room
+    if goes_by_rows(task, itemsize):
+        return ROWS
+    has_room = plain_group(task, <double>0) > 0 if itemsize == 8 else plain_group(task, <float>0) > 0
+    return PLAIN_COLUMNS if has_room and is_plain_call(task) else COLUMNS
+
+
+cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
+    """Return n_bytes, or an address, up to whole cache lines, so that threads do not share one."""
+    return (n_bytes + CACHE_LINE - 1) // CACHE_LINE * CACHE_LINE
+
+
+cdef inline Py_ssize_t group_of(const Task* task, Kernel kernel, real like) noexcept nogil:
+    """Return how many rows a kernel does together."""
+    if kernel == PLAIN_COLUMNS:
+        return plain_group(task, like)
+    return row_group(task, like) if kernel == ROWS else column_group(task, like)
+
+
+cdef inline Py_ssize_t block_of(Kernel kernel, real like) noexcept nogil:
+    """Return how many classes a kernel does at once."""
+    return row_block(like) if kernel == ROWS else column_block(like)
+
+
+cdef inline Py_ssize_t rows_of_part(const Task* task, Kernel kernel, real like) noexcept nogil:
+    """Return over how many rows a kernel sums the losses."""
+    return TILE if kernel == PLAIN_COLUMNS else min(group_of(task, kernel, like), <Py_ssize_t>LANES)
+
+
+cdef inline Py_ssize_t workspace_bytes(const Task* task, Kernel kernel, real like) noexcept nogil:
+    """Return what one thread needs: a block and maxima per block; for the column kernels a stage and 16 maxima.
+
+    Rows of 16-bit logits need a stage too.
+    """
+    cdef Py_ssize_t size
+    if kernel == PLAIN_COLUMNS:
+        return 2 * PLAIN_STAGE_BYTES
+    if kernel == ROWS:
+        size = BLOCK_BYTES + align((task.n_classes // row_block(like) + 1) * <Py_ssize_t>sizeof(double))
+        if is_16_bit(task.logits.format):
+            size += align(row_group(task, like) * row_bytes(task))
+        return size
+    return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * <Py_ssize_t>sizeof(double))

@@ -1,0 +1,102 @@
+"""Rows come and go in groups: planes, strides and remainders must not show, down to the last bit.
+
+The kernel for calls without options stages up to 512 rows, fetches the next ones meanwhile and works on 64 at a time.
+Whatever the layout, its result for a row is the one it has when a few rows are all there are.
+"""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+import fastce
+from oracle import assert_matches_reference
+
+pytestmark = pytest.mark.usefixtures("isa")
+
+DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
+ROWS = (
+    63,  # around one tile
+    65,
+    511,  # around a group
+    513,
+    1100,  # the first groups fetch the next ones
+    9000,  # groups of full size: 16 or more
+)
+
+
+def by_pieces(logits, target):
+    """Return losses and gradients of N x C logits, 50 rows at a time."""
+    starts = range(0, len(target), 50)
+    pieces = [
+        fastce.cross_entropy_with_grad(logits[i : i + 50].copy(), target[i : i + 50], reduction="none") for i in starts
+    ]
+    return [np.concatenate(parts).astype(np.float64) for parts in zip(*pieces, strict=True)]
+
+
+def layouts(logits, rng):
+    """Return N x C logits under other strides, by name, each with a way back to N x C."""
+    n_rows, n_classes = logits.shape
+    wide = rng.standard_normal((n_rows, 2 * n_classes + 1)).astype(logits.dtype)
+    wide[:, 1::2] = logits
+    reverse = np.ascontiguousarray(logits[::-1])[::-1]
+    shifted = np.empty(logits.size + 1, logits.dtype)[1:].reshape(logits.shape)
+    shifted[...] = logits
+    found = {
+        "C": (logits.copy(), lambda g: g),
+        "Fortran": (np.asfortranarray(logits), lambda g: g),
+        "strided": (wide[:, 1::2], lambda g: g),
+        "padded": (np.pad(logits, ((0, 0), (0, 3)))[:, :n_classes], lambda g: g),
+        "reverse": (reverse, lambda g: g),
+        "shifted": (shifted, lambda g: g),
+    }
+    if n_rows % 5 == 0:  # images whose runs end within tiles
+        planes = np.ascontiguousarray(logits.reshape(5, n_rows // 5, n_classes).transpose(0, 2, 1))
+        found["planes"] = (planes, lambda g: g.transpose(0, 2, 1).reshape(n_rows, n_classes))
+        cut = np.pad(planes, ((0, 0), (0, 0), (0, 7)))[..., :-7]
+        found["cut planes"] = (cut, lambda g: g.transpose(0, 2, 1).reshape(n_rows, n_classes))
+    return found
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("n_rows", ROWS)
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 4, 7, 8, 10, 17, 40, 128])
+def test_no_layout_shows(rng, dtype, n_rows, n_classes):
+    logits = (3 * rng.standard_normal((n_rows, n_classes))).astype(dtype)
+    target = rng.integers(0, n_classes, n_rows)
+    target[rng.random(n_rows) < 0.1] = -100
+    logits[rng.integers(0, n_rows)] = np.nan
+    losses, grads = by_pieces(logits, target)
+    for name, (given, back) in layouts(logits, rng).items():
+        shape = target.shape if given.ndim == 2 else (5, n_rows // 5)
+        for in_place in (False, True):
+            work = given.copy(order="K") if in_place else given
+            loss, grad = fastce.cross_entropy_with_grad(
+                work, target.reshape(shape), out=work if in_place else None, reduction="none", n_threads=2
+            )
+            np.testing.assert_array_equal(loss.ravel(), losses, err_msg=name)
+            np.testing.assert_array_equal(back(grad).astype(np.float64), grads, err_msg=name)
+
+
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 8, 21, 130, 400, 511, 520])
+@pytest.mark.parametrize("shape", [(1, 40, 41), (3, 700), (2, 9, 3, 31)])
+def test_images_match_the_definition(rng, n_classes, shape):
+    """Any number of classes: with more than 500 no 64 rows fit into a stage."""
+    logits = (3 * rng.standard_normal((shape[0], n_classes, *shape[1:]))).astype(np.float32)
+    target = rng.integers(0, n_classes, shape)
+    grad_output = rng.standard_normal(shape)
+    assert_matches_reference(fastce.cross_entropy_with_grad, logits, target, grad_output=grad_output, reduction="none")
+    assert_matches_reference(fastce.cross_entropy_with_grad, logits, target, ignore_index=0, logit_scale=2.0)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("values", [(np.inf, 0), (-np.inf, 0), (-np.inf, -np.inf), (np.nan, 0), (0, 0), (3e38, -3e38)])
+def test_two_classes_at_the_extremes(dtype, values):
+    """Two classes have code of their own; a third of -inf takes nothing away and sends them the usual way."""
+    two = np.array([values, values[::-1]] * 40, dtype)
+    three = np.pad(two, ((0, 0), (0, 1)), constant_values=-np.inf)
+    for y in (0, 1):
+        target = np.full(len(two), y)
+        loss, grad = fastce.cross_entropy_with_grad(two, target, reduction="none")
+        usual_loss, usual_grad = fastce.cross_entropy_with_grad(three, target, reduction="none")
+        np.testing.assert_allclose(loss, usual_loss, rtol=4 * np.finfo(dtype).eps)
+        np.testing.assert_allclose(grad, usual_grad[:, :2], rtol=4 * np.finfo(dtype).eps)
