@@ -25,7 +25,7 @@ cdef enum:
     L1_STAGE_BYTES = 32768
     MAX_ROWS = 512       # 256 took a tenth longer for 10 and 21 planes
     FEWEST_GROUPS = 16
-    PIECES_AHEAD = 24    # 700 cycles' work with AVX-512; twice or half as many made no difference
+    PIECES_AHEAD = 24    # 700 cycles' work with AVX-512; half of it took a tenth longer for 10 and 21 planes
     GAP = 16             # a cache line of floats
     WIDE = 2048  # numbers that pass between 16 bits and the stage at once
 
