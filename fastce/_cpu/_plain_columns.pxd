@@ -240,6 +240,8 @@ cdef inline void process_tile(
     for j in range(LANES):
         sums[j] = (<double>loss[j] + loss[j + 16]) + (<double>loss[j + 32] + loss[j + 48])
     task.loss_parts[start // TILE] = wide_lane_sum(sums)
+    if task.out.data == NULL:
+        return
     for j in range(TILE):
         unscaled[j] = <real>(factor * unit)
     if n_classes == 2:
@@ -278,8 +280,7 @@ cdef inline void write_rows(
     cdef char* first = out.data + row_offset(task, out, start)
     cdef Py_ssize_t j
     if (task.n_classes != 2 and n == filled and run_length(task, start, n) == n and task.grad_output.data == NULL
-            and out.format == NATIVE and is_array(
-                first, NATIVE, out.row_strides[task.n_dims - 1], stage[0])
+            and out.format == NATIVE and is_array(first, NATIVE, out.row_strides[task.n_dims - 1], stage[0])
             and out.class_stride % <Py_ssize_t>sizeof(real) == 0):
         # Where the rows lie side by side, nothing has to be stored twice.
         scale_and_put(
