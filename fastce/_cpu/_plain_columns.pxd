@@ -60,12 +60,14 @@ cdef inline void pick_peaks(
     cdef int32_t t[TILE]
     cdef Py_ssize_t j
     cdef int32_t k
+    cdef real logit
     memcpy(t, y, sizeof(t))
     for j in range(TILE):
         p[j] = 0
     for k in range(<int32_t>n_classes):
         for j in range(TILE):
-            p[j] = x[k * pitch + j] if t[j] == k else p[j]
+            logit = x[k * pitch + j]  # here, or the load would be conditional, and with SSE2 scalar
+            p[j] = logit if t[j] == k else p[j]
     memcpy(x_peak, p, sizeof(p))
 
 
