@@ -75,7 +75,7 @@ cdef extern from *:
     /* Likewise eight floats. */
     static CYTHON_INLINE void fastce_transpose_8(const float* source, ptrdiff_t from, float* target, ptrdiff_t to) {
         __m256 x[8], y[8];
-        for (int i = 0; i < 8; i++) memcpy(&x[i], source + i * from, 32);
+        for (int i = 0; i < 8; i++) x[i] = _mm256_loadu_ps(source + i * from);
         for (int i = 0; i < 8; i += 2) {
             y[i] = _mm256_unpacklo_ps(x[i], x[i + 1]);
             y[i + 1] = _mm256_unpackhi_ps(x[i], x[i + 1]);
@@ -86,10 +86,9 @@ cdef extern from *:
                 x[i + 2 * k + 1] = _mm256_shuffle_ps(y[i + k], y[i + k + 2], 0xEE);
             }
         for (int i = 0; i < 4; i++) {
-            y[i] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x20);
-            y[i + 4] = _mm256_permute2f128_ps(x[i], x[i + 4], 0x31);
+            _mm256_storeu_ps(target + i * to, _mm256_permute2f128_ps(x[i], x[i + 4], 0x20));
+            _mm256_storeu_ps(target + (i + 4) * to, _mm256_permute2f128_ps(x[i], x[i + 4], 0x31));
         }
-        for (int i = 0; i < 8; i++) memcpy(target + i * to, &y[i], 32);
     }
     #endif
     /* m <= 16 lines of n numbers by such blocks; the last overlap those before. Loops of known length are unrolled. */
