@@ -25,7 +25,7 @@ cdef enum Kernel:
 
 
 cdef inline bint goes_by_rows(const Task* task, int itemsize) noexcept:
-    """Choose between the two kernels."""
+    """Tell whether the row kernel is to do a task: choose between rows and columns."""
     cdef Py_ssize_t k, smallest = -1
     if task.n_rows < 4:
         return True

@@ -13,12 +13,12 @@ Design
 """
 from libc.string cimport memcpy, memset
 
-from fastce._cpu._convert cimport NATIVE, Format, is_16_bit, load_array, size_of, store_array, write_converted
+from fastce._cpu._convert cimport NATIVE, is_16_bit, load_array, size_of, store_array, write_converted
 from fastce._cpu._math cimport real
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport TILE
-from fastce._cpu._transpose cimport transpose
+from fastce._cpu._transpose cimport transpose, transpose_from_16, transpose_to_16
 
 cdef enum:
     PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
@@ -27,7 +27,6 @@ cdef enum:
     FEWEST_GROUPS = 16
     PIECES_AHEAD = 24    # 700 cycles' work with AVX-512; half of it took a tenth longer for 10 and 21 planes
     GAP = 16             # a cache line of floats
-    WIDE = 2048  # numbers that pass between 16 bits and the stage at once
 
 
 cdef inline Py_ssize_t plain_group(const Task* task, real like) noexcept nogil:
@@ -45,42 +44,6 @@ cdef inline Py_ssize_t run_length(const Task* task, Py_ssize_t start, Py_ssize_t
     """Return how many of n rows from `start` on are one stride apart from each other."""
     cdef Py_ssize_t last = task.row_shape[task.n_dims - 1]
     return n if task.n_dims == 1 else min(n, last - start % last)
-
-
-cdef inline void load_transposed_16(
-    const char* first, Format format, Py_ssize_t row_stride, Py_ssize_t m, Py_ssize_t n_classes, real* stage,
-    Py_ssize_t pitch
-) noexcept nogil:
-    """Stage m rows of 16-bit numbers that lie side by side class by class: widened, then transposed."""
-    cdef real wide[WIDE]
-    cdef Py_ssize_t i = 0, j, n
-    while i < m:
-        n = min(m - i, WIDE // n_classes)
-        if row_stride == 2 * n_classes:
-            load_array(first + i * row_stride, format, 2, n * n_classes, wide)
-        else:
-            for j in range(n):
-                load_array(first + (i + j) * row_stride, format, 2, n_classes, wide + j * n_classes)
-        transpose(wide, n_classes, n, n_classes, stage + i, pitch)
-        i += n
-
-
-cdef inline void store_transposed_16(
-    const real* stage, Py_ssize_t pitch, Py_ssize_t m, Py_ssize_t n_classes, char* first, Format format,
-    Py_ssize_t row_stride
-) noexcept nogil:
-    """Do the reverse."""
-    cdef real wide[WIDE]
-    cdef Py_ssize_t i = 0, j, n
-    while i < m:
-        n = min(m - i, WIDE // n_classes)
-        transpose(stage + i, pitch, n_classes, n, wide, n_classes)
-        if row_stride == 2 * n_classes:
-            store_array(wide, <real>1, n * n_classes, first + i * row_stride, format, 2)
-        else:
-            for j in range(n):
-                store_array(wide + j * n_classes, <real>1, n_classes, first + (i + j) * row_stride, format, 2)
-        i += n
 
 
 cdef inline void load_rows(
@@ -101,7 +64,7 @@ cdef inline void load_rows(
         elif x.format == NATIVE and x.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
             transpose(<const real*>first, row_stride // size, m, task.n_classes, stage + i, pitch)
         elif is_16_bit(x.format) and x.class_stride == 2:
-            load_transposed_16(first, x.format, row_stride, m, task.n_classes, stage + i, pitch)
+            transpose_from_16(first, x.format, row_stride, m, task.n_classes, stage + i, pitch)
         else:
             for k in range(task.n_classes):
                 load_array(first + k * x.class_stride, x.format, row_stride, m, stage + k * pitch + i)
@@ -194,7 +157,7 @@ cdef inline void store_rows(
         elif out.format == NATIVE and out.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
             transpose(stage + i, pitch, task.n_classes, m, <real*>first, row_stride // size)
         elif is_16_bit(out.format) and out.class_stride == 2:
-            store_transposed_16(stage + i, pitch, m, task.n_classes, first, out.format, row_stride)
+            transpose_to_16(stage + i, pitch, m, task.n_classes, first, out.format, row_stride)
         elif out.format == NATIVE:
             for k in range(task.n_classes):
                 for j in range(m):

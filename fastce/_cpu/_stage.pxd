@@ -2,26 +2,21 @@
 
 Design
 ------
-1. Three ways lead there. Rows that lie side by side, as in (N, C, d1, ...) and Fortran order, are copied as vectors.
-   Rows whose classes lie side by side are transposed in blocks of 16 bytes a side; the last block of classes overlaps
-   the one before, which does no harm to copies. Numbers of 16 bits are widened on the way in and rounded on the way
-   out. Anything else, other formats included, goes number by number.
-2. Transposing by scalar loops took longer than everything else at 10 classes. GCC and Clang share a notation for
-   shuffles that needs no instruction set; other compilers keep the scalar loop.
+Three ways lead there. Rows that lie side by side, as in (N, C, d1, ...) and Fortran order, are copied as vectors. Rows
+whose classes lie side by side are transposed. Numbers of 16 bits are widened on the way in and rounded on the way out.
+Anything else, other formats included, goes number by number.
 """
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
-from fastce._cpu._convert cimport (
-    NATIVE, Format, is_16_bit, load_array, narrow_16, read_converted, store_array, widen_16, write_converted
-)
+from fastce._cpu._convert cimport NATIVE, Format, is_16_bit, narrow_16, read_converted, widen_16, write_converted
 from fastce._cpu._math cimport real
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES, TILE, fill
-from fastce._cpu._transpose cimport transpose
+from fastce._cpu._transpose cimport transpose, transpose_from_16, transpose_to_16
 
 cdef enum:
-    WIDENED = 128  # classes of 16 rows that pass between 16 bits and the stage at once, through 8 KiB
+    WIDENED = 128  # classes of 16 rows that pass between 16 bits and the stage at once
 
 
 cdef enum Way:
@@ -75,47 +70,31 @@ cdef inline void locate(
 
 
 cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage) noexcept nogil:
-    cdef real rows[LANES * WIDENED]
     cdef const char* first = lanes.first + start * lanes.class_stride
-    cdef Py_ssize_t j, n = stop - start
+    cdef Py_ssize_t k = 0, n = stop - start
     if lanes.format == NATIVE:
         transpose(<const real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real), LANES, n, stage, LANES)
         return
-    while n > 0:
-        n = min(n, WIDENED)
-        if lanes.row_stride == 2 * n:
-            load_array(first, lanes.format, 2, n * LANES, rows)
-        else:
-            for j in range(LANES):
-                load_array(first + j * lanes.row_stride, lanes.format, 2, n, rows + j * n)
-        transpose(rows, n, LANES, n, stage, LANES)
-        first += 2 * n
-        stage += LANES * n
-        start += n
-        n = stop - start
+    while k < n:
+        transpose_from_16(
+            first + 2 * k, lanes.format, lanes.row_stride, LANES, min(n - k, <Py_ssize_t>WIDENED),
+            stage + LANES * k, LANES)
+        k += WIDENED
 
 
 cdef inline void store_transposed(
     const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
 ) noexcept nogil:
-    cdef real rows[LANES * WIDENED]
     cdef char* first = lanes.first + start * lanes.class_stride
-    cdef Py_ssize_t j, n = stop - start
+    cdef Py_ssize_t k = 0, n = stop - start
     if lanes.format == NATIVE:
         transpose(stage, LANES, n, LANES, <real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real))
         return
-    while n > 0:
-        n = min(n, WIDENED)
-        transpose(stage, LANES, n, LANES, rows, n)
-        if lanes.row_stride == 2 * n:
-            store_array(rows, <real>1, n * LANES, first, lanes.format, 2)
-        else:
-            for j in range(LANES):
-                store_array(rows + j * n, <real>1, n, first + j * lanes.row_stride, lanes.format, 2)
-        first += 2 * n
-        stage += LANES * n
-        start += n
-        n = stop - start
+    while k < n:
+        transpose_to_16(
+            stage + LANES * k, LANES, LANES, min(n - k, <Py_ssize_t>WIDENED), first + 2 * k, lanes.format,
+            lanes.row_stride)
+        k += WIDENED
 
 
 cdef inline void load_vector(const Lanes* lanes, Py_ssize_t k, real* x) noexcept nogil:

@@ -9,6 +9,7 @@ Design
    the wide blocks GCC made of it something slower than the small ones, hence intrinsics.
 3. 2 and 3 classes are fewer than the side of a block: compilers know how to take pairs and triples apart.
 """
+from fastce._cpu._convert cimport Format, load_array, store_array
 from fastce._cpu._math cimport real
 
 cdef extern from *:
@@ -125,7 +126,8 @@ cdef extern from *:
 
 
 cdef enum:
-    STRIP = 16  # lines that are done together, so that whole cache lines are written
+    STRIP = 16   # lines that are done together, so that whole cache lines are written
+    WIDE = 2048  # numbers that pass between 16 bits and their transpose at once, through 8 KiB
 
 
 cdef inline void split(const real* x, Py_ssize_t m, Py_ssize_t n, real* y, Py_ssize_t y_step) noexcept nogil:
@@ -164,7 +166,7 @@ cdef inline void transpose(
     cdef Py_ssize_t i = 0, k
     if m >= side and n >= side:
         while i < m:
-            i = max(0, min(i, m - side))
+            i = min(i, m - side)
             if real is float:
                 transpose_floats(x + i * x_step, x_step, min(STRIP, m - i), n, y + i, y_step)
             else:
@@ -178,3 +180,37 @@ cdef inline void transpose(
         for k in range(n):
             for i in range(m):
                 y[k * y_step + i] = x[i * x_step + k]
+
+
+cdef inline void transpose_from_16(
+    const char* first, Format format, Py_ssize_t row_stride, Py_ssize_t m, Py_ssize_t n, real* y, Py_ssize_t y_step
+) noexcept nogil:
+    """Widen and transpose m rows of n <= 2048 numbers of 16 bits, `row_stride` bytes apart."""
+    cdef real wide[WIDE]
+    cdef Py_ssize_t i = 0, j, rows
+    while i < m:
+        rows = min(m - i, WIDE // n)
+        if row_stride == 2 * n:
+            load_array(first + i * row_stride, format, 2, rows * n, wide)
+        else:
+            for j in range(rows):
+                load_array(first + (i + j) * row_stride, format, 2, n, wide + j * n)
+        transpose(wide, n, rows, n, y + i, y_step)
+        i += rows
+
+
+cdef inline void transpose_to_16(
+    const real* y, Py_ssize_t y_step, Py_ssize_t m, Py_ssize_t n, char* first, Format format, Py_ssize_t row_stride
+) noexcept nogil:
+    """Do the reverse."""
+    cdef real wide[WIDE]
+    cdef Py_ssize_t i = 0, j, rows
+    while i < m:
+        rows = min(m - i, WIDE // n)
+        transpose(y + i, y_step, n, rows, wide, n)
+        if row_stride == 2 * n:
+            store_array(wide, <real>1, rows * n, first + i * row_stride, format, 2)
+        else:
+            for j in range(rows):
+                store_array(wide + j * n, <real>1, n, first + (i + j) * row_stride, format, 2)
+        i += rows

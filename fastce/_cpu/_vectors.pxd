@@ -29,7 +29,6 @@ cdef inline double sum_vector(const Vector* vector, Py_ssize_t n) noexcept nogil
 
 # What a piece of the targets adds up to.
 cdef struct TargetCount:
-    int64_t n_kept
     int64_t n_bad      # classes that do not exist
     double weight      # sum of a_i w_y over kept rows
 
@@ -47,7 +46,6 @@ cdef inline TargetCount count_targets(
         kept = target[i] != ignore_index
         n_kept += kept
         n_bad += kept & (<uint64_t>target[i] >= <uint64_t>n_classes)
-    count.n_kept = n_kept
     count.n_bad = n_bad
     count.weight = <double>n_kept
     if n_bad == 0 and (weight.data != NULL or sample_weight.data != NULL):
