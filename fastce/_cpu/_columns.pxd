@@ -106,9 +106,8 @@ cdef inline void sweep_classes(
     if in_place and not extras and not normalized:
         # By far the most frequent case has a loop of its own, in which constants stay in registers.
         while k < n_tiles:
-            exp_in_place(stage + k * TILE, top, scale)
-            fold(stage + k * TILE, sums + 16 * ALL)
-            fold_rest(stage + k * TILE, sums)
+            exp_and_fold(
+                stage + k * TILE, LANES, 4, top, scale, stage + k * TILE, LANES, sums + 16 * ALL, sums + 16 * REST)
             k += 1
     for k in range(k, n_tiles):
         x = stage + k * TILE
@@ -120,13 +119,9 @@ cdef inline void sweep_classes(
         if normalized:
             continue
         if in_place:
-            exp_in_place(x, top, scale)
-            fold(x, sums + 16 * ALL)
-            fold_rest(x, sums)
+            exp_and_fold(x, LANES, 4, top, scale, x, LANES, sums + 16 * ALL, sums + 16 * REST)
             continue
-        exp_tile(x, top, scale, e)
-        fold(e, sums + 16 * ALL)
-        fold_rest(e, sums)
+        exp_and_fold(x, LANES, 4, top, scale, e, LANES, sums + 16 * ALL, sums + 16 * REST)
         if entropy:
             fold_shifted(e, x, top, True, sums + 16 * E_D)
         if find_argmax:
@@ -182,7 +177,7 @@ cdef inline void write_classes(
             copy(e, x)
             continue
         if from_logits:
-            exp_in_place(x, top, scale)
+            exp_tile(x, top, scale, x)
         if extras:
             load_weights(task, start + 4 * k, stop, w)
             if task.sum_prob:

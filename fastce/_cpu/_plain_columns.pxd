@@ -24,11 +24,15 @@ from fastce._cpu._math cimport exp, exp_unit, log1p, real
 from fastce._cpu._plain_stage cimport (
     GAP, MAX_ROWS, PLAIN_STAGE_BYTES, Feed, fetch_piece, load_rows, plain_group, plan_feed, run_length, store_rows
 )
+from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
-from fastce._cpu._tiles cimport LANES, TILE, unless_one, wide_lane_sum
+from fastce._cpu._plain_tile cimport (
+    exp_and_sum, exp_pairs, find_tops_and_peaks, pick_peaks, put_pairs, scale_and_put, shift_and_scale
+)
+from fastce._cpu._tiles cimport LANES, TILE, wide_lane_sum
 
 cdef enum:
-    FEW_TO_PICK = 16  # classes up to which comparing all with the target is faster than 64 indexed loads
+    TARGETS_AHEAD = 256
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:
@@ -41,111 +45,6 @@ cdef inline bint is_plain_call(const Task* task) noexcept nogil:
         and fabs(task.factor * task.logit_scale) < 1e30)
 
 
-cdef inline void find_tops(const real* x, Py_ssize_t pitch, Py_ssize_t n_classes, real* top) noexcept nogil:
-    """Write the maximum of 64 rows."""
-    cdef real m[TILE]
-    cdef Py_ssize_t j, k
-    memcpy(m, x, sizeof(m))
-    for k in range(1, n_classes):
-        for j in range(TILE):
-            m[j] = x[k * pitch + j] if x[k * pitch + j] > m[j] else m[j]
-    memcpy(top, m, sizeof(m))
-
-
-cdef inline void pick_peaks(
-    const real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const int32_t* y, real* x_peak
-) noexcept nogil:
-    """Write the logits of the targets of 64 rows, and 0 for rows without."""
-    cdef real p[TILE]
-    cdef int32_t t[TILE]
-    cdef Py_ssize_t j
-    cdef int32_t k
-    cdef real logit
-    memcpy(t, y, sizeof(t))
-    for j in range(TILE):
-        p[j] = 0
-    for k in range(<int32_t>n_classes):
-        for j in range(TILE):
-            logit = x[k * pitch + j]  # here, or the load would be conditional, and with SSE2 scalar
-            p[j] = logit if t[j] == k else p[j]
-    memcpy(x_peak, p, sizeof(p))
-
-
-cdef inline void exp_pairs(const real* x, Py_ssize_t pitch, real scale, real* top, real* rest) noexcept nogil:
-    """Do what `find_tops` and `exp_and_sum` do for 64 rows of two classes: the only other term is the smaller."""
-    cdef real m[TILE]
-    cdef real d[TILE]
-    cdef Py_ssize_t j
-    for j in range(TILE):
-        m[j] = x[pitch + j] if x[pitch + j] > x[j] else x[j]
-    for j in range(TILE):
-        d[j] = (x[j] if x[pitch + j] > x[j] else x[pitch + j]) - m[j]
-    for j in range(TILE):
-        rest[j] = exp(scale * d[j])
-    memcpy(top, m, sizeof(m))
-
-
-cdef inline void put_pairs(const real* grad_peak, const int32_t* y, real* x, Py_ssize_t pitch) noexcept nogil:
-    """Write the gradients of 64 rows of two classes: one is the other's negative."""
-    cdef Py_ssize_t j
-    for j in range(TILE):
-        x[j] = grad_peak[j] if y[j] == 0 else -grad_peak[j]
-    for j in range(TILE):
-        x[pitch + j] = -x[j]
-
-
-cdef inline void shift_and_scale(
-    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, real scale, real* shift
-) noexcept nogil:
-    """Replace x by scale * (x - shift), and the shift by 0."""
-    cdef Py_ssize_t j, k
-    for k in range(n_classes):
-        for j in range(TILE):
-            x[k * pitch + j] = scale * (x[k * pitch + j] - shift[j])
-    for j in range(TILE):
-        shift[j] = 0
-
-
-cdef inline void exp_and_sum(
-    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const real* shift, real* all_terms, real* rest, Feed* feed
-) noexcept nogil:
-    """Turn the logits of 64 rows into exponentials; write their sums."""
-    cdef real m[TILE]
-    cdef real a[TILE]
-    cdef real r[TILE]
-    cdef Py_ssize_t j, k
-    memcpy(m, shift, sizeof(m))
-    for j in range(TILE):
-        a[j] = 0
-    for j in range(TILE):
-        r[j] = 0
-    for k in range(n_classes):
-        for j in range(TILE):
-            x[k * pitch + j] = exp(x[k * pitch + j] - m[j])
-        for j in range(TILE):
-            a[j] += x[k * pitch + j]
-        for j in range(TILE):
-            r[j] += unless_one(x[k * pitch + j])
-        fetch_piece(feed, m[0])
-    memcpy(all_terms, a, sizeof(a))
-    memcpy(rest, r, sizeof(r))
-
-
-cdef inline void scale_and_put(
-    const real* x, Py_ssize_t pitch, Py_ssize_t n, Py_ssize_t n_classes, const real* alpha, const int32_t* y,
-    const real* grad_peak, real* out, Py_ssize_t out_pitch
-) noexcept nogil:
-    """Turn the exponentials of n rows into gradients."""
-    cdef Py_ssize_t j
-    cdef int32_t k
-    cdef real g, p
-    for k in range(<int32_t>n_classes):
-        for j in range(n):
-            g = x[k * pitch + j] * alpha[j]
-            p = grad_peak[j]  # here, or the load would be conditional
-            out[k * out_pitch + j] = p if y[j] == k else g
-
-
 cdef inline void multiply_rows(
     real* x, Py_ssize_t pitch, Py_ssize_t n, Py_ssize_t n_classes, const real* factor
 ) noexcept nogil:
@@ -156,33 +55,90 @@ cdef inline void multiply_rows(
             x[k * pitch + j] *= factor[j]
 
 
-cdef inline void process_tile(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed, real* alpha,
-    int32_t* targets, real* grad_peaks
+cdef inline void finish_lanes(
+    real scale, double factor, const int32_t* y, bint has_skipped, const real* top, const real* x_peak,
+    const real* all_terms, const real* rest_terms, real* loss, real* alpha, real* grad_peak
 ) noexcept nogil:
-    """Do n <= 64 staged rows, up to the factors of the gradient; what is staged beyond them is finite."""
+    """Turn the sums of 16 rows into losses and what makes gradients of exponentials."""
+    cdef real rest_units[LANES]  # times exp_unit
+    cdef real rest[LANES]
+    cdef real inverse[LANES]
+    cdef real d_peak[LANES]
+    cdef real log_sum[LANES]
+    cdef real unit = <real>1 / exp_unit(scale)
+    cdef real unscaled = <real>(factor * unit)  # the factor of the gradient, freed of `exp_unit`
+    cdef Py_ssize_t j
+    # As `rest_of` does it.
+    for j in range(LANES):
+        rest_units[j] = rest_terms[j] if all_terms[j] < <real>2 / unit else all_terms[j] - <real>1 / unit
+    # top - top: NaN where no logit is above -inf.
+    for j in range(LANES):
+        rest_units[j] += top[j] - top[j]
+    for j in range(LANES):
+        rest[j] = rest_units[j] * unit
+    for j in range(LANES):
+        inverse[j] = <real>1 / (<real>1 + rest[j])
+    for j in range(LANES):
+        log_sum[j] = log1p(rest[j], inverse[j])
+    for j in range(LANES):
+        d_peak[j] = scale * (top[j] - x_peak[j])
+    for j in range(LANES):
+        loss[j] = log_sum[j] + d_peak[j]
+    # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without. Divided, so that it is
+    # -1 exactly where p is 0.
+    for j in range(LANES):
+        grad_peak[j] = -unscaled * ((rest_units[j] + (<real>1 / unit - exp(-d_peak[j]))) / (<real>1 + rest[j]))
+    for j in range(LANES):
+        alpha[j] = unscaled * inverse[j]
+    if has_skipped:
+        for j in range(LANES):
+            loss[j] = <real>0 if y[j] < 0 else loss[j]
+        for j in range(LANES):
+            alpha[j] = <real>0 if y[j] < 0 else alpha[j]
+
+
+cdef inline void finish_pairs(
+    real scale, double factor, const int32_t* y, bint has_skipped, const real* top, const real* x_peak,
+    const real* rest_terms, real* loss, real* grad_peak
+) noexcept nogil:
+    """Do the same for 16 rows of two classes: either the target is the larger one, or its term is the rest."""
+    cdef real rest_units[LANES]
+    cdef real rest[LANES]
+    cdef real inverse[LANES]
+    cdef real others[LANES]
+    cdef real log_sum[LANES]
+    cdef real unit = <real>1 / exp_unit(scale)
+    cdef real unscaled = <real>(factor * unit)
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        rest_units[j] = rest_terms[j] + (top[j] - top[j])
+    for j in range(LANES):
+        rest[j] = rest_units[j] * unit
+    for j in range(LANES):
+        inverse[j] = <real>1 / (<real>1 + rest[j])
+    for j in range(LANES):
+        log_sum[j] = log1p(rest[j], inverse[j])
+    for j in range(LANES):
+        loss[j] = log_sum[j] + scale * (top[j] - x_peak[j])
+    for j in range(LANES):
+        others[j] = rest_units[j] if x_peak[j] == top[j] else <real>1 / unit
+    for j in range(LANES):
+        grad_peak[j] = -unscaled * (others[j] * inverse[j])
+    if has_skipped:
+        for j in range(LANES):
+            loss[j] = <real>0 if y[j] < 0 else loss[j]
+        for j in range(LANES):
+            grad_peak[j] = <real>0 if y[j] < 0 else grad_peak[j]
+
+
+cdef inline int32_t read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, int32_t* y) noexcept nogil:
+    """Write the targets of n rows and -1 for rows that are skipped, also for those that fill up the tile; count them."""
     cdef int64_t target[TILE]
-    cdef int32_t y[TILE]  # -1 for rows that are skipped
-    cdef real top[TILE]
-    cdef real shift[TILE]
-    cdef real x_peak[TILE]
-    cdef real all_terms[TILE]
-    cdef real rest[TILE]
-    cdef real inverse[TILE]
-    cdef real log_sum[TILE]
-    cdef real d_peak[TILE]
-    cdef real loss[TILE]
-    cdef real grad_peak[TILE]
-    cdef real unscaled[TILE]   # the factor of the gradient, freed of `exp_unit`
-    cdef real rest_units[TILE]
-    cdef real others[TILE]
-    cdef double sums[LANES]
     cdef int64_t ignored = task.ignore_index
     cdef int32_t n_skipped = 0
-    cdef real unit = <real>1 / exp_unit(stage[0])
-    cdef real scale = <real>task.logit_scale
-    cdef double factor = task.factor * task.logit_scale
-    cdef Py_ssize_t j, k, n_classes = task.n_classes
+    cdef Py_ssize_t j
+    for j in range(TILE * <Py_ssize_t>sizeof(int64_t) // CACHE_LINE):
+        prefetch(<const char*>(task.target + start + TARGETS_AHEAD) + j * CACHE_LINE)
     if n == TILE:
         memcpy(target, task.target + start, sizeof(target))
     else:
@@ -193,84 +149,67 @@ cdef inline void process_tile(
         y[j] = -1 if target[j] == ignored else <int32_t>target[j]
     for j in range(TILE):
         n_skipped += y[j] < 0
+    return n_skipped
+
+
+cdef inline void process_tile(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed, real* alpha,
+    int32_t* targets, real* grad_peaks
+) noexcept nogil:
+    """Do n <= 64 staged rows, up to the factors of the gradient; what is staged beyond them is finite."""
+    cdef int32_t y[TILE]  # -1 for rows that are skipped
+    cdef real top[TILE]
+    cdef real shift[TILE]
+    cdef real x_peak[TILE]
+    cdef real all_terms[TILE]
+    cdef real rest[TILE]
+    cdef real loss[TILE]
+    cdef real a[TILE]
+    cdef real grad_peak[TILE]
+    cdef double sums[LANES]
+    cdef int32_t n_skipped = read_targets(task, start, n, y)
+    cdef real scale = <real>task.logit_scale
+    cdef double factor = task.factor * task.logit_scale
+    cdef Py_ssize_t j, k, n_classes = task.n_classes
     if n_skipped:
         # whatever is there, NaN included
         for j in range(TILE):
             if y[j] < 0:
                 for k in range(n_classes):
                     stage[k * pitch + j] = 0
-    if n_classes <= FEW_TO_PICK:
-        pick_peaks(stage, pitch, n_classes, y, x_peak)
-    else:
-        for j in range(TILE):
-            x_peak[j] = stage[max(y[j], 0) * pitch + j]
     if n_classes == 2:
-        exp_pairs(stage, pitch, scale, top, rest_units)
-        fetch_piece(feed, unit)
-        fetch_piece(feed, unit)
+        pick_peaks(stage, pitch, n_classes, y, x_peak)
+        exp_pairs(stage, pitch, scale, top, rest)
+        fetch_piece(feed, scale)
+        fetch_piece(feed, scale)
+        for k in range(TILE // LANES):
+            j = k * LANES
+            finish_pairs(scale, factor, y + j, n_skipped > 0, top + j, x_peak + j, rest + j, loss + j, grad_peak + j)
     else:
-        find_tops(stage, pitch, n_classes, top)
+        find_tops_and_peaks(stage, pitch, n_classes, y, top, x_peak)
         for j in range(TILE):
             shift[j] = <real>0 if top[j] == -INFINITY else top[j]
         if scale != 1:
             shift_and_scale(stage, pitch, n_classes, scale, shift)
         exp_and_sum(stage, pitch, n_classes, shift, all_terms, rest, feed)
-        # As `rest_of` does it, still times exp_unit.
-        for j in range(TILE):
-            rest_units[j] = rest[j] if all_terms[j] < <real>2 / unit else all_terms[j] - <real>1 / unit
-    # top - top: NaN where no logit is above -inf.
-    for j in range(TILE):
-        rest_units[j] += top[j] - top[j]
-    for j in range(TILE):
-        rest[j] = rest_units[j] * unit
-    for j in range(TILE):
-        inverse[j] = <real>1 / (<real>1 + rest[j])
-    for j in range(TILE):
-        log_sum[j] = log1p(rest[j], inverse[j])
-    for j in range(TILE):
-        d_peak[j] = scale * (top[j] - x_peak[j])
-    for j in range(TILE):
-        loss[j] = log_sum[j] + d_peak[j]
-    if n_skipped:
-        for j in range(TILE):
-            loss[j] = <real>0 if y[j] < 0 else loss[j]
+        for k in range(TILE // LANES):
+            j = k * LANES
+            finish_lanes(
+                scale, factor, y + j, n_skipped > 0, top + j, x_peak + j, all_terms + j, rest + j, loss + j, a + j,
+                grad_peak + j)
     if task.loss != NULL:
-        if n == TILE:
-            memcpy(<real*>task.loss + start, loss, sizeof(loss))
-        else:
-            memcpy(<real*>task.loss + start, loss, n * sizeof(real))
+        memcpy(<real*>task.loss + start, loss, n * sizeof(real))
     for j in range(LANES):
         sums[j] = (<double>loss[j] + loss[j + 16]) + (<double>loss[j + 32] + loss[j + 48])
     task.loss_parts[start // TILE] = wide_lane_sum(sums)
     if task.out.data == NULL:
         return
-    for j in range(TILE):
-        unscaled[j] = <real>(factor * unit)
     if n_classes == 2:
-        # Either the target is the larger one, or its term is the rest.
-        for j in range(TILE):
-            others[j] = rest_units[j] if x_peak[j] == top[j] else <real>1 / unit
-        for j in range(TILE):
-            grad_peak[j] = -unscaled[j] * (others[j] * inverse[j])
-        if n_skipped:
-            for j in range(TILE):
-                grad_peak[j] = <real>0 if y[j] < 0 else grad_peak[j]
         put_pairs(grad_peak, y, stage, pitch)
-        memcpy(targets, y, sizeof(y))
-        return
-    # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without. Divided, so that it is
-    # -1 exactly where p is 0.
-    for j in range(TILE):
-        grad_peak[j] = -unscaled[j] * (
-            (rest_units[j] + (<real>1 / unit - exp(-d_peak[j]))) / (<real>1 + rest[j]))
-    for j in range(TILE):
-        inverse[j] = unscaled[j] * inverse[j]
-    if n_skipped:
-        for j in range(TILE):
-            inverse[j] = <real>0 if y[j] < 0 else inverse[j]
-    memcpy(alpha, inverse, sizeof(inverse))
+    else:
+        memcpy(alpha, a, sizeof(a))
+        memcpy(grad_peaks, grad_peak, sizeof(grad_peak))
     memcpy(targets, y, sizeof(y))
-    memcpy(grad_peaks, grad_peak, sizeof(grad_peak))
 
 
 cdef inline void write_rows(

@@ -98,12 +98,10 @@ cdef inline void exp_plain(
                     prefetch_to_l2(row.ahead_prob + k * row.size_prob + j * CACHE_LINE)
             fold_targets(task, x + k, top, w + k * w_step, False, t, sums)
         if in_place:
-            exp_in_place(out + k, top, scale)
-            fold(out + k, sums + 16 * ALL)
+            exp_and_fold(out + k, LANES, 4, top, scale, out + k, LANES, sums + 16 * ALL, NULL)
             k += TILE
             continue
-        exp_tile(x + k, top, scale, e)
-        fold(e, sums + 16 * ALL)
+        exp_and_fold(x + k, LANES, 4, top, scale, e, LANES, sums + 16 * ALL, NULL)
         if entropy:
             fold_shifted(e, x + k, top, True, sums + 16 * E_D)
         copy(e, out + k)
@@ -112,8 +110,7 @@ cdef inline void exp_plain(
         return
     span = span_at(k, n)
     x = row_tile(<const char*>x, sizeof(real), span, <real>-INFINITY, x_buffer)
-    exp_tile(x, top, scale, e)
-    fold(e, sums + 16 * ALL)
+    exp_and_fold(x, LANES, 4, top, scale, e, LANES, sums + 16 * ALL, NULL)
     if extras:
         w = weight_tile(w if w_step == 1 else NULL, span, w_buffer)
         span.k += start
@@ -194,8 +191,7 @@ cdef inline bint sweep_block(
         span = span_at(k, stop)
         x = logit_tile(row.logits, stride, cap_factor, span, x_buffer)
         if not normalized:
-            exp_tile(x, top, scale, e)
-            fold(e, sums + 16 * ALL)
+            exp_and_fold(x, LANES, 4, top, scale, e, LANES, sums + 16 * ALL, NULL)
         if task.extras:
             fold_targets(
                 task, x, top, weight_tile(<const real*>task.weight, span, w_buffer), True,

@@ -18,12 +18,12 @@ Design
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._math cimport exp, exp_unit, real, sech2, tanh
+from fastce._cpu._exp_tile cimport LANES, TILE, exp_and_fold, fold_groups, fold_rest_of_groups
+from fastce._cpu._math cimport exp_unit, real, sech2, tanh
+from fastce._cpu._registers cimport HAS_REGISTERS, max_lanes_of_floats, sum_lanes_of_floats
 from fastce._cpu._task cimport REST, T, T_D, W_D, WT, WT_D, Task
 
 cdef enum:
-    LANES = 16
-    TILE = 64
     NO_CLASS = 0x7FFFFFFF
 
 
@@ -120,46 +120,16 @@ cdef inline void fold_max(const real* x, real* top) noexcept nogil:
 
 
 cdef inline void exp_tile(const real* x, const real* top, real scale, real* e) noexcept nogil:
-    """Write exp(scale * (x - top)) * exp_unit."""
-    cdef Py_ssize_t g, j
-    if scale == 1:
-        for g in range(4):
-            for j in range(LANES):
-                e[16 * g + j] = exp(x[16 * g + j] - top[j])
-    else:
-        for g in range(4):
-            for j in range(LANES):
-                e[16 * g + j] = exp(scale * (x[16 * g + j] - top[j]))
-
-
-cdef inline void exp_in_place(real* x, const real* top, real scale) noexcept nogil:
-    """Do the same over x itself, which saves a copy."""
-    cdef Py_ssize_t g, j
-    if scale == 1:
-        for g in range(4):
-            for j in range(LANES):
-                x[16 * g + j] = exp(x[16 * g + j] - top[j])
-    else:
-        for g in range(4):
-            for j in range(LANES):
-                x[16 * g + j] = exp(scale * (x[16 * g + j] - top[j]))
+    """Write exp(scale * (x - top)) * exp_unit; `e` may be `x`."""
+    exp_and_fold(x, LANES, 4, top, scale, e, LANES, NULL, NULL)
 
 
 cdef inline void fold(const real* a, real* sum_a) noexcept nogil:
-    cdef Py_ssize_t j
-    for j in range(LANES):
-        sum_a[j] += (a[j] + a[j + 16]) + (a[j + 32] + a[j + 48])
-
-
-cdef inline real unless_one(real e) noexcept nogil:
-    return <real>0 if e == exp_unit(e) else e
+    fold_groups(a, LANES, 4, sum_a)
 
 
 cdef inline void fold_rest(const real* e, real* sums) noexcept nogil:
-    cdef Py_ssize_t j
-    for j in range(LANES):
-        sums[16 * REST + j] += (unless_one(e[j]) + unless_one(e[j + 16])) + (
-            unless_one(e[j + 32]) + unless_one(e[j + 48]))
+    fold_rest_of_groups(e, LANES, 4, sums + 16 * REST)
 
 
 cdef inline bint needs_rest(double all_terms, real like) noexcept nogil:
@@ -316,6 +286,9 @@ cdef inline double wide_lane_sum(const double* lanes) noexcept nogil:
 
 cdef inline double lane_sum(const real* lanes) noexcept nogil:
     cdef double wide[LANES]
+    if real is float:
+        if HAS_REGISTERS:
+            return sum_lanes_of_floats(lanes)
     widen(lanes, wide)
     return wide_lane_sum(wide)
 
@@ -323,6 +296,9 @@ cdef inline double lane_sum(const real* lanes) noexcept nogil:
 cdef inline real lane_max(const real* lanes) noexcept nogil:
     cdef real t[8]
     cdef Py_ssize_t j
+    if real is float:
+        if HAS_REGISTERS:
+            return max_lanes_of_floats(lanes)
     for j in range(8):
         t[j] = lanes[j] if lanes[j] > lanes[j + 8] else lanes[j + 8]
     for j in range(4):

@@ -1,0 +1,223 @@
+"""The loops of the plain column kernel over a tile: 64 staged rows, class by class.
+
+Design
+------
+1. Every plain loop over rows stores one array, or GCC leaves it scalar. Accumulators and what they are compared with
+   are local arrays, or GCC tests for overlap in every turn and keeps them in memory: three times slower.
+2. The gradients of the targets are put in by comparing each class with them: GCC would make scatter instructions of
+   indexed stores, which are slow. The targets' logits are picked likewise, unless the classes are many.
+3. Of two classes, one is the largest and the other the rest: one exponential does, and one gradient is the other's
+   negative.
+"""
+from libc.stdint cimport int32_t
+from libc.string cimport memcpy
+
+from fastce._cpu._exp_tile cimport LANES, TILE, exp_and_fold
+from fastce._cpu._math cimport exp, real
+from fastce._cpu._plain_stage cimport Feed, fetch_piece
+from fastce._cpu._registers cimport HAS_REGISTERS
+from fastce._cpu._tiles cimport fill
+
+cdef extern from *:
+    """
+    #if FASTCE_HAS_REGISTERS
+    #define FASTCE_TOGETHER 4 /* registers of rows */
+    static CYTHON_INLINE void fastce_tops_and_peaks(
+            const float* x, ptrdiff_t pitch, int n_classes, const int32_t* y, int pick, float* top, float* x_peak) {
+        for (int i = 0; i < 64; i += FASTCE_TOGETHER * FASTCE_WIDTH) {
+            fastce_floats m[FASTCE_TOGETHER], p[FASTCE_TOGETHER], logit;
+            fastce_ints t[FASTCE_TOGETHER];
+            for (int g = 0; g < FASTCE_TOGETHER; g++) {
+                t[g] = fastce_load_ints(y + i + g * FASTCE_WIDTH);
+                m[g] = fastce_load(x + i + g * FASTCE_WIDTH);
+                p[g] = fastce_fill(0);
+            }
+            for (int k = 0; k < n_classes; k++)
+                for (int g = 0; g < FASTCE_TOGETHER; g++) {
+                    logit = fastce_load(x + k * pitch + i + g * FASTCE_WIDTH);
+                    m[g] = FASTCE_V(max_ps)(logit, m[g]);
+                    if (pick) p[g] = fastce_choose(t[g], k, logit, p[g]);
+                }
+            for (int g = 0; g < FASTCE_TOGETHER; g++) {
+                fastce_store(top + i + g * FASTCE_WIDTH, m[g]);
+                if (pick) fastce_store(x_peak + i + g * FASTCE_WIDTH, p[g]);
+            }
+        }
+    }
+    static CYTHON_INLINE void fastce_gather_peaks(
+            const float* x, ptrdiff_t pitch, const int32_t* y, float* x_peak) {
+        int32_t place[64];
+        for (int i = 0; i < 64; i++) place[i] = (y[i] > 0 ? y[i] : 0) * (int32_t)pitch + i;
+        for (int i = 0; i < 64; i += FASTCE_WIDTH) fastce_store(x_peak + i, fastce_gather(x, fastce_load_ints(place + i)));
+    }
+    static CYTHON_INLINE void fastce_scale_and_put(
+            const float* x, ptrdiff_t pitch, ptrdiff_t n, int n_classes, const float* alpha, const int32_t* y,
+            const float* grad_peak, float* out, ptrdiff_t out_pitch) {
+        for (ptrdiff_t i = 0; i < n; i += FASTCE_TOGETHER * FASTCE_WIDTH) {
+            fastce_floats a[FASTCE_TOGETHER], p[FASTCE_TOGETHER], e;
+            fastce_ints t[FASTCE_TOGETHER];
+            for (int g = 0; g < FASTCE_TOGETHER; g++) {
+                t[g] = fastce_load_ints(y + i + g * FASTCE_WIDTH);
+                a[g] = fastce_load(alpha + i + g * FASTCE_WIDTH);
+                p[g] = fastce_load(grad_peak + i + g * FASTCE_WIDTH);
+            }
+            for (int k = 0; k < n_classes; k++)
+                for (int g = 0; g < FASTCE_TOGETHER; g++) {
+                    e = fastce_load(x + k * pitch + i + g * FASTCE_WIDTH);
+                    fastce_store(out + k * out_pitch + i + g * FASTCE_WIDTH,
+                                 fastce_choose(t[g], k, p[g], FASTCE_V(mul_ps)(e, a[g])));
+                }
+        }
+    }
+    #else
+    #define fastce_tops_and_peaks(x, pitch, n_classes, y, pick, top, x_peak) ((void)0)
+    #define fastce_gather_peaks(x, pitch, y, x_peak) ((void)0)
+    #define fastce_scale_and_put(x, pitch, n, n_classes, alpha, y, grad_peak, out, out_pitch) ((void)0)
+    #endif
+    """
+    void tops_and_peaks_floats "fastce_tops_and_peaks"(
+        const float* x, Py_ssize_t pitch, int n_classes, const int32_t* y, bint pick, float* top, float* x_peak
+    ) noexcept nogil
+    void gather_peaks_floats "fastce_gather_peaks"(
+        const float* x, Py_ssize_t pitch, const int32_t* y, float* x_peak) noexcept nogil
+    void scale_and_put_floats "fastce_scale_and_put"(
+        const float* x, Py_ssize_t pitch, Py_ssize_t n, int n_classes, const float* alpha, const int32_t* y,
+        const float* grad_peak, float* out, Py_ssize_t out_pitch) noexcept nogil
+
+cdef enum:
+    FEW_TO_PICK = 16  # classes up to which comparing all with the target is faster than 64 indexed loads
+
+
+cdef inline void find_tops(const real* x, Py_ssize_t pitch, Py_ssize_t n_classes, real* top) noexcept nogil:
+    """Write the maximum of 64 rows."""
+    cdef real m[TILE]
+    cdef Py_ssize_t j, k
+    memcpy(m, x, sizeof(m))
+    for k in range(1, n_classes):
+        for j in range(TILE):
+            m[j] = x[k * pitch + j] if x[k * pitch + j] > m[j] else m[j]
+    memcpy(top, m, sizeof(m))
+
+
+cdef inline void pick_peaks(
+    const real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const int32_t* y, real* x_peak
+) noexcept nogil:
+    """Write the logits of the targets of 64 rows, and 0 for rows without."""
+    cdef real p[TILE]
+    cdef int32_t t[TILE]
+    cdef Py_ssize_t j
+    cdef int32_t k
+    cdef real logit
+    memcpy(t, y, sizeof(t))
+    for j in range(TILE):
+        p[j] = 0
+    for k in range(<int32_t>n_classes):
+        for j in range(TILE):
+            logit = x[k * pitch + j]  # here, or the load would be conditional, and with SSE2 scalar
+            p[j] = logit if t[j] == k else p[j]
+    memcpy(x_peak, p, sizeof(p))
+
+
+cdef inline void find_tops_and_peaks(
+    const real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const int32_t* y, real* top, real* x_peak
+) noexcept nogil:
+    """Write the maximum of 64 rows, and the logits of their targets, anything finite for rows without."""
+    cdef bint pick = n_classes <= FEW_TO_PICK
+    cdef Py_ssize_t j
+    if real is float:
+        if HAS_REGISTERS:
+            if pick:
+                tops_and_peaks_floats(x, pitch, <int>n_classes, y, True, top, x_peak)
+            else:
+                tops_and_peaks_floats(x, pitch, <int>n_classes, y, False, top, x_peak)
+                gather_peaks_floats(x, pitch, y, x_peak)
+            return
+    find_tops(x, pitch, n_classes, top)
+    if pick:
+        pick_peaks(x, pitch, n_classes, y, x_peak)
+    else:
+        for j in range(TILE):
+            x_peak[j] = x[max(y[j], 0) * pitch + j]
+
+
+cdef inline void shift_and_scale(
+    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, real scale, real* shift
+) noexcept nogil:
+    """Replace x by scale * (x - shift), and the shift by 0."""
+    cdef Py_ssize_t j, k
+    for k in range(n_classes):
+        for j in range(TILE):
+            x[k * pitch + j] = scale * (x[k * pitch + j] - shift[j])
+    for j in range(TILE):
+        shift[j] = 0
+
+
+cdef inline void exp_classes(
+    real* x, Py_ssize_t pitch, int n, const real* shift, real* all_terms, real* rest, Feed* feed
+) noexcept nogil:
+    """Do the part of `exp_and_sum` for 4, 2 or 1 classes."""
+    cdef Py_ssize_t j = 0
+    while j < TILE:
+        exp_and_fold(x + j, pitch, n, shift + j, <real>1, x + j, pitch, all_terms + j, rest + j)
+        j += LANES
+        if n == 4 or (n == 2 and j & 16 == 0) or j == TILE:
+            fetch_piece(feed, shift[0])
+
+
+cdef inline void exp_and_sum(
+    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const real* shift, real* all_terms, real* rest, Feed* feed
+) noexcept nogil:
+    """Turn the logits of 64 rows into exponentials; write their sums."""
+    cdef Py_ssize_t k = 0
+    fill(all_terms, 0, TILE, <real>0)
+    fill(rest, 0, TILE, <real>0)
+    while k + 4 <= n_classes:
+        exp_classes(x + k * pitch, pitch, 4, shift, all_terms, rest, feed)
+        k += 4
+    if k + 2 <= n_classes:
+        exp_classes(x + k * pitch, pitch, 2, shift, all_terms, rest, feed)
+        k += 2
+    if k < n_classes:
+        exp_classes(x + k * pitch, pitch, 1, shift, all_terms, rest, feed)
+
+
+cdef inline void scale_and_put(
+    const real* x, Py_ssize_t pitch, Py_ssize_t n, Py_ssize_t n_classes, const real* alpha, const int32_t* y,
+    const real* grad_peak, real* out, Py_ssize_t out_pitch
+) noexcept nogil:
+    """Turn the exponentials of n rows, whole tiles of them, into gradients."""
+    cdef Py_ssize_t j
+    cdef int32_t k
+    cdef real g, p
+    if real is float:
+        if HAS_REGISTERS and x == out:
+            scale_and_put_floats(x, pitch, n, <int>n_classes, alpha, y, grad_peak, out, out_pitch)
+            return
+    for k in range(<int32_t>n_classes):
+        for j in range(n):
+            g = x[k * pitch + j] * alpha[j]
+            p = grad_peak[j]  # here, or the load would be conditional
+            out[k * out_pitch + j] = p if y[j] == k else g
+
+
+cdef inline void exp_pairs(const real* x, Py_ssize_t pitch, real scale, real* top, real* rest) noexcept nogil:
+    """Do what `find_tops` and `exp_and_sum` do for 64 rows of two classes: the only other term is the smaller."""
+    cdef real m[TILE]
+    cdef real d[TILE]
+    cdef Py_ssize_t j
+    for j in range(TILE):
+        m[j] = x[pitch + j] if x[pitch + j] > x[j] else x[j]
+    for j in range(TILE):
+        d[j] = (x[j] if x[pitch + j] > x[j] else x[pitch + j]) - m[j]
+    for j in range(TILE):
+        rest[j] = exp(scale * d[j])
+    memcpy(top, m, sizeof(m))
+
+
+cdef inline void put_pairs(const real* grad_peak, const int32_t* y, real* x, Py_ssize_t pitch) noexcept nogil:
+    """Write the gradients of 64 rows of two classes: one is the other's negative."""
+    cdef Py_ssize_t j
+    for j in range(TILE):
+        x[j] = grad_peak[j] if y[j] == 0 else -grad_peak[j]
+    for j in range(TILE):
+        x[pitch + j] = -x[j]

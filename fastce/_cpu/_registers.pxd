@@ -1,0 +1,90 @@
+"""Registers of floats, where AVX2 or AVX-512 are to be had: what loops in C need to name them.
+
+Compilers see the arrays of Cython's loops and keep results in memory that should stay in registers. Loops that lose
+most by that are written in C for float, in `_exp_tile` and `_plain_tile`, for registers of whatever width; double and
+the baseline have plain loops, whose arithmetic takes longer than that.
+"""
+
+cdef extern from *:
+    """
+    #include <stddef.h>
+    #include <stdint.h>
+    #include <string.h>
+    #if defined(__AVX512F__) && defined(__AVX512DQ__)
+    #include <immintrin.h>
+    #define FASTCE_WIDTH 16
+    #define FASTCE_V(name) _mm512_##name
+    typedef __m512 fastce_floats;
+    typedef __m512i fastce_ints;
+    #elif defined(__AVX2__) && defined(__FMA__)
+    #include <immintrin.h>
+    #define FASTCE_WIDTH 8
+    #define FASTCE_V(name) _mm256_##name
+    typedef __m256 fastce_floats;
+    typedef __m256i fastce_ints;
+    #endif
+    #if defined(FASTCE_WIDTH)
+    #define FASTCE_HAS_REGISTERS 1
+    static CYTHON_INLINE fastce_floats fastce_fill(float value) { return FASTCE_V(set1_ps)(value); }
+    static CYTHON_INLINE fastce_floats fastce_load(const float* source) { return FASTCE_V(loadu_ps)(source); }
+    static CYTHON_INLINE void fastce_store(float* target, fastce_floats x) { FASTCE_V(storeu_ps)(target, x); }
+    static CYTHON_INLINE fastce_ints fastce_load_ints(const int32_t* source) {
+        fastce_ints x;
+        memcpy(&x, source, sizeof(x));
+        return x;
+    }
+    #endif
+    #if FASTCE_WIDTH == 16
+    /* 0 where x is less than the bound, else e */
+    static CYTHON_INLINE fastce_floats fastce_zero_if_less(fastce_floats x, fastce_floats bound, fastce_floats e) {
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), e);
+    }
+    static CYTHON_INLINE fastce_floats fastce_zero_if_equal(fastce_floats e, fastce_floats one) {
+        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(e, one, _CMP_NEQ_UQ), e);
+    }
+    /* x where y is k, else other */
+    static CYTHON_INLINE fastce_floats fastce_choose(fastce_ints y, int32_t k, fastce_floats x, fastce_floats other) {
+        return _mm512_mask_mov_ps(other, _mm512_cmpeq_epi32_mask(y, _mm512_set1_epi32(k)), x);
+    }
+    static CYTHON_INLINE fastce_floats fastce_gather(const float* source, fastce_ints place) {
+        return _mm512_i32gather_ps(place, source, 4);
+    }
+    #elif FASTCE_WIDTH == 8
+    static CYTHON_INLINE fastce_floats fastce_zero_if_less(fastce_floats x, fastce_floats bound, fastce_floats e) {
+        return _mm256_and_ps(_mm256_cmp_ps(x, bound, _CMP_NLT_UQ), e);
+    }
+    static CYTHON_INLINE fastce_floats fastce_zero_if_equal(fastce_floats e, fastce_floats one) {
+        return _mm256_and_ps(_mm256_cmp_ps(e, one, _CMP_NEQ_UQ), e);
+    }
+    static CYTHON_INLINE fastce_floats fastce_choose(fastce_ints y, int32_t k, fastce_floats x, fastce_floats other) {
+        return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(y, _mm256_set1_epi32(k))));
+    }
+    static CYTHON_INLINE fastce_floats fastce_gather(const float* source, fastce_ints place) {
+        return _mm256_i32gather_ps(source, place, 4);
+    }
+    #else
+    #define FASTCE_HAS_REGISTERS 0
+    #endif
+    #if FASTCE_HAS_REGISTERS
+    /* The sum of 16 floats in double and their maximum, halves added to each other. */
+    static CYTHON_INLINE double fastce_sum_lanes(const float* x) {
+        __m256d low = _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(x)), _mm256_cvtps_pd(_mm_loadu_ps(x + 8)));
+        __m256d high = _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(x + 4)), _mm256_cvtps_pd(_mm_loadu_ps(x + 12)));
+        __m256d four = _mm256_add_pd(low, high);
+        __m128d two = _mm_add_pd(_mm256_castpd256_pd128(four), _mm256_extractf128_pd(four, 1));
+        return _mm_cvtsd_f64(_mm_add_sd(two, _mm_unpackhi_pd(two, two)));
+    }
+    static CYTHON_INLINE float fastce_max_lanes(const float* x) {
+        __m256 eight = _mm256_max_ps(_mm256_loadu_ps(x), _mm256_loadu_ps(x + 8));
+        __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+        __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+        return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+    }
+    #else
+    #define fastce_sum_lanes(x) 0.0
+    #define fastce_max_lanes(x) 0.0f
+    #endif
+    """
+    const bint HAS_REGISTERS "FASTCE_HAS_REGISTERS"
+    double sum_lanes_of_floats "fastce_sum_lanes"(const float* x) noexcept nogil
+    float max_lanes_of_floats "fastce_max_lanes"(const float* x) noexcept nogil
