@@ -33,10 +33,11 @@ cnp.import_array()
 cdef enum:
     # A chunk, the unit that threads take, has about so many numbers, a tenth of a millisecond's work, and so many
     # groups of rows that a kernel does together: the first group of each is not fetched ahead. Threads get this many
-    # chunks each, or more.
+    # chunks each, or more, unless these were very small: 256 x 1000 took a twentieth longer in eight than in two.
     CHUNK_NUMBERS = 262144
     CHUNK_GROUPS = 16
     CHUNKS_PER_THREAD = 4
+    SMALL_CHUNK_NUMBERS = 131072
     MOST_SPARE_BYTES = 4194304
     # Rows whose targets are looked at as one piece, and the fewest pieces that are worth a thread: 10 microseconds.
     SCAN_ROWS = 16384
@@ -161,12 +162,13 @@ cdef double process_all(Task* task, process_t do_rows, Kernel kernel, int n_thre
     cdef Py_ssize_t shared = align((task.n_classes // block + 2) * <Py_ssize_t>sizeof(double))
     cdef Py_ssize_t size = workspace_bytes(task, kernel, like)
     cdef Py_ssize_t step = max(CHUNK_GROUPS * group, CHUNK_NUMBERS // task.n_classes)
+    cdef Py_ssize_t small_step = min((task.n_rows + n_threads - 1) // n_threads, SMALL_CHUNK_NUMBERS // task.n_classes)
     cdef Py_ssize_t n_chunks, n_parts, n_bytes, c
     cdef Vector parts
     cdef double total_loss
     cdef char* memory
     cdef char* workspace
-    step = max(1, min(step, task.n_rows // (CHUNKS_PER_THREAD * n_threads)))
+    step = max(1, min(step, max(small_step, task.n_rows // (CHUNKS_PER_THREAD * n_threads))))
     step = (step + group - 1) // group * group
     n_chunks = (task.n_rows + step - 1) // step
     n_threads = <int>min(n_threads, n_chunks)

@@ -7,6 +7,7 @@ the baseline have plain loops, whose arithmetic takes longer than that.
 
 cdef extern from *:
     """
+    #include <math.h>
     #include <stddef.h>
     #include <stdint.h>
     #include <string.h>
@@ -46,6 +47,11 @@ cdef extern from *:
     static CYTHON_INLINE fastce_floats fastce_choose(fastce_ints y, int32_t k, fastce_floats x, fastce_floats other) {
         return _mm512_mask_mov_ps(other, _mm512_cmpeq_epi32_mask(y, _mm512_set1_epi32(k)), x);
     }
+    /* x in the lanes from `first` on, other before; the register's first lane is `lane` */
+    static CYTHON_INLINE fastce_floats fastce_from_lane(int lane, int first, fastce_floats x, fastce_floats other) {
+        const fastce_ints lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+        return _mm512_mask_mov_ps(x, _mm512_cmplt_epi32_mask(lanes, _mm512_set1_epi32(first - lane)), other);
+    }
     static CYTHON_INLINE fastce_floats fastce_gather(const float* source, fastce_ints place) {
         return _mm512_i32gather_ps(place, source, 4);
     }
@@ -58,6 +64,11 @@ cdef extern from *:
     }
     static CYTHON_INLINE fastce_floats fastce_choose(fastce_ints y, int32_t k, fastce_floats x, fastce_floats other) {
         return _mm256_blendv_ps(other, x, _mm256_castsi256_ps(_mm256_cmpeq_epi32(y, _mm256_set1_epi32(k))));
+    }
+    static CYTHON_INLINE fastce_floats fastce_from_lane(int lane, int first, fastce_floats x, fastce_floats other) {
+        const fastce_ints lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+        const fastce_ints before = _mm256_cmpgt_epi32(_mm256_set1_epi32(first - lane), lanes);
+        return _mm256_blendv_ps(x, other, _mm256_castsi256_ps(before));
     }
     static CYTHON_INLINE fastce_floats fastce_gather(const float* source, fastce_ints place) {
         return _mm256_i32gather_ps(source, place, 4);
@@ -80,11 +91,28 @@ cdef extern from *:
         __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
     }
+    /* The maximum of n >= 64 floats, NaN left out; the last tile overlaps the one before. */
+    static CYTHON_INLINE float fastce_max(const float* x, ptrdiff_t n) {
+        fastce_floats m[64 / FASTCE_WIDTH];
+        float lanes[16];
+        for (int g = 0; g < 64 / FASTCE_WIDTH; g++) m[g] = fastce_fill(-INFINITY);
+        for (ptrdiff_t k = 0; k < n; k += 64) {
+            if (k > n - 64) k = n - 64;
+            for (int g = 0; g < 64 / FASTCE_WIDTH; g++)
+                m[g] = FASTCE_V(max_ps)(fastce_load(x + k + g * FASTCE_WIDTH), m[g]);
+        }
+        for (int g = 16 / FASTCE_WIDTH; g < 64 / FASTCE_WIDTH; g++)
+            m[g % (16 / FASTCE_WIDTH)] = FASTCE_V(max_ps)(m[g], m[g % (16 / FASTCE_WIDTH)]);
+        for (int g = 0; g < 16 / FASTCE_WIDTH; g++) fastce_store(lanes + g * FASTCE_WIDTH, m[g]);
+        return fastce_max_lanes(lanes);
+    }
     #else
+    #define fastce_max(x, n) 0.0f
     #define fastce_sum_lanes(x) 0.0
     #define fastce_max_lanes(x) 0.0f
     #endif
     """
     const bint HAS_REGISTERS "FASTCE_HAS_REGISTERS"
     double sum_lanes_of_floats "fastce_sum_lanes"(const float* x) noexcept nogil
+    float max_of_floats "fastce_max"(const float* x, Py_ssize_t n) noexcept nogil
     float max_lanes_of_floats "fastce_max_lanes"(const float* x) noexcept nogil

@@ -23,7 +23,9 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._convert cimport is_array, load_array
+from fastce._cpu._exp_tile cimport exp_row_floats
 from fastce._cpu._math cimport exp_unit, real
+from fastce._cpu._registers cimport HAS_REGISTERS, max_of_floats
 from fastce._cpu._scalars cimport (
     Scalars, add, begin, cap_factor_of, describe_argmax_peaks, finish, merge, read_peaks, scale_of,
     sum_factor, take
@@ -82,6 +84,10 @@ cdef inline void exp_plain(
     cdef bint in_place = <const real*>out == x and not entropy
     cdef Span span
     cdef Py_ssize_t j, k = 0
+    if real is float:
+        if HAS_REGISTERS and not extras and n >= TILE:
+            exp_row_floats(x, n, top[0], scale, out, row.ahead_logits, row.size_logits, sums + 16 * ALL)
+            return
     if task.weight != NULL:
         w = <const real*>task.weight + start
         w_step = 1
@@ -135,6 +141,9 @@ cdef inline real find_top(
     cdef Py_ssize_t k = start
     if task.normalized:
         return 0
+    if real is float:
+        if HAS_REGISTERS and stop - start >= TILE and is_plain(row.logits, stride, like) and cap_factor == 0:
+            return max_of_floats(<const float*>row.logits + start, stop - start)
     fill(top, 0, LANES, <real>-INFINITY)
     if is_plain(row.logits, stride, like) and cap_factor == 0:
         max_plain(<const real*>row.logits + start, stop - start, top)
