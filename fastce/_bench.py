@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastce
-from fastce._contenders import CONTENDERS, GRAD_TOLERANCE, LOSS_TOLERANCE, Array, Call, Contender, disagreement
+from fastce._contenders import CONTENDERS, TOLERANCE, TOLERANCES_16_BIT, Array, Call, Contender, disagreement
 from fastce._machine import available_memory, describe_machine
 from fastce._progress import show_progress
 
@@ -62,7 +62,7 @@ class Case(NamedTuple):
     @property
     def n_bytes(self) -> int:
         """How much memory they take."""
-        return self.size * np.dtype(self.dtype).itemsize
+        return self.size * (2 if self.dtype in TOLERANCES_16_BIT else np.dtype(self.dtype).itemsize)
 
 
 def by_name(*cases: Case) -> dict[str, Case]:
@@ -85,6 +85,8 @@ CASES = by_name(
     Case((16, 21, 512, 512)),  # the pixels of images
     Case((1, 150, 512, 512)),
     Case((4096, 32000), "float64"),
+    Case((4096, 32000), "bfloat16"),
+    Case((4096, 32000), "float16"),
 )
 QUICK_CASES = by_name(
     Case((64, 1000)),
@@ -92,6 +94,8 @@ QUICK_CASES = by_name(
     Case((300, 10), order="F"),
     Case((2, 5, 8, 8)),
     Case((64, 100), "float64"),
+    Case((64, 100), "bfloat16"),
+    Case((64, 100), "float16"),
 )
 
 
@@ -120,6 +124,9 @@ def run(
     print_row(head, widths)
     print_row(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], widths)
     for case in cases:
+        if case.dtype == "bfloat16" and not has_bfloat16():
+            note(f"{case.name}: skipped, it needs the package ml_dtypes")
+            continue
         if case.n_bytes * 3 > available_memory():
             note(f"{case.name}: skipped, for it {tell_memory(case.n_bytes * 3)}")
             continue
@@ -150,22 +157,34 @@ def find_installed(compiled: bool) -> dict[str, Contender]:
     return installed
 
 
+def has_bfloat16() -> bool:
+    """Make the type known to NumPy, if that is possible."""
+    try:
+        importlib.import_module("ml_dtypes")
+    except ImportError:
+        return False
+    return True
+
+
 def measure(case: Case, contenders: dict[str, Contender], n_threads: int, rounds: int) -> dict[str, Any]:
     """Return the median seconds of the floor and of everybody who agrees, and why the others were dropped."""
     show_progress(f"{case.name}: drawing logits")
     rng = np.random.default_rng(0)
     dtype: Any = case.dtype
     order: Any = case.order
-    original = np.asarray(rng.standard_normal(case.shape, dtype), order=order)
+    drawn_as: Any = "float32" if case.dtype in TOLERANCES_16_BIT else dtype
+    original = np.asarray(rng.standard_normal(case.shape, drawn_as), dtype, order=order)
     target = rng.integers(case.shape[1], size=case.shape[:1] + case.shape[2:])
     logits = np.empty_like(original)
-    one = logits.dtype.type(1)
+    # NumPy computes with 16-bit floats one by one, far from the pace of memory; integers move the same bytes.
+    numbers = logits.view(np.uint16) if case.dtype in TOLERANCES_16_BIT else logits
+    one = numbers.dtype.type(1)
 
     def restore() -> None:
         np.copyto(logits, original)
 
     calls, dropped = prepare(case, contenders, n_threads, logits, target, restore)
-    calls = {FLOOR: lambda: (None, np.multiply(logits, one, out=logits)), **calls}
+    calls = {FLOOR: lambda: (None, np.multiply(numbers, one, out=numbers)), **calls}
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
@@ -202,7 +221,8 @@ def prepare(
             if expected is None:
                 expected = loss, grad.copy(order="K")
             errors = disagreement((loss, grad), expected, target.size)
-            if not (errors[0] <= LOSS_TOLERANCE and errors[1] <= GRAD_TOLERANCE):  # NaN is not
+            tolerance = TOLERANCES_16_BIT.get(case.dtype, TOLERANCE)
+            if not all(error <= tolerance for error in errors):  # NaN is not
                 raise ArithmeticError(f"differs by {errors[0]:.1e} in the loss, {errors[1]:.1e} in the gradient")
         except Exception as error:  # whatever may go wrong in other packages
             if expected is None:

@@ -22,9 +22,10 @@ from fastce import _reference
 Array = npt.NDArray[Any]
 Call = Callable[[], tuple[Any, Any]]
 
-# How far two of them may differ: all round every step of float32 arithmetic, which leaves some units of 1.2e-7.
-LOSS_TOLERANCE = 1e-5  # relative to 1 + loss
-GRAD_TOLERANCE = 1e-5  # relative to the largest possible element, 1 / n_rows
+# How far two of them may differ: all round every step of float32 arithmetic, which leaves some units of 1.2e-7, or
+# results to 16 bits, of which some round the loss as well.
+TOLERANCE = 1e-5
+TOLERANCES_16_BIT = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
 class Contender(NamedTuple):
@@ -36,10 +37,11 @@ class Contender(NamedTuple):
 
 
 def disagreement(one: tuple[Any, Any], other: tuple[Any, Any], n_rows: int) -> tuple[float, float]:
-    """Return how far two losses and two gradients differ, in the units of the tolerances; NaN if one holds NaN."""
-    loss_error = abs(one[0] - other[0]) / (1 + abs(other[0]))
+    """Return how far two losses differ, relative to 1 + loss, and two gradients, to 1 / n_rows; NaN if one has NaN."""
+    loss, other_loss = float(one[0]), float(other[0])
     difference = one[1] - other[1]
-    return float(loss_error), float(np.abs(difference, out=difference).max(initial=0)) * n_rows
+    grad_error = float(np.abs(difference, out=difference).max(initial=0)) * n_rows
+    return abs(loss - other_loss) / (1 + abs(other_loss)), grad_error
 
 
 def refuse_more_than_a_matrix(logits: Array) -> None:
@@ -108,12 +110,16 @@ def prepare_torch(logits: Array, target: Array, n_threads: int | None, *, compil
     if compiled:
         torch.compiler.reset()  # earlier shapes count against a limit, beyond which it runs eagerly
         cross_entropy = torch.compile(cross_entropy, dynamic=False)
-    x, y = torch.from_numpy(logits).requires_grad_(), torch.from_numpy(target)
+    is_bfloat16 = logits.dtype.name == "bfloat16"  # which PyTorch takes from NumPy as other 16 bits only
+    x = torch.from_numpy(logits.view(np.int16)).view(torch.bfloat16) if is_bfloat16 else torch.from_numpy(logits)
+    x, y = x.requires_grad_(), torch.from_numpy(target)
 
     def loss_and_grad() -> tuple[Any, Any]:
         loss = cross_entropy(x, y)
         (grad,) = torch.autograd.grad(loss, x)
-        return loss.detach(), grad
+        if is_bfloat16:
+            grad = grad.view(torch.int16).numpy().view(logits.dtype)
+        return loss.item(), grad
 
     return loss_and_grad
 

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastce._contenders import CONTENDERS, GRAD_TOLERANCE, LOSS_TOLERANCE, Contender, disagreement
+from fastce._contenders import CONTENDERS, TOLERANCE, Contender, disagreement
 from fastce._progress import show_progress
 
 Floats = npt.NDArray[np.float32]
@@ -72,8 +72,8 @@ class Contest:
         return float(loss), grad
 
     def agrees(self, name: str) -> bool:
-        """Tell whether a loss stayed within the tolerances; NaN did not."""
-        return self.loss_error[name] <= LOSS_TOLERANCE and self.grad_error[name] <= GRAD_TOLERANCE
+        """Tell whether a loss stayed within the tolerance; NaN did not."""
+        return self.loss_error[name] <= TOLERANCE and self.grad_error[name] <= TOLERANCE
 
     def report(self, batch_shape: tuple[int, int]) -> bool:
         """Print times and disagreements; return whether all agree."""
@@ -92,7 +92,7 @@ class Contest:
         if all(self.agrees(name) for name in self.contenders):
             print("all agree")
             return True
-        print(f"they do not agree: {LOSS_TOLERANCE:.0e} and {GRAD_TOLERANCE:.0e} are allowed", file=sys.stderr)
+        print(f"they do not agree: {TOLERANCE:.0e} is allowed", file=sys.stderr)
         return False
 
 

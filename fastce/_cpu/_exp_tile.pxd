@@ -4,8 +4,8 @@ Design
 ------
 1. A tile is up to 4 groups of 16 lanes, `pitch` numbers apart: 64 classes of a row, or 4 classes of 16 rows. Groups are
    added to each other before they are added to the sums, as everywhere (see `_tiles`).
-2. Between their exponentials and the sums the vectors stay in registers, where these have names: else the sums read what
-   had just been stored, which took a third of the loop's time.
+2. Between their exponentials and the sums the vectors stay in registers, where these have names: else the sums read
+   what had just been stored, which took a third of the loop's time.
 3. AVX-512 looks numbers up in a register: e^x = 2^n (1 + fraction) with n in sixteenths and a fraction so small that
    half of the polynomial of `_math` does, which took 0.8 of the time. AVX2 has 8 floats to a register: eighths took
    1.1 times as long as the polynomial.

@@ -132,7 +132,7 @@ cdef inline void finish_pairs(
 
 
 cdef inline int32_t read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, int32_t* y) noexcept nogil:
-    """Write the targets of n rows and -1 for rows that are skipped, also for those that fill up the tile; count them."""
+    """Write the targets of n rows, and -1 for rows that are skipped or fill up the tile; return how many these are."""
     cdef int64_t target[TILE]
     cdef int64_t ignored = task.ignore_index
     cdef int32_t n_skipped = 0

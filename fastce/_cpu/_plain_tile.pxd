@@ -48,7 +48,8 @@ cdef extern from *:
             const float* x, ptrdiff_t pitch, const int32_t* y, float* x_peak) {
         int32_t place[64];
         for (int i = 0; i < 64; i++) place[i] = (y[i] > 0 ? y[i] : 0) * (int32_t)pitch + i;
-        for (int i = 0; i < 64; i += FASTCE_WIDTH) fastce_store(x_peak + i, fastce_gather(x, fastce_load_ints(place + i)));
+        for (int i = 0; i < 64; i += FASTCE_WIDTH)
+            fastce_store(x_peak + i, fastce_gather(x, fastce_load_ints(place + i)));
     }
     static CYTHON_INLINE void fastce_scale_and_put(
             const float* x, ptrdiff_t pitch, ptrdiff_t n, int n_classes, const float* alpha, const int32_t* y,
