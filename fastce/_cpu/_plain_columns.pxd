@@ -4,16 +4,10 @@ Design
 ------
 1. With few classes the scalars of a row weigh more than its classes. So they are vectors here as well, of the logits'
    own type: float64 would double their cost and, without options, none of them needs it.
-2. 64 rows are a few independent vectors, whatever the instruction set. Maxima, exponentials and scalars are separate
-   passes over all of them, so that the latency of one vector hides behind the others.
-3. The gradients of the targets are put in by comparing each class with them: GCC would make scatter instructions of
-   indexed stores, which are slow. The targets' logits are picked likewise, unless the classes are many.
-4. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are. Whatever has
+2. 64 rows are a few independent vectors, whatever the instruction set. Maxima and exponentials are separate passes over
+   all of them, so that the latency of one vector hides behind the others. The loops are those of `_plain_tile`.
+3. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are. Whatever has
    options goes through `_columns`, which does the same in float64.
-5. Every loop over rows stores one array, or GCC leaves it scalar. Accumulators and what they are compared with are
-   local arrays, or GCC tests for overlap in every turn and keeps them in memory: three times slower.
-6. Of two classes, one is the largest and the other the rest: one exponential does, and one gradient is the other's
-   negative.
 """
 from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int32_t, int64_t
@@ -24,15 +18,15 @@ from fastce._cpu._math cimport exp, exp_unit, log1p, real
 from fastce._cpu._plain_stage cimport (
     GAP, MAX_ROWS, PLAIN_STAGE_BYTES, Feed, fetch_piece, load_rows, plain_group, plan_feed, run_length, store_rows
 )
-from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
-from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
 from fastce._cpu._plain_tile cimport (
     exp_and_sum, exp_pairs, find_tops_and_peaks, pick_peaks, put_pairs, scale_and_put, shift_and_scale
 )
+from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
+from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
 from fastce._cpu._tiles cimport LANES, TILE, wide_lane_sum
 
 cdef enum:
-    TARGETS_AHEAD = 256
+    TARGETS_AHEAD = 256  # rows; they come from memory, for nothing has read them for the length of a sweep
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:
@@ -56,26 +50,27 @@ cdef inline void multiply_rows(
 
 
 cdef inline void finish_lanes(
-    real scale, double factor, const int32_t* y, bint has_skipped, const real* top, const real* x_peak,
-    const real* all_terms, const real* rest_terms, real* loss, real* alpha, real* grad_peak
+    real scale, double factor, bint is_pair, const int32_t* y, bint has_skipped, const real* top, const real* x_peak,
+    const real* rest_units, real* loss, real* alpha, real* grad_peak
 ) noexcept nogil:
-    """Turn the sums of 16 rows into losses and what makes gradients of exponentials."""
-    cdef real rest_units[LANES]  # times exp_unit
+    """Turn the sums of 16 rows, times exp_unit, into losses and what makes gradients of exponentials.
+
+    Every intermediate result is one vector or two, so it stays in registers although each loop stores an array.
+    """
+    cdef real units[LANES]
     cdef real rest[LANES]
     cdef real inverse[LANES]
     cdef real d_peak[LANES]
     cdef real log_sum[LANES]
+    cdef real others[LANES]
     cdef real unit = <real>1 / exp_unit(scale)
     cdef real unscaled = <real>(factor * unit)  # the factor of the gradient, freed of `exp_unit`
     cdef Py_ssize_t j
-    # As `rest_of` does it.
-    for j in range(LANES):
-        rest_units[j] = rest_terms[j] if all_terms[j] < <real>2 / unit else all_terms[j] - <real>1 / unit
     # top - top: NaN where no logit is above -inf.
     for j in range(LANES):
-        rest_units[j] += top[j] - top[j]
+        units[j] = rest_units[j] + (top[j] - top[j])
     for j in range(LANES):
-        rest[j] = rest_units[j] * unit
+        rest[j] = units[j] * unit
     for j in range(LANES):
         inverse[j] = <real>1 / (<real>1 + rest[j])
     for j in range(LANES):
@@ -84,10 +79,17 @@ cdef inline void finish_lanes(
         d_peak[j] = scale * (top[j] - x_peak[j])
     for j in range(LANES):
         loss[j] = log_sum[j] + d_peak[j]
-    # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without. Divided, so that it is
-    # -1 exactly where p is 0.
-    for j in range(LANES):
-        grad_peak[j] = -unscaled * ((rest_units[j] + (<real>1 / unit - exp(-d_peak[j]))) / (<real>1 + rest[j]))
+    # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without.
+    if is_pair:
+        # Either the target is the larger one, or its term is the rest.
+        for j in range(LANES):
+            others[j] = units[j] if x_peak[j] == top[j] else <real>1 / unit
+        for j in range(LANES):
+            grad_peak[j] = -unscaled * (others[j] * inverse[j])
+    else:
+        # Divided, so that it is -1 exactly where p is 0.
+        for j in range(LANES):
+            grad_peak[j] = -unscaled * ((units[j] + (<real>1 / unit - exp(-d_peak[j]))) / (<real>1 + rest[j]))
     for j in range(LANES):
         alpha[j] = unscaled * inverse[j]
     if has_skipped:
@@ -95,38 +97,6 @@ cdef inline void finish_lanes(
             loss[j] = <real>0 if y[j] < 0 else loss[j]
         for j in range(LANES):
             alpha[j] = <real>0 if y[j] < 0 else alpha[j]
-
-
-cdef inline void finish_pairs(
-    real scale, double factor, const int32_t* y, bint has_skipped, const real* top, const real* x_peak,
-    const real* rest_terms, real* loss, real* grad_peak
-) noexcept nogil:
-    """Do the same for 16 rows of two classes: either the target is the larger one, or its term is the rest."""
-    cdef real rest_units[LANES]
-    cdef real rest[LANES]
-    cdef real inverse[LANES]
-    cdef real others[LANES]
-    cdef real log_sum[LANES]
-    cdef real unit = <real>1 / exp_unit(scale)
-    cdef real unscaled = <real>(factor * unit)
-    cdef Py_ssize_t j
-    for j in range(LANES):
-        rest_units[j] = rest_terms[j] + (top[j] - top[j])
-    for j in range(LANES):
-        rest[j] = rest_units[j] * unit
-    for j in range(LANES):
-        inverse[j] = <real>1 / (<real>1 + rest[j])
-    for j in range(LANES):
-        log_sum[j] = log1p(rest[j], inverse[j])
-    for j in range(LANES):
-        loss[j] = log_sum[j] + scale * (top[j] - x_peak[j])
-    for j in range(LANES):
-        others[j] = rest_units[j] if x_peak[j] == top[j] else <real>1 / unit
-    for j in range(LANES):
-        grad_peak[j] = -unscaled * (others[j] * inverse[j])
-    if has_skipped:
-        for j in range(LANES):
-            loss[j] = <real>0 if y[j] < 0 else loss[j]
         for j in range(LANES):
             grad_peak[j] = <real>0 if y[j] < 0 else grad_peak[j]
 
@@ -161,8 +131,7 @@ cdef inline void process_tile(
     cdef real top[TILE]
     cdef real shift[TILE]
     cdef real x_peak[TILE]
-    cdef real all_terms[TILE]
-    cdef real rest[TILE]
+    cdef real rest[TILE]  # times exp_unit
     cdef real loss[TILE]
     cdef real a[TILE]
     cdef real grad_peak[TILE]
@@ -182,21 +151,18 @@ cdef inline void process_tile(
         exp_pairs(stage, pitch, scale, top, rest)
         fetch_piece(feed, scale)
         fetch_piece(feed, scale)
-        for k in range(TILE // LANES):
-            j = k * LANES
-            finish_pairs(scale, factor, y + j, n_skipped > 0, top + j, x_peak + j, rest + j, loss + j, grad_peak + j)
     else:
         find_tops_and_peaks(stage, pitch, n_classes, y, top, x_peak)
         for j in range(TILE):
             shift[j] = <real>0 if top[j] == -INFINITY else top[j]
         if scale != 1:
             shift_and_scale(stage, pitch, n_classes, scale, shift)
-        exp_and_sum(stage, pitch, n_classes, shift, all_terms, rest, feed)
-        for k in range(TILE // LANES):
-            j = k * LANES
-            finish_lanes(
-                scale, factor, y + j, n_skipped > 0, top + j, x_peak + j, all_terms + j, rest + j, loss + j, a + j,
-                grad_peak + j)
+        exp_and_sum(stage, pitch, n_classes, shift, rest, feed)
+    for k in range(TILE // LANES):
+        j = k * LANES
+        finish_lanes(
+            scale, factor, n_classes == 2, y + j, n_skipped > 0, top + j, x_peak + j, rest + j, loss + j, a + j,
+            grad_peak + j)
     if task.loss != NULL:
         memcpy(<real*>task.loss + start, loss, n * sizeof(real))
     for j in range(LANES):

@@ -22,10 +22,10 @@ from fastce._cpu._transpose cimport transpose, transpose_from_16, transpose_to_1
 
 cdef enum:
     PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
-    L1_STAGE_BYTES = 12288
+    L1_STAGE_BYTES = 12288  # two of them in an L1 of 32 KiB; 32768 took a fifteenth longer for 32 classes
     MAX_ROWS = 512       # 256 took a tenth longer for 10 and 21 planes
     FEWEST_GROUPS = 16
-    PIECES_AHEAD = 48    # 700 cycles' work with AVX-512; half of it took a tenth longer for 10 and 21 planes
+    PIECES_AHEAD = 48    # 1500 cycles' work with AVX-512; half or twice of it was no better
     GAP = 16             # a cache line of floats
 
 

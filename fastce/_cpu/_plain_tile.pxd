@@ -13,7 +13,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._exp_tile cimport LANES, TILE, exp_and_fold
-from fastce._cpu._math cimport exp, real
+from fastce._cpu._math cimport exp, exp_unit, real
 from fastce._cpu._plain_stage cimport Feed, fetch_piece
 from fastce._cpu._registers cimport HAS_REGISTERS
 from fastce._cpu._tiles cimport fill
@@ -156,7 +156,7 @@ cdef inline void shift_and_scale(
 cdef inline void exp_classes(
     real* x, Py_ssize_t pitch, int n, const real* shift, real* all_terms, real* rest, Feed* feed
 ) noexcept nogil:
-    """Do the part of `exp_and_sum` for 4, 2 or 1 classes."""
+    """Do the part of `exp_and_sum` for 4, 2 or 1 classes, and fetch as many pieces, spread evenly."""
     cdef Py_ssize_t j = 0
     while j < TILE:
         exp_and_fold(x + j, pitch, n, shift + j, <real>1, x + j, pitch, all_terms + j, rest + j)
@@ -166,20 +166,26 @@ cdef inline void exp_classes(
 
 
 cdef inline void exp_and_sum(
-    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const real* shift, real* all_terms, real* rest, Feed* feed
+    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const real* shift, real* rest, Feed* feed
 ) noexcept nogil:
-    """Turn the logits of 64 rows into exponentials; write their sums."""
-    cdef Py_ssize_t k = 0
+    """Turn the logits of 64 rows into exponentials; write their sums without the largest terms."""
+    cdef real all_terms[TILE]
+    cdef real others[TILE]
+    cdef real unit = exp_unit(shift[0])
+    cdef Py_ssize_t j, k = 0
     fill(all_terms, 0, TILE, <real>0)
-    fill(rest, 0, TILE, <real>0)
+    fill(others, 0, TILE, <real>0)
     while k + 4 <= n_classes:
-        exp_classes(x + k * pitch, pitch, 4, shift, all_terms, rest, feed)
+        exp_classes(x + k * pitch, pitch, 4, shift, all_terms, others, feed)
         k += 4
     if k + 2 <= n_classes:
-        exp_classes(x + k * pitch, pitch, 2, shift, all_terms, rest, feed)
+        exp_classes(x + k * pitch, pitch, 2, shift, all_terms, others, feed)
         k += 2
     if k < n_classes:
-        exp_classes(x + k * pitch, pitch, 1, shift, all_terms, rest, feed)
+        exp_classes(x + k * pitch, pitch, 1, shift, all_terms, others, feed)
+    # As `rest_of` does it, still times exp_unit.
+    for j in range(TILE):
+        rest[j] = others[j] if all_terms[j] < 2 * unit else all_terms[j] - unit
 
 
 cdef inline void scale_and_put(
@@ -202,7 +208,7 @@ cdef inline void scale_and_put(
 
 
 cdef inline void exp_pairs(const real* x, Py_ssize_t pitch, real scale, real* top, real* rest) noexcept nogil:
-    """Do what `find_tops` and `exp_and_sum` do for 64 rows of two classes: the only other term is the smaller."""
+    """Do what `find_tops` and `exp_and_sum` do, for 64 rows of two classes: the rest is the smaller one's term."""
     cdef real m[TILE]
     cdef real d[TILE]
     cdef Py_ssize_t j
