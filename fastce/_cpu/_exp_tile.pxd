@@ -11,7 +11,7 @@ Design
    1.1 times as long as the polynomial.
 """
 from fastce._cpu._math cimport exp, exp_unit, real
-from fastce._cpu._prefetch cimport prefetch
+from fastce._cpu._prefetch cimport prefetch  # for its macro
 from fastce._cpu._registers cimport HAS_REGISTERS
 
 cdef extern from *:
@@ -50,11 +50,18 @@ cdef extern from *:
         p = FASTCE_V(fmadd_ps)(p, FASTCE_V(mul_ps)(r, r), r);
         return fastce_zero_if_less(x, fastce_fill(-104.5f), FASTCE_V(fmadd_ps)(p, power, power));
     }
-    static CYTHON_INLINE void fastce_add_groups(const fastce_floats* y, int n_groups, float* sum) {
+    static CYTHON_INLINE fastce_floats fastce_exp_of(fastce_floats x, fastce_floats top, float scale) {
+        fastce_floats d = FASTCE_V(sub_ps)(x, top);
+        return fastce_exp(scale == 1 ? d : FASTCE_V(mul_ps)(fastce_fill(scale), d));
+    }
+    /* The sum of 4, 2 or 1 groups. */
+    static CYTHON_INLINE fastce_floats fastce_total(const fastce_floats* y, int n_groups) {
         fastce_floats total = y[0];
         if (n_groups > 1) total = FASTCE_V(add_ps)(total, y[1]);
-        if (n_groups > 2) total = FASTCE_V(add_ps)(total, FASTCE_V(add_ps)(y[2], y[3]));
-        fastce_store(sum, FASTCE_V(add_ps)(fastce_load(sum), total));
+        return n_groups < 4 ? total : FASTCE_V(add_ps)(total, FASTCE_V(add_ps)(y[2], y[3]));
+    }
+    static CYTHON_INLINE void fastce_add_to(float* sum, fastce_floats x) {
+        fastce_store(sum, FASTCE_V(add_ps)(fastce_load(sum), x));
     }
     static CYTHON_INLINE void fastce_exp_and_fold(
             const float* x, ptrdiff_t pitch, int n_groups, const float* top, float scale, float* e, ptrdiff_t e_pitch,
@@ -63,16 +70,12 @@ cdef extern from *:
         for (int j = 0; j < 16; j += FASTCE_WIDTH) {
             fastce_floats y[4], z[4];
             fastce_floats m = fastce_load(top + j);
-            for (int g = 0; g < n_groups; g++) {
-                y[g] = FASTCE_V(sub_ps)(fastce_load(x + g * pitch + j), m);
-                if (scale != 1) y[g] = FASTCE_V(mul_ps)(fastce_fill(scale), y[g]);
-                y[g] = fastce_exp(y[g]);
-            }
+            for (int g = 0; g < n_groups; g++) y[g] = fastce_exp_of(fastce_load(x + g * pitch + j), m, scale);
             for (int g = 0; g < n_groups; g++) fastce_store(e + g * e_pitch + j, y[g]);
             if (rest != NULL)
                 for (int g = 0; g < n_groups; g++) z[g] = fastce_zero_if_equal(y[g], one);
-            if (all != NULL) fastce_add_groups(y, n_groups, all + j);
-            if (rest != NULL) fastce_add_groups(z, n_groups, rest + j);
+            if (all != NULL) fastce_add_to(all + j, fastce_total(y, n_groups));
+            if (rest != NULL) fastce_add_to(rest + j, fastce_total(z, n_groups));
         }
     }
     /* 64 classes of a row; the lanes before `first` were done before and stay what they are in `e`. */
@@ -83,17 +86,14 @@ cdef extern from *:
             for (int g = 0; g < 4; g++) {
                 y[g] = fastce_load(x + 16 * g + j);
                 if (first > 0) y[g] = fastce_from_lane(16 * g + j, first, y[g], fastce_fill(-INFINITY));
-                y[g] = FASTCE_V(sub_ps)(y[g], top);
-                if (scale != 1) y[g] = FASTCE_V(mul_ps)(fastce_fill(scale), y[g]);
-                y[g] = fastce_exp(y[g]);
+                y[g] = fastce_exp_of(y[g], top, scale);
             }
             for (int g = 0; g < 4; g++) {
                 fastce_floats all = y[g];
                 if (first > 0) all = fastce_from_lane(16 * g + j, first, all, fastce_load(e + 16 * g + j));
                 fastce_store(e + 16 * g + j, all);
             }
-            y[0] = FASTCE_V(add_ps)(FASTCE_V(add_ps)(y[0], y[1]), FASTCE_V(add_ps)(y[2], y[3]));
-            sums[j / FASTCE_WIDTH] = FASTCE_V(add_ps)(sums[j / FASTCE_WIDTH], y[0]);
+            sums[j / FASTCE_WIDTH] = FASTCE_V(add_ps)(sums[j / FASTCE_WIDTH], fastce_total(y, 4));
         }
     }
     static CYTHON_INLINE void fastce_exp_row_scaled(
