@@ -118,8 +118,8 @@ def prepare_torch(logits: Array, target: Array, n_threads: int | None, *, compil
         loss = cross_entropy(x, y)
         (grad,) = torch.autograd.grad(loss, x)
         if is_bfloat16:
-            grad = grad.view(torch.int16).numpy().view(logits.dtype)
-        return loss.item(), grad
+            return loss.item(), grad.view(torch.int16).numpy().view(logits.dtype)
+        return loss.detach(), grad
 
     return loss_and_grad
 
