@@ -50,10 +50,10 @@ cdef inline void multiply_rows(
 
 
 cdef inline void finish_lanes(
-    real scale, double factor, bint is_pair, const int32_t* y, bint has_skipped, const real* top, const real* x_peak,
-    const real* rest_units, real* loss, real* alpha, real* grad_peak
+    real scale, double factor, bint is_pair, bint with_grad, const int32_t* y, bint has_skipped, const real* top,
+    const real* x_peak, const real* rest_units, real* loss, real* alpha, real* grad_peak
 ) noexcept nogil:
-    """Turn the sums of 16 rows, times exp_unit, into losses and what makes gradients of exponentials.
+    """Turn the sums of 16 rows, times exp_unit, into losses and, if asked, what makes gradients of exponentials.
 
     Every intermediate result is one vector or two, so it stays in registers although each loop stores an array.
     """
@@ -79,6 +79,11 @@ cdef inline void finish_lanes(
         d_peak[j] = scale * (top[j] - x_peak[j])
     for j in range(LANES):
         loss[j] = log_sum[j] + d_peak[j]
+    if has_skipped:
+        for j in range(LANES):
+            loss[j] = <real>0 if y[j] < 0 else loss[j]
+    if not with_grad:
+        return
     # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without.
     if is_pair:
         # Either the target is the larger one, or its term is the rest.
@@ -93,8 +98,6 @@ cdef inline void finish_lanes(
     for j in range(LANES):
         alpha[j] = unscaled * inverse[j]
     if has_skipped:
-        for j in range(LANES):
-            loss[j] = <real>0 if y[j] < 0 else loss[j]
         for j in range(LANES):
             alpha[j] = <real>0 if y[j] < 0 else alpha[j]
         for j in range(LANES):
@@ -161,8 +164,8 @@ cdef inline void process_tile(
     for k in range(TILE // LANES):
         j = k * LANES
         finish_lanes(
-            scale, factor, n_classes == 2, y + j, n_skipped > 0, top + j, x_peak + j, rest + j, loss + j, a + j,
-            grad_peak + j)
+            scale, factor, n_classes == 2, task.out.data != NULL, y + j, n_skipped > 0, top + j, x_peak + j, rest + j,
+            loss + j, a + j, grad_peak + j)
     if task.loss != NULL:
         memcpy(<real*>task.loss + start, loss, n * sizeof(real))
     for j in range(LANES):
