@@ -2,6 +2,7 @@
 
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from fastce import _cpu
@@ -38,8 +39,12 @@ class Backend(Protocol):
 
 
 def backend_of(array: object) -> Backend:
-    """Return the backend for `array`."""
-    return _cpu
+    """Return the backend for `array`, whose other operands are of the same kind."""
+    if isinstance(array, np.ndarray):
+        return _cpu
+    from fastce import _cuda  # needs CuPy, which whoever has such an array has
+
+    return _cuda  # type: ignore[return-value]
 
 
 # Ordinary calls, before any check: arrays of other kinds than the CPU's are not ordinary.

@@ -260,4 +260,6 @@ def cross_entropy_with_grad(
     )
     stats = empty_stats(problem) if return_stats else None
     loss = solve(problem, put_last(grad, class_axis), stats)
+    if out is not None:
+        grad = out  # itself, and not a view that another library made of it
     return (loss, grad) if stats is None else (loss, grad, stats)

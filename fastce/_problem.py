@@ -5,20 +5,20 @@ Design
 1. Nothing below this floor checks again, and nothing is written before everything here has passed. The one check that
    has to look at every row, whether its class exists, is left to the backend's scan, which also adds up the normalizer.
 2. Backends see one shape: the class axis last, class indices as contiguous int64, per-row factors as contiguous float32
-   or float64, class weights in the arithmetic's dtype, which is float32 for logits of 16 bits.
+   or float64, class weights in the arithmetic's dtype, which is float32 for logits of 16 bits. A GPU takes class indices
+   as they are, and the numbers in its arrays are not looked at unless the caller is willing to wait.
 3. Every message has one form: the argument, the rule, what was got.
 """
 
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastce._array import Array, address_of, array_module, check_array, is_masked, may_look_at, outline
 from fastce._options import DEFAULT_IGNORE_INDEX, INT64, Options, check_integer, check_options
 
-Array = NDArray[Any]
 Shape = tuple[int, ...]
 
 # By name: bfloat16 comes from a package, ml_dtypes, that need not be there.
@@ -60,12 +60,13 @@ def check_problem(
 ) -> tuple[Problem, int]:
     """Check the arguments of a loss; return the problem and the class axis."""
     logits = check_logits(logits)
+    xp = array_module(logits)
     axis = check_axis(axis, logits, default=min(logits.ndim - 1, 1))
     options = check_options(**single_options)
     n_classes = logits.shape[axis]
     row_shape = logits.shape[:axis] + logits.shape[axis + 1 :]
-    given = check_array(target, "target")
-    if given.size == 0 and not isinstance(target, np.ndarray):
+    given = check_array(target, "target", xp)
+    if xp is np and given.size == 0 and not isinstance(target, np.ndarray):
         given = given.astype(np.int64)  # an empty list has no kind of its own
     is_prob = check_target(given, logits.shape, axis, row_shape)
     if n_classes == 0 and 0 not in row_shape:
@@ -77,13 +78,13 @@ def check_problem(
         )
     problem = Problem(
         logits=put_last(logits, axis),
-        target=None if is_prob else as_int64(given, n_classes, options.ignore_index),
+        target=None if is_prob else as_int64(given, n_classes, options.ignore_index) if xp is np else given,
         prob=put_last(as_float(given, arithmetic(logits.dtype), DTYPES), axis) if is_prob else None,
         given_target=given,
         ignore_index=as_comparable(options.ignore_index, given.dtype),
-        weight=check_weight(weight, "weight", (n_classes,), arithmetic(logits.dtype)),
-        sample_weight=check_weight(sample_weight, "sample_weight", row_shape),
-        grad_output=check_grad_output(grad_output, options.reduction, row_shape),
+        weight=check_weight(weight, "weight", (n_classes,), xp, arithmetic(logits.dtype)),
+        sample_weight=check_weight(sample_weight, "sample_weight", row_shape, xp),
+        grad_output=check_grad_output(grad_output, options.reduction, row_shape, xp),
         options=options,
         row_shape=row_shape,
     )
@@ -100,30 +101,24 @@ def put_back(array: Array, axis: int) -> Array:
     return array if axis == array.ndim - 1 else np.moveaxis(array, -1, axis)
 
 
-def is_masked(value: object) -> bool:
-    """Tell masked arrays, without importing their module: until somebody else has, there are none."""
-    ma = sys.modules.get("numpy.ma")
-    return ma is not None and isinstance(value, ma.MaskedArray)
-
-
-def check_array(value: ArrayLike, name: str) -> Array:
-    """Return `value` as a plain array."""
-    if is_masked(value):
-        raise TypeError(f"{name} must not be a masked array (fill it, and give skipped rows a sample_weight of 0)")
-    if type(value).__module__.partition(".")[0] == "cupy":
-        raise TypeError(f"{name} must be a NumPy array like every other argument, got a CuPy array")
-    return np.asarray(value)
-
-
 def check_logits(logits: ArrayLike, name: str = "logits") -> Array:
     """Return the logits as an array of a dtype that the kernels know."""
-    logits = check_array(logits, name)
+    xp = array_module(logits)
+    logits = check_array(logits, name, xp)
     if logits.dtype.name not in DTYPES or not logits.dtype.isnative:
         hint = "" if logits.dtype.isnative else " in another byte order"
         raise TypeError(f"{name} must be float32, float64, float16 or bfloat16, got {logits.dtype.name}{hint}")
     if logits.ndim == 0:
         raise ValueError(f"{name} must have at least one dimension, got a scalar")
+    if xp is not np:
+        check_alignment(logits, name)
     return logits
+
+
+def check_alignment(array: Array, name: str) -> None:
+    """Refuse what a GPU cannot read: numbers at addresses that are no multiples of their size."""
+    if any(place % array.itemsize for place in (address_of(array), *array.strides)):
+        raise ValueError(f"{name} must be aligned to its numbers' size on a GPU, got strides {array.strides}")
 
 
 def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
@@ -211,30 +206,35 @@ def as_float(array: Array, dtype: DTypeLike, names: tuple[str, ...] = ("float32"
     return array if array.dtype.name in names and array.dtype.isnative else array.astype(dtype)
 
 
-def check_weight(weight: ArrayLike | None, name: str, shape: Shape, dtype: np.dtype[Any] | None = None) -> Array | None:
+def check_weight(
+    weight: ArrayLike | None, name: str, shape: Shape, xp: Any, dtype: np.dtype[Any] | None = None
+) -> Array | None:
     """Return finite, non-negative factors of the given shape, contiguous; flat unless `dtype` fixes their type."""
     if weight is None:
         return None
-    array = check_array(weight, name)
+    array = check_array(weight, name, xp)
     if not is_real(array.dtype):
         raise TypeError(f"{name} must be real numbers, got {array.dtype}")
     if array.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    if array.size and not (array.min() >= 0 and array.max() < np.inf):
-        bad = int(np.argmin((array >= 0) & (array < np.inf)))
+    is_known = array.size > 0 and may_look_at(array)
+    if is_known and not (array.min() >= 0 and array.max() < np.inf):
+        bad = int(((array >= 0) & (array < np.inf)).argmin())
         raise ValueError(f"{name} must be finite and not negative, got {array.reshape(-1)[bad]}")
     with np.errstate(over="ignore"):  # refused below
-        array = np.ascontiguousarray(array.astype(dtype, copy=False) if dtype else as_float(array, np.float64))
-    if dtype and array.size and not array.max() < np.inf:
-        raise ValueError(f"{name} must be finite in {np.dtype(dtype).name}, got {np.max(weight)}")
+        array = xp.ascontiguousarray(array.astype(dtype, copy=False) if dtype else as_float(array, np.float64))
+    if dtype and is_known and not array.max() < np.inf:
+        raise ValueError(f"{name} must be finite in {np.dtype(dtype).name}, got {check_array(weight, name, xp).max()}")
     return array.reshape(-1)
 
 
-def check_grad_output(grad_output: ArrayLike | None, reduction: str, row_shape: Shape) -> float | Array:
-    """Return the upstream gradient: a float, or contiguous factors per row."""
+def check_grad_output(grad_output: ArrayLike | None, reduction: str, row_shape: Shape, xp: Any) -> float | Array:
+    """Return the upstream gradient: a float, contiguous factors per row, or, on a GPU, one factor for all of them."""
     if grad_output is None:
         return 1.0
-    array = check_array(grad_output, "grad_output")
+    if xp is not np and isinstance(grad_output, int | float | np.generic):
+        xp = np  # a number has no place
+    array = check_array(grad_output, "grad_output", xp)
     if not is_real(array.dtype):
         raise TypeError(f"grad_output must be real numbers, got {array.dtype}")
     shape = row_shape if reduction == "none" else ()
@@ -242,9 +242,9 @@ def check_grad_output(grad_output: ArrayLike | None, reduction: str, row_shape: 
         raise ValueError(
             f"grad_output must have the loss's shape {shape} under reduction={reduction!r}, got {array.shape}"
         )
-    if shape == ():
+    if shape == () and xp is np:
         return float(array)
-    return np.ascontiguousarray(as_float(array, np.float64)).reshape(-1)
+    return xp.ascontiguousarray(as_float(array, np.float64)).reshape(-1)  # type: ignore[no-any-return]
 
 
 def check_out(out: object, like: Array, inputs: Sequence[tuple[str, object]], name: str = "logits") -> Array:
@@ -252,21 +252,27 @@ def check_out(out: object, like: Array, inputs: Sequence[tuple[str, object]], na
 
     `like` itself may be `out`; any other overlap with it or with one of `inputs`, (name, array) pairs, is refused.
     """
+    xp = array_module(like)
     if out is None:
-        return np.empty_like(like, subok=False)
-    if not isinstance(out, np.ndarray) or is_masked(out):
+        return np.empty_like(like, subok=False) if xp is np else xp.empty_like(like, order="K")  # type: ignore[no-any-return]
+    if xp is not np:
+        out = check_array(out, "out", xp)  # type: ignore[arg-type]
+        check_alignment(out, "out")
+    elif not isinstance(out, np.ndarray) or is_masked(out):
         raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
     if out.shape != like.shape:
         raise ValueError(f"out must have the shape of {name}, {like.shape}, got {out.shape}")
     if out.dtype != like.dtype or not out.dtype.isnative:
         raise ValueError(f"out must have the dtype of {name}, {like.dtype.name}, got {out.dtype.str}")
-    if not out.flags.writeable:
+    if xp is np and not out.flags.writeable:
         raise ValueError("out must be writable, got a read-only array")
     if out.size and any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
         raise ValueError(f"out must have an element of its own for every entry, got strides {out.strides}")
-    same = out is like or (out.ctypes.data == like.ctypes.data and out.strides == like.strides)
+    same = out is like or (address_of(out) == address_of(like) and out.strides == like.strides)
     for other_name, other in inputs if same else ((name, like), *inputs):
-        if isinstance(other, np.ndarray) and overlap(out, other):
+        if xp is not np and array_module(other) is xp:
+            other = check_array(other, other_name, xp)  # type: ignore[arg-type]  # noqa: PLW2901
+        if isinstance(other, xp.ndarray) and overlap(out, other):
             raise ValueError(
                 f"out must be {name} itself or share no memory with the inputs, got an overlap with {other_name}"
             )
@@ -276,6 +282,6 @@ def check_out(out: object, like: Array, inputs: Sequence[tuple[str, object]], na
 def overlap(a: Array, b: Array) -> bool:
     """Tell whether two arrays share an element, or are too intricate to tell."""
     try:
-        return np.shares_memory(a, b, max_work=_MAX_WORK)
+        return np.shares_memory(outline(a), outline(b), max_work=_MAX_WORK)
     except np.exceptions.TooHardError:
         return True

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastce._array import array_module
 from fastce._backend import backend_of
 from fastce._options import check_n_threads
 from fastce._problem import arithmetic, check_axis, check_logits, check_out, put_last
@@ -118,10 +119,11 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, n_threads: int | None = None) -> 
     x = check_logits(x, "x")
     n_threads = check_n_threads(n_threads)
     rows = put_last(x, check_axis(axis, x, x.ndim - 1))
-    lse = np.full(rows.shape[:-1], -np.inf, arithmetic(x.dtype))
+    xp = array_module(x)
+    lse = xp.full(rows.shape[:-1], -np.inf, arithmetic(x.dtype))
     if rows.size:
         backend_of(x).run(rows, lse=lse, n_threads=n_threads)
-        odd = np.isnan(lse)
+        odd = np.isnan(lse) if xp is np else np.zeros(0)  # the GPU's kernel sees to it
         if odd.any():
             # A maximum that is infinite, or NaN, is the sum too; only kernels for the loss call all of that NaN.
             lse[odd] = rows[odd].max(axis=-1)
@@ -133,7 +135,7 @@ def _along_axis(x: ArrayLike, axis: int, out: NDArray[Any] | None, n_threads: in
     x = check_logits(x, "x")
     axis = check_axis(axis, x, x.ndim - 1)
     n_threads = check_n_threads(n_threads)
-    out = check_out(out, x, [], "x")
+    result = check_out(out, x, [], "x")
     if x.size:
-        backend_of(x).run(put_last(x, axis), out=put_last(out, axis), n_threads=n_threads, **kind)
-    return out
+        backend_of(x).run(put_last(x, axis), out=put_last(result, axis), n_threads=n_threads, **kind)
+    return result if out is None else out

@@ -5,8 +5,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastce._array import Array, array_module, waits
 from fastce._backend import Backend, backend_of
-from fastce._problem import Array, Problem, arithmetic, class_error
+from fastce._problem import Problem, arithmetic, class_error
 
 
 class CrossEntropyStats(NamedTuple):
@@ -28,11 +29,12 @@ class CrossEntropyStats(NamedTuple):
 def empty_stats(problem: Problem) -> CrossEntropyStats:
     """Return statistics to be written."""
     shape, dtype = problem.row_shape, arithmetic(problem.logits.dtype)
+    xp = array_module(problem.logits)
     return CrossEntropyStats(
-        lse=np.empty(shape, dtype),
-        log_prob=np.empty(shape, dtype),
-        argmax=np.empty(shape, np.int64),
-        entropy=np.empty(shape, dtype),
+        lse=xp.empty(shape, dtype),
+        log_prob=xp.empty(shape, dtype),
+        argmax=xp.empty(shape, np.int64),
+        entropy=xp.empty(shape, dtype),
     )
 
 
@@ -41,39 +43,49 @@ def solve(
 ) -> np.floating[Any] | Array:
     """Run a problem and return the loss; write the gradient and the statistics that are given."""
     options = problem.options
+    what_for = {
+        "weight": problem.weight,
+        "sample_weight": problem.sample_weight,
+        "grad_output": problem.grad_output if not isinstance(problem.grad_output, float) else None,
+        **(stats._asdict() if stats is not None else {}),
+        "normalized": normalized,
+        "ignore_index": problem.ignore_index,
+        "label_smoothing": options.label_smoothing,
+        "z_loss": options.z_loss,
+        "logit_scale": options.logit_scale,
+        "softcap": options.softcap or 0.0,
+        "n_threads": options.n_threads,
+    }
+    factor = problem.grad_output if isinstance(problem.grad_output, float) else 1.0
+    if array_module(problem.logits) is np:
+        return _solve_at_once(problem, grad, factor, what_for)
+    return _solve_later(problem, grad, factor, what_for)
+
+
+def _solve_at_once(
+    problem: Problem, grad: Array | None, factor: float, what_for: dict[str, Any]
+) -> np.floating[Any] | Array:
+    """Run a problem on the CPU."""
+    options = problem.options
     backend = backend_of(problem.logits)
-    logits = problem.logits
-    loss_type = arithmetic(logits.dtype).type
-    row_shape = problem.row_shape
-    n_classes = logits.shape[-1]
+    loss_type = arithmetic(problem.logits.dtype).type
+    n_classes = problem.logits.shape[-1]
     normalizer = find_normalizer(problem, backend)
     mean = options.reduction == "mean"
-    per_row_loss = np.zeros(row_shape, loss_type) if options.reduction == "none" else None
+    per_row_loss = np.zeros(problem.row_shape, loss_type) if options.reduction == "none" else None
     total = 0.0
-    if 0 not in row_shape:
-        per_row = isinstance(problem.grad_output, np.ndarray)
-        factor = 1.0 if per_row else problem.grad_output
+    if 0 not in problem.row_shape:
         if mean and normalizer != 0:
             factor /= normalizer
         total = backend.run(
-            logits,
+            problem.logits,
             problem.target,
             problem.prob,
             grad if normalizer != 0 or not mean else None,
-            weight=problem.weight,
             weight_sum=float(n_classes) if problem.weight is None else backend.total(problem.weight),
-            sample_weight=problem.sample_weight,
-            grad_output=problem.grad_output if per_row else None,
             factor=factor,
             loss=per_row_loss,
-            **(stats._asdict() if stats is not None else {}),
-            normalized=normalized,
-            ignore_index=problem.ignore_index,
-            label_smoothing=options.label_smoothing,
-            z_loss=options.z_loss,
-            logit_scale=options.logit_scale,
-            softcap=options.softcap or 0.0,
-            n_threads=options.n_threads,
+            **what_for,
         )
     if mean and normalizer == 0 and grad is not None:
         grad[...] = 0
@@ -81,11 +93,45 @@ def solve(
         return per_row_loss
     value = total
     if mean:
-        value = total / normalizer if normalizer != 0 else {"nan": np.nan, "zero": 0.0}[options.on_empty]
+        value = total / normalizer if normalizer != 0 else _value_of_nothing(options.on_empty)
     if abs(value) > float(np.finfo(loss_type).max):
         value = np.copysign(np.inf, value)  # what a cast gives too, but with a warning
     scalar: np.floating[Any] = loss_type(value)
     return scalar
+
+
+def _solve_later(problem: Problem, grad: Array | None, factor: float, what_for: dict[str, Any]) -> Array:
+    """Start a problem on a GPU, which adds up for itself what a mean divides by; return where the loss will be."""
+    options = problem.options
+    logits, given = problem.logits, problem.given_target
+    xp = array_module(logits)
+    loss_dtype = arithmetic(logits.dtype)
+    if 0 in problem.row_shape:
+        if options.reduction == "none":
+            return xp.zeros(problem.row_shape, loss_dtype)  # type: ignore[no-any-return]
+        return xp.full(  # type: ignore[no-any-return]
+            (), 0.0 if options.reduction == "sum" else _value_of_nothing(options.on_empty), loss_dtype
+        )
+    loss: Array = backend_of(logits).run(  # type: ignore[assignment]
+        logits,
+        problem.target,
+        problem.prob,
+        grad,
+        factor=factor,
+        reduction=options.reduction,
+        on_empty=_value_of_nothing(options.on_empty),
+        loss_dtype=loss_dtype,
+        make_error=None
+        if problem.target is None
+        else lambda row: class_error(given, row, logits.shape[-1], options.ignore_index),
+        wait=waits(),
+        **what_for,
+    )
+    return loss
+
+
+def _value_of_nothing(on_empty: str) -> float:
+    return {"nan": np.nan, "zero": 0.0}[on_empty]
 
 
 def find_normalizer(problem: Problem, backend: Backend) -> float:

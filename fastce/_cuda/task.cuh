@@ -1,0 +1,107 @@
+/* What a launch is told: one struct by value, and how its operands are read row by row.
+
+   Every field takes 8 bytes, so that its layout is the same for every compiler and for `_task.py`, which writes it. */
+
+#define FC_DIMS 8 /* row axes, after neighbours that can be one have been merged */
+
+typedef FC_T number; /* the logits' type, and that of the arithmetic */
+#if FC_DOUBLE
+typedef double real;
+#else
+typedef float real;
+#endif
+
+struct Vector { /* factors of rows, or NULL; `step` is 0 if one number serves all rows, else 1 */
+    const void* data;
+    int64 is_double, step;
+};
+
+struct Matrix { /* rows and classes, strides in bytes */
+    char* data;
+    int64 class_stride;
+    int64 row_strides[FC_DIMS];
+};
+
+struct Task {
+    Matrix logits, prob, out;
+    const char* target;
+    int64 target_strides[FC_DIMS];
+    int64 target_size; /* bytes; negative if unsigned */
+    int64 ignore_index;
+    const real* weight;
+    Vector sample_weight, grad_output;
+    real* loss; /* this and the next four: one entry for each row */
+    real* lse;
+    real* log_prob;
+    real* entropy;
+    int64* argmax;
+    int64 n_rows, n_classes, n_dims;
+    int64 shape[FC_DIMS]; /* of the rows, as the strides have it */
+    double factor, label_smoothing, z_loss, logit_scale, softcap;
+    const double* normalizer; /* NULL: 1 */
+    int64* error;             /* the first row with a target that does not exist */
+    /* Of sums over the rows alone: */
+    double* slots;
+    unsigned* counter;
+    double* total;
+    real* result;
+    double on_empty;
+};
+static_assert(sizeof(Task) == FC_TASK_BYTES, "_task.py describes another struct");
+
+FC_DEVICE int64 row_offset(const Task& task, const int64* strides, int64 row) {
+    int64 offset = 0;
+    for (int d = (int)task.n_dims - 1; d > 0; d--) {
+        int64 rest = row / task.shape[d];
+        offset += (row - rest * task.shape[d]) * strides[d];
+        row = rest;
+    }
+    return offset + row * strides[0];
+}
+
+FC_DEVICE double item(const Vector& vector, int64 row) {
+    if (vector.data == nullptr) return 1;
+    return vector.is_double ? static_cast<const double*>(vector.data)[row * vector.step]
+                            : (double)static_cast<const float*>(vector.data)[row * vector.step];
+}
+
+/* Class indices of 64 bits without a sign keep their bits, as `ignore_index` does; the others keep their value. */
+FC_DEVICE int64 target_of(const Task& task, int64 row) {
+    const char* place = task.target + row_offset(task, task.target_strides, row);
+    switch (task.target_size) {
+        case 1: return *reinterpret_cast<const signed char*>(place);
+        case -1: return *reinterpret_cast<const unsigned char*>(place);
+        case 2: return *reinterpret_cast<const short*>(place);
+        case -2: return *reinterpret_cast<const unsigned short*>(place);
+        case 4: return *reinterpret_cast<const int*>(place);
+        case -4: return *reinterpret_cast<const unsigned*>(place);
+        default: return *reinterpret_cast<const int64*>(place);
+    }
+}
+
+struct Row {
+    double weight; /* the row's sample weight; 0 if it is skipped */
+    int y;         /* the target's class, -1 without */
+    bool bad;      /* a target that does not exist: skipped, but its loss is NaN */
+};
+
+FC_DEVICE Row read_row(const Task& task, int64 row) {
+    Row r = {item(task.sample_weight, row), -1, false};
+    if (task.target != nullptr) {
+        int64 y = target_of(task, row);
+        if (y == task.ignore_index) {
+            r.weight = 0;
+        } else if (y < 0 || y >= task.n_classes) {
+            r.weight = 0;
+            r.bad = true;
+        } else {
+            r.y = (int)y;
+        }
+    }
+    if (r.weight == 0) r.y = -1;
+    return r;
+}
+
+FC_DEVICE real class_weight(const Task& task, int k) {
+    return task.weight == nullptr ? (real)1 : task.weight[k];
+}
