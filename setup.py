@@ -170,7 +170,7 @@ class SourceDistribution(sdist):
 
     def make_distribution(self):
         """Add what setuptools leaves out, then pack."""
-        tests = {str(path) for path in Path("tests").rglob("*.py")}
+        tests = {str(path) for kind in ("*.py", "*.hpp") for path in Path("tests").rglob(kind)}
         self.filelist.extend(sorted(tests.difference(self.filelist.files)))
         super().make_distribution()
 

@@ -61,12 +61,18 @@ def check_array(value: ArrayLike, name: str, xp: Any = np) -> Array:
     return np.asarray(value)
 
 
-def _on_gpu(value: Any, name: str, xp: Any) -> Any:
+def _on_gpu(value: Any, name: str, xp: Any) -> Array:
+    array: Array
     if isinstance(value, xp.ndarray):
-        return value
+        array = value
+        return array
+    if isinstance(value, int | float | np.generic):
+        array = xp.asarray(value)  # a number has no place
+        return array
     if not is_on_gpu(value):
         raise TypeError(f"{name} must be on the GPU like the logits, got {type(value).__name__} on the host")
-    return xp.from_dlpack(value) if hasattr(value, "__dlpack__") else xp.asarray(value)
+    array = xp.from_dlpack(value) if hasattr(value, "__dlpack__") else xp.asarray(value)
+    return array
 
 
 def address_of(array: Any) -> int:
@@ -75,7 +81,7 @@ def address_of(array: Any) -> int:
 
 
 def outline(array: Any) -> Array:
-    """Return an array at the same place that must not be read, for NumPy to tell what overlaps; NumPy's own as it is."""
+    """Return an array at the same place that must not be read, for NumPy to tell what overlaps."""
     if isinstance(array, np.ndarray):
         return array
 

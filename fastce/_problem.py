@@ -5,8 +5,8 @@ Design
 1. Nothing below this floor checks again, and nothing is written before everything here has passed. The one check that
    has to look at every row, whether its class exists, is left to the backend's scan, which also adds up the normalizer.
 2. Backends see one shape: the class axis last, class indices as contiguous int64, per-row factors as contiguous float32
-   or float64, class weights in the arithmetic's dtype, which is float32 for logits of 16 bits. A GPU takes class indices
-   as they are, and the numbers in its arrays are not looked at unless the caller is willing to wait.
+   or float64, class weights in the arithmetic's dtype, which is float32 for logits of 16 bits. A GPU takes class
+   indices as they are, and the numbers in its arrays are not looked at unless the caller is willing to wait.
 3. Every message has one form: the argument, the rule, what was got.
 """
 
@@ -219,13 +219,14 @@ def check_weight(
         raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
     is_known = array.size > 0 and may_look_at(array)
     if is_known and not (array.min() >= 0 and array.max() < np.inf):
-        bad = int(((array >= 0) & (array < np.inf)).argmin())
+        bad = int((~((array >= 0) & (array < np.inf))).argmax())
         raise ValueError(f"{name} must be finite and not negative, got {array.reshape(-1)[bad]}")
     with np.errstate(over="ignore"):  # refused below
         array = xp.ascontiguousarray(array.astype(dtype, copy=False) if dtype else as_float(array, np.float64))
     if dtype and is_known and not array.max() < np.inf:
         raise ValueError(f"{name} must be finite in {np.dtype(dtype).name}, got {check_array(weight, name, xp).max()}")
-    return array.reshape(-1)
+    flat: Array = array.reshape(-1)
+    return flat
 
 
 def check_grad_output(grad_output: ArrayLike | None, reduction: str, row_shape: Shape, xp: Any) -> float | Array:
@@ -233,7 +234,7 @@ def check_grad_output(grad_output: ArrayLike | None, reduction: str, row_shape: 
     if grad_output is None:
         return 1.0
     if xp is not np and isinstance(grad_output, int | float | np.generic):
-        xp = np  # a number has no place
+        xp = np  # and no need of the GPU's memory
     array = check_array(grad_output, "grad_output", xp)
     if not is_real(array.dtype):
         raise TypeError(f"grad_output must be real numbers, got {array.dtype}")
@@ -254,7 +255,8 @@ def check_out(out: object, like: Array, inputs: Sequence[tuple[str, object]], na
     """
     xp = array_module(like)
     if out is None:
-        return np.empty_like(like, subok=False) if xp is np else xp.empty_like(like, order="K")  # type: ignore[no-any-return]
+        new: Array = xp.empty_like(like, order="K", subok=False if xp is np else None)
+        return new
     if xp is not np:
         out = check_array(out, "out", xp)  # type: ignore[arg-type]
         check_alignment(out, "out")
@@ -271,7 +273,7 @@ def check_out(out: object, like: Array, inputs: Sequence[tuple[str, object]], na
     same = out is like or (address_of(out) == address_of(like) and out.strides == like.strides)
     for other_name, other in inputs if same else ((name, like), *inputs):
         if xp is not np and array_module(other) is xp:
-            other = check_array(other, other_name, xp)  # type: ignore[arg-type]  # noqa: PLW2901
+            other = check_array(other, other_name, xp)  # type: ignore[arg-type]
         if isinstance(other, xp.ndarray) and overlap(out, other):
             raise ValueError(
                 f"out must be {name} itself or share no memory with the inputs, got an overlap with {other_name}"

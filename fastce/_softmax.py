@@ -123,11 +123,13 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, n_threads: int | None = None) -> 
     lse = xp.full(rows.shape[:-1], -np.inf, arithmetic(x.dtype))
     if rows.size:
         backend_of(x).run(rows, lse=lse, n_threads=n_threads)
-        odd = np.isnan(lse) if xp is np else np.zeros(0)  # the GPU's kernel sees to it
-        if odd.any():
-            # A maximum that is infinite, or NaN, is the sum too; only kernels for the loss call all of that NaN.
-            lse[odd] = rows[odd].max(axis=-1)
-    return lse[()]
+        if xp is np:  # the GPU's kernel sees to it itself
+            odd = np.isnan(lse)
+            if odd.any():
+                # A maximum that is infinite, or NaN, is the sum too; only kernels for the loss call all of that NaN.
+                lse[odd] = rows[odd].max(axis=-1)
+    result: NDArray[Any] = lse[()]
+    return result
 
 
 def _along_axis(x: ArrayLike, axis: int, out: NDArray[Any] | None, n_threads: int | None, **kind: Any) -> NDArray[Any]:

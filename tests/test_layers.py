@@ -13,7 +13,7 @@ import fastce
 PACKAGE = Path(fastce.__file__).parent
 
 # module: what of this package it may import. The standard library and NumPy are open to all.
-RULES = {"_options", "_problem"}
+RULES = {"_array", "_options", "_problem"}
 FLOORS = {
     "__init__": {"_config", "_loss", "_loss_object", "_nll_loss", "_softmax", "_solve", "_stats"},  # the door
     "_loss": {*RULES, "_backend", "_solve"},  # meaning: the public functions
@@ -22,12 +22,16 @@ FLOORS = {
     "_stats": {*RULES, "_solve"},
     "_softmax": {*RULES, "_backend"},
     "_config": {"_cpu"},
-    "_problem": {"_options"},  # the rules
+    "_problem": {"_array", "_options"},  # the rules
+    "_array": set(),
     "_options": set(),
     "_solve": {*RULES, "_backend"},  # the junction
-    "_backend": {"_cpu"},
+    "_backend": {"_cpu", "_cuda"},
+    "cuda": {"_array", "_cuda"},  # a side door, to what a GPU alone needs
     "_reference": set(),  # aside
 }
+# Imported within functions: nothing of it before there is an array on a GPU.
+LAZY = {"cupy"}
 # Programs and integrations stand on the public functions, and on each other. They may bring their own packages.
 PROGRAMS = {
     "__main__": {"_bench", "_demo", "_progress"},
@@ -75,7 +79,7 @@ def test_every_module_has_a_floor():
 def test_modules_import_from_the_floor_below(module):
     own, others = imports(PACKAGE / f"{module}.py")
     assert own <= FLOORS[module]
-    assert others <= {*sys.stdlib_module_names, "numpy"}
+    assert others <= {*sys.stdlib_module_names, "numpy", *LAZY}
 
 
 @pytest.mark.parametrize("module", PROGRAMS)
@@ -84,11 +88,12 @@ def test_programs_stand_on_the_public_functions(module):
     assert own <= {"fastce", *PROGRAMS[module]}
 
 
-@pytest.mark.parametrize("path", sorted((PACKAGE / "_cpu").glob("*.py")), ids=lambda path: path.stem)
-def test_the_backend_imports_nothing_from_above(path):
-    own, others = imports(path)
-    assert own <= {"_cpu"}
-    assert others <= {*sys.stdlib_module_names, "numpy"}
+@pytest.mark.parametrize("backend", ["_cpu", "_cuda"])
+def test_a_backend_imports_nothing_from_above_or_beside(backend):
+    for path in sorted((PACKAGE / backend).glob("*.py")):
+        own, others = imports(path)
+        assert own <= {backend}, path.name
+        assert others <= {*sys.stdlib_module_names, "numpy", *LAZY}, path.name
 
 
 def test_the_kernels_know_only_each_other():

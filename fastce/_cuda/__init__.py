@@ -2,8 +2,8 @@
 
 Design
 ------
-1. Nothing waits for the device, unless the caller asks for that. What a mean divides by is summed on the device and read
-   by the kernel; bad targets are told later (`_errors`).
+1. Nothing waits for the device, unless the caller asks for that. What a mean divides by is summed on the device and
+   read by the kernel; bad targets are told later (`_errors`).
 2. A mean takes three launches: the normalizer, the rows, the sum of their losses. Each sum has a fixed order.
 3. What the launches share, sums of blocks and the rows' losses, is kept for each stream, for one that is done with it.
 """

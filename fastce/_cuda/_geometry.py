@@ -65,8 +65,8 @@ def choose_geometry(
 ) -> Geometry:
     """Return how to do a problem.
 
-    `is_row_major`: the classes lie side by side, in what is written too. `is_dense`: so do the rows. `is_aligned`: every
-    row begins at a multiple of 16 bytes.
+    `is_row_major`: the classes lie side by side, in what is written too. `is_dense`: so do the rows. `is_aligned`:
+    every row begins at a multiple of 16 bytes.
     """
     row_bytes = n_classes * itemsize
     if not is_row_major:
