@@ -6,6 +6,7 @@ compiled by g++ and run by cuda_host/host.hpp. `install` makes it the module tha
 
 import atexit
 import ctypes
+import functools
 import hashlib
 import itertools
 import math
@@ -466,12 +467,10 @@ class RawKernel:
 
 _libraries = {}
 _lock = threading.Lock()
-_folder = None
 
 
 def _load(code, options=()):
     """Compile a kernel for the host, once in this process, and load it."""
-    global _folder
     kept, words = [], iter(options)
     for word in words:
         if word in ("-I", "-D"):
@@ -481,10 +480,7 @@ def _load(code, options=()):
     key = code, tuple(kept), tuple(compiler_flags)
     with _lock:
         if key not in _libraries:
-            if _folder is None:
-                _folder = tempfile.TemporaryDirectory()
-                atexit.register(_folder.cleanup)
-            stem = Path(_folder.name) / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
+            stem = _folder() / hashlib.sha256(repr(key).encode()).hexdigest()[:16]
             compile_host(f"{code}\nFC_HOST_ENTRY(FC_NAME)\n", stem, [*kept, *compiler_flags])
             _libraries[key] = ctypes.CDLL(str(stem.with_suffix(".so")))
         return _libraries[key]
@@ -500,12 +496,44 @@ def compile_host(text, stem, flags, suffix=".so"):
     """Compile the text of a kernel to a shared library, or to a program if the suffix is empty."""
     source, target = stem.with_suffix(".cpp"), stem.with_suffix(suffix)
     source.write_text(text, encoding="utf-8")
-    command = [*compiler(), "-std=c++20", "-O1", "-fPIC", "-DFC_HOST", "-ffp-contract=off", "-fno-strict-aliasing"]
-    command += [f"-I{HOST}", *flags, *(["-shared"] if suffix else ["-pthread"]), "-o", str(target), str(source)]
+    command = [
+        *compiler(),
+        "-std=c++20",
+        "-O1",
+        "-fPIC",
+        "-DFC_HOST",
+        "-ffp-contract=off",
+        "-fno-strict-aliasing",
+        *flags,
+    ]
+    if suffix:
+        _run([*command, f"-I{_precompile(command)}", f"-I{HOST}", "-shared", "-o", str(target), str(source)])
+    else:
+        _run([*command, f"-I{HOST}", "-pthread", "-o", str(target), str(source)])
+    return target
+
+
+@functools.cache
+def _folder():
+    """Make the folder of this process's libraries."""
+    folder = tempfile.TemporaryDirectory()
+    atexit.register(folder.cleanup)
+    return Path(folder.name)
+
+
+def _precompile(command):
+    """Return a folder with what this command makes of the header alone: that is half of a kernel's time."""
+    folder = _folder() / hashlib.sha256(repr(command).encode()).hexdigest()[:16]
+    if not folder.exists():
+        folder.mkdir()
+        _run([*command, "-x", "c++-header", str(HOST / "host.hpp"), "-o", str(folder / "host.hpp.gch")])
+    return folder
+
+
+def _run(command):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{shlex.join(command)}\n{done.stderr}")
-    return target
 
 
 class Device:

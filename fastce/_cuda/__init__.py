@@ -158,7 +158,7 @@ def run(
         variant = Variant(
             dtype=logits.dtype.name,
             prob_dtype=None if prob is None else prob.dtype.name,
-            is_smoothed=label_smoothing != 0,
+            is_smoothed=label_smoothing != 0 and prob is None,
             out=None
             if out is None
             else "log_softmax"

@@ -70,7 +70,7 @@ def choose_geometry(
     """
     row_bytes = n_classes * itemsize
     if not is_row_major:
-        classes = n_classes if n_classes * itemsize <= REGISTER_CLASSES * 4 else 0
+        classes = n_classes if n_classes * max(itemsize, 4) <= REGISTER_CLASSES * 4 else 0
         return Geometry("COLUMN", divide_up(n_rows, 256), per_sm=1, classes=classes)
     if is_dense and row_bytes <= TILE_BYTES and row_bytes % BANK_BYTES:
         threads = 256 if row_bytes <= TILE_BYTES // 2 else 128

@@ -46,6 +46,8 @@ FC_DEVICE char* shared_memory() {
     return reinterpret_cast<char*>(fc_shared);
 }
 FC_DEVICE void sync_block() { __syncthreads(); }
+/* Shuffles bring a warp together too, but only this orders what its threads read and write. */
+FC_DEVICE void sync_warp() { __syncwarp(); }
 
 /* The value of the thread whose rank differs by `mask` < 32; all threads of a warp take part. */
 FC_DEVICE float shuffle_xor(float x, int mask) { return __shfl_xor_sync(0xffffffffu, x, mask); }

@@ -92,7 +92,15 @@ struct Span {
     template <class F>
     FC_DEVICE void put(int g, const Granule& from, char* out, bool is_aligned, F f) const {
         Granule y;
-        each(g, from, [&](int k, real x) { narrow(f(k, x), y.x[k - first_class(g)]); });
+        const int k = first_class(g);
+        const bool whole = is_whole(g);
+        FC_UNROLL
+        for (int i = 0; i < V; i++)
+            if (whole || has(k + i)) narrow(f(k + i, widen(from.x[i])), y.x[i]);
+        store(g, y, out, is_aligned);
+    }
+    /* Write a granule of this row to where `out` has it. */
+    FC_DEVICE void store(int g, const Granule& y, char* out, bool is_aligned) const {
         number* place = reinterpret_cast<number*>(out) + first_class(g);
         if (is_aligned && is_whole(g)) {
             *reinterpret_cast<bits16*>(place) = y.bits;
@@ -160,16 +168,7 @@ FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
     sync_block();
     char* out = out_of(task, start);
     const bool is_aligned = lie_alike(out, span.base + sizeof(number) * span.before);
-    for (int g = (int)thread_rank(); g < span.n_granules; g += FC_THREADS) {
-        number* place = reinterpret_cast<number*>(out) + span.first_class(g);
-        if (is_aligned && span.is_whole(g)) {
-            *reinterpret_cast<bits16*>(place) = tile[g].bits;
-        } else {
-            FC_UNROLL
-            for (int i = 0; i < V; i++)
-                if (span.has(span.first_class(g) + i)) place[i] = tile[g].x[i];
-        }
-    }
+    for (int g = (int)thread_rank(); g < span.n_granules; g += FC_THREADS) span.store(g, tile[g], out, is_aligned);
 }
 
 #elif FC_FAMILY == WARP
@@ -204,13 +203,13 @@ struct RegisterHome {
 };
 
 FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
-    /* Teams without a row of their own do one again, without reading or writing: a warp stays together. */
+    /* Teams without a row of their own go through the last one, without reading or writing it: warps stay together. */
     const int64 place = (int64)block_rank() * (FC_THREADS / FC_LANES) + thread_rank() / FC_LANES;
     const bool is_row = place < task.n_rows;
     const int64 row = is_row ? place : task.n_rows - 1;
-    Row r = read_row(task, row);
+    const Row r = read_row(task, row);
     char* x = logits_of(task, row);
-    const real x_y = target_logit(task, r, x);
+    const real x_y = is_row ? target_logit(task, r, x) : (real)0;
     RegisterHome home(x, task.n_classes, out_of(task, row), r.weight != 0, is_row);
     struct Member : Team<FC_LANES, 1, 1> {
         bool writes;

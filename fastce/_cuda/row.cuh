@@ -271,6 +271,7 @@ FC_DEVICE void do_row(const Task& task, int64 row, const Row& r, Team& team, Hom
     }
     const Finished f = finish_row(task, o, r, row, a, x_y, team.is_first());
     if (FC_OUT == 0) return;
+    team.settle();
     if (f.has_grad)
         home.write([&](int k, real x) { return grad_of(task, o, f, k, x); });
     else

@@ -13,6 +13,10 @@ struct Team {
     FC_DEVICE unsigned rank() const { return WARPS > 1 ? thread_rank() : thread_rank() % LANES; }
     FC_DEVICE bool is_first() const { return rank() == 0 && (CLUSTER == 1 || cluster_rank() == 0); }
 
+    /* What the team has read is read before any of it writes: questions see to that, except within a warp. */
+    FC_DEVICE void settle() {
+        if (WARPS == 1 && CLUSTER == 1) sync_warp();
+    }
     FC_DEVICE real max(real x) {
         exchange(0, 1, &x, [](real a, real b) { return larger(a, b); });
         return x;
@@ -49,9 +53,9 @@ struct Team {
         FC_UNROLL
         for (int k = 0; k < n; k++) {
             if (n == ALL_SUMS && !is_summed(k)) continue;
-            const V* own = slots<V>(question + k);
-            x[k] = own[0];
-            for (int i = 1; i < WARPS; i++) x[k] = join(x[k], own[i]);
+            x[k] = slots<V>(question + k)[lane % WARPS];
+            FC_UNROLL
+            for (int mask = WARPS / 2; mask > 0; mask /= 2) x[k] = join(x[k], shuffle_xor(x[k], mask));
         }
         if (CLUSTER == 1) return;
         FC_UNROLL
@@ -62,10 +66,9 @@ struct Team {
         FC_UNROLL
         for (int k = 0; k < n; k++) {
             if (n == ALL_SUMS && !is_summed(k)) continue;
-            const V* all = slots<V>(question + k) + 8 * WARPS / (int)sizeof(V);
-            x[k] = all[0];
+            x[k] = (slots<V>(question + k) + 8 * WARPS / (int)sizeof(V))[lane % CLUSTER];
             FC_UNROLL
-            for (int i = 1; i < CLUSTER; i++) x[k] = join(x[k], all[i]);
+            for (int mask = CLUSTER / 2; mask > 0; mask /= 2) x[k] = join(x[k], shuffle_xor(x[k], mask));
         }
     }
 };
@@ -74,6 +77,7 @@ template <>
 struct Team<1, 1, 1> {
     static constexpr int BYTES = 0;
     FC_DEVICE bool is_first() const { return true; }
+    FC_DEVICE void settle() {}
     FC_DEVICE real max(real x) { return x; }
     FC_DEVICE void sum(real*) {}
     FC_DEVICE int min(int x) { return x; }

@@ -573,6 +573,9 @@ FC_DEVICE void sync_block(fc_host::where_t where = fc_host::where_t::current()) 
 FC_DEVICE void sync_cluster(fc_host::where_t where = fc_host::where_t::current()) {
     fc_host::wait(fc_host::AT_CLUSTER, where);
 }
+FC_DEVICE void sync_warp(fc_host::where_t where = fc_host::where_t::current()) {
+    fc_host::wait(fc_host::AT_SHUFFLE, where);
+}
 FC_DEVICE float shuffle_xor(float x, int mask, fc_host::where_t where = fc_host::where_t::current()) {
     return fc_host::shuffle(x, mask, where);
 }
