@@ -97,6 +97,14 @@ def outline(array: Any) -> Array:
     return np.asarray(Outline())
 
 
+def device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
+    """Return a context in which new arrays are made where this one is."""
+    place: contextlib.AbstractContextManager[Any] = (
+        contextlib.nullcontext() if isinstance(array, np.ndarray) else array.device
+    )
+    return place
+
+
 def may_look_at(array: object) -> bool:
     """Tell whether an array's numbers may be checked."""
     return isinstance(array, np.ndarray) or waits()

@@ -2,7 +2,7 @@
 
 import os
 import platform
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -62,6 +62,7 @@ def _collect() -> dict[str, Any]:
             "fastce": version("fastce"),
             "python": platform.python_version(),
             "numpy": np.__version__,
+            "cupy": _cupy_version(),
         },
         "build": {
             "cython": _cpu.build_info["cython"],
@@ -76,6 +77,16 @@ def _collect() -> dict[str, Any]:
         },
         "threads": {"effective": n_threads, "decided_by": reason},
     }
+
+
+def _cupy_version() -> str:
+    """Return CuPy's version without importing it, which would start CUDA; it comes in one package for each CUDA."""
+    for name in ("cupy-cuda13x", "cupy-cuda12x", "cupy"):
+        try:
+            return f"{version(name)} ({name})"
+        except PackageNotFoundError:
+            continue
+    return "not installed"
 
 
 def _readable(value: object) -> str:

@@ -35,7 +35,8 @@ def cross_entropy(
     ----------
     logits : array_like, shape (N, C), (N, C, d1, ...) or (C,), float32, float64, float16 or bfloat16
         Unnormalised scores, of any strides; read-only arrays will do. Never modified. Those of 16 bits (bfloat16 as the
-        package ml_dtypes has it) are widened piece by piece, and all arithmetic is float32.
+        package ml_dtypes has it) are widened piece by piece, and all arithmetic is float32. An array on a GPU, CuPy's
+        or another's, makes the result CuPy's; then all other arrays must be there too. See `fastce.cuda`.
     target : array_like
         Class indices of any integer dtype, shaped like `logits` without the class axis; or class probabilities of any
         floating dtype, shaped like `logits`, whose rows need not sum to one.

@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastce._array import Array, address_of, array_module, check_array, is_masked, may_look_at, outline
+from fastce._array import Array, address_of, array_module, check_array, device_of, is_masked, may_look_at, outline
 from fastce._options import DEFAULT_IGNORE_INDEX, INT64, Options, check_integer, check_options
 
 Shape = tuple[int, ...]
@@ -255,7 +255,8 @@ def check_out(out: object, like: Array, inputs: Sequence[tuple[str, object]], na
     """
     xp = array_module(like)
     if out is None:
-        new: Array = xp.empty_like(like, order="K", subok=False if xp is np else None)
+        with device_of(like):
+            new: Array = xp.empty_like(like, order="K", subok=False if xp is np else None)
         return new
     if xp is not np:
         out = check_array(out, "out", xp)  # type: ignore[arg-type]

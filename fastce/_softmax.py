@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._array import array_module
+from fastce._array import array_module, device_of
 from fastce._backend import backend_of
 from fastce._options import check_n_threads
 from fastce._problem import arithmetic, check_axis, check_logits, check_out, put_last
@@ -120,7 +120,8 @@ def logsumexp(x: ArrayLike, *, axis: int = -1, n_threads: int | None = None) -> 
     n_threads = check_n_threads(n_threads)
     rows = put_last(x, check_axis(axis, x, x.ndim - 1))
     xp = array_module(x)
-    lse = xp.full(rows.shape[:-1], -np.inf, arithmetic(x.dtype))
+    with device_of(x):
+        lse = xp.full(rows.shape[:-1], -np.inf, arithmetic(x.dtype))
     if rows.size:
         backend_of(x).run(rows, lse=lse, n_threads=n_threads)
         if xp is np:  # the GPU's kernel sees to it itself

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastce._array import Array, array_module, waits
+from fastce._array import Array, array_module, device_of, waits
 from fastce._backend import Backend, backend_of
 from fastce._problem import Problem, arithmetic, class_error
 
@@ -30,12 +30,13 @@ def empty_stats(problem: Problem) -> CrossEntropyStats:
     """Return statistics to be written."""
     shape, dtype = problem.row_shape, arithmetic(problem.logits.dtype)
     xp = array_module(problem.logits)
-    return CrossEntropyStats(
-        lse=xp.empty(shape, dtype),
-        log_prob=xp.empty(shape, dtype),
-        argmax=xp.empty(shape, np.int64),
-        entropy=xp.empty(shape, dtype),
-    )
+    with device_of(problem.logits):
+        return CrossEntropyStats(
+            lse=xp.empty(shape, dtype),
+            log_prob=xp.empty(shape, dtype),
+            argmax=xp.empty(shape, np.int64),
+            entropy=xp.empty(shape, dtype),
+        )
 
 
 def solve(
@@ -106,13 +107,13 @@ def _solve_later(problem: Problem, grad: Array | None, factor: float, what_for: 
     logits, given = problem.logits, problem.given_target
     xp = array_module(logits)
     loss_dtype = arithmetic(logits.dtype)
+    loss: Array
     if 0 in problem.row_shape:
-        if options.reduction == "none":
-            return xp.zeros(problem.row_shape, loss_dtype)  # type: ignore[no-any-return]
-        return xp.full(  # type: ignore[no-any-return]
-            (), 0.0 if options.reduction == "sum" else _value_of_nothing(options.on_empty), loss_dtype
-        )
-    loss: Array = backend_of(logits).run(  # type: ignore[assignment]
+        value = _value_of_nothing(options.on_empty) if options.reduction == "mean" else 0.0
+        with device_of(logits):
+            loss = xp.full(problem.row_shape if options.reduction == "none" else (), value, loss_dtype)
+        return loss
+    loss = backend_of(logits).run(  # type: ignore[assignment]
         logits,
         problem.target,
         problem.prob,

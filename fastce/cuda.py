@@ -1,7 +1,11 @@
-"""What only arrays on a GPU need: errors that come late, or checks that wait.
+"""What only arrays on a GPU need: errors that come late, and checks that wait.
 
 The functions of `fastce` take CuPy arrays, and whatever else is on a GPU and speaks DLPack or the CUDA array interface,
-as they take NumPy's.
+as they take NumPy's: with the same options, in place or not, on the current stream of the logits' device. Results are
+CuPy arrays. Everything but numbers has to be on that device; nothing is copied between host and device unasked.
+
+Calls return before the GPU has done anything, so what it finds wrong is told later (`check_errors`), or by who waits
+(`synchronous_checks`). The first call of its kind compiles a kernel, for a second or so, which CuPy keeps on disk.
 """
 
 from fastce._array import synchronous_checks

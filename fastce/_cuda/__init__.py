@@ -5,9 +5,11 @@ Design
 1. Nothing waits for the device, unless the caller asks for that. What a mean divides by is summed on the device and
    read by the kernel; bad targets are told later (`_errors`).
 2. A mean takes three launches: the normalizer, the rows, the sum of their losses. Each sum has a fixed order.
-3. What the launches share, sums of blocks and the rows' losses, is kept for each stream, for one that is done with it.
+3. What the launches share, sums of blocks and the rows' losses, is kept for each stream and thread: there the next
+   call comes after this one.
 """
 
+import threading
 from typing import Any
 
 from fastce._cuda._errors import MakeError, raise_pending, word_for
@@ -20,7 +22,7 @@ __all__ = ["check_errors", "run"]
 _MOST_CLASSES = 2**31 - 1
 
 _limits: dict[int, Limits] = {}
-_workspaces: dict[tuple[int, int], "_Workspace"] = {}
+_workspaces: dict[tuple[int, int, int], "_Workspace"] = {}
 
 
 class _Workspace:
@@ -57,7 +59,8 @@ def _limits_of(device: Any) -> Limits:
 def _workspace(device: Any) -> _Workspace:
     import cupy
 
-    key = (device.id, cupy.cuda.get_current_stream().ptr)
+    # The thread as well: the default stream of each has the same number.
+    key = (device.id, cupy.cuda.get_current_stream().ptr, threading.get_ident())
     if key not in _workspaces:
         _workspaces[key] = _Workspace()
     return _workspaces[key]
@@ -115,6 +118,17 @@ def run(
 
     raise_pending()
     device = logits.device
+    arrays = {
+        "target": target,
+        "target of probabilities": prob,
+        "out": out,
+        "weight": weight,
+        "sample_weight": sample_weight,
+        "grad_output": grad_output,
+    }
+    for name, array in arrays.items():
+        if array is not None and array.device.id != device.id:
+            raise ValueError(f"{name} must be on GPU {device.id} like the logits, got GPU {array.device.id}")
     with device:
         space = _workspace(device)
         n_rows, n_classes = logits.size // logits.shape[-1], logits.shape[-1]
