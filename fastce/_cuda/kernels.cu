@@ -19,17 +19,18 @@
    ------
    1. A row is read from memory once and written once. TILE, WARP and BLOCK hold it on chip in between; STREAM and COLUMN,
       for rows that fit nowhere, read it once more.
-   2. Memory is read and written in granules of 16 aligned bytes, wherever a row begins; only its ends are done number
-      by number, so that classes may come in odd numbers, and no thread touches what is another row's.
-   3. Nothing of a row is written before all of it was read: the exchange of the maximum or of the sums is the barrier
+   2. Nothing of a row is written before all of it was read: the exchange of the maximum or of the sums is the barrier
       between. So the gradient may take the logits' place.
-   4. Offsets have 64 bits; a class has 32.
+   3. Offsets have 64 bits; a class has 32.
 */
 #ifdef FC_HOST
 #include "host.hpp"
 #else
 #include "device.cuh"
 #endif
+#include "task.cuh"
+#include "span.cuh"
+#include "row.cuh"
 #include "team.cuh"
 
 #define TILE 0
@@ -38,79 +39,6 @@
 #define STREAM 3
 #define COLUMN 4
 #define TOTAL 5
-
-static constexpr int V = 16 / sizeof(number); /* numbers in a granule */
-
-union Granule {
-    bits16 bits;
-    number x[V];
-    FC_DEVICE Granule() {}
-};
-
-/* A row, or a part of one, in granules: number 0 begins at or before `first`. */
-struct Span {
-    char* base;    /* of granule 0, aligned */
-    int before;    /* numbers of it that belong to others */
-    int n_classes;
-    int n_granules;
-
-    FC_DEVICE Span(char* first, int64 n) {
-        const int misplaced = (int)(reinterpret_cast<unsigned long long>(first) % 16);
-        base = first - misplaced;
-        before = misplaced / (int)sizeof(number);
-        n_classes = (int)n;
-        n_granules = (int)((before + n + V - 1) / V);
-    }
-    FC_DEVICE int first_class(int g) const { return g * V - before; }
-    FC_DEVICE bool is_whole(int g) const { return first_class(g) >= 0 && first_class(g) + V <= n_classes; }
-    FC_DEVICE bool has(int k) const { return (unsigned)k < (unsigned)n_classes; }
-
-    FC_DEVICE void load_ends(int g, Granule& to) const {
-        FC_UNROLL
-        for (int i = 0; i < V; i++)
-            if (has(first_class(g) + i)) to.x[i] = reinterpret_cast<const number*>(base + 16 * (int64)g)[i];
-    }
-    FC_DEVICE void load(int g, Granule& to) const {
-        if (is_whole(g))
-            to.bits = *reinterpret_cast<const bits16*>(base + 16 * (int64)g);
-        else
-            load_ends(g, to);
-    }
-    template <class F>
-    FC_DEVICE void each(int g, const Granule& from, F f) const {
-        const int k = first_class(g);
-        if (is_whole(g)) {
-            FC_UNROLL
-            for (int i = 0; i < V; i++) f(k + i, widen(from.x[i]));
-        } else {
-            FC_UNROLL
-            for (int i = 0; i < V; i++)
-                if (has(k + i)) f(k + i, widen(from.x[i]));
-        }
-    }
-    /* Write f of a granule of this row to another one, or to this. */
-    template <class F>
-    FC_DEVICE void put(int g, const Granule& from, char* out, bool is_aligned, F f) const {
-        Granule y;
-        const int k = first_class(g);
-        const bool whole = is_whole(g);
-        FC_UNROLL
-        for (int i = 0; i < V; i++)
-            if (whole || has(k + i)) narrow(f(k + i, widen(from.x[i])), y.x[i]);
-        store(g, y, out, is_aligned);
-    }
-    /* Write a granule of this row to where `out` has it. */
-    FC_DEVICE void store(int g, const Granule& y, char* out, bool is_aligned) const {
-        number* place = reinterpret_cast<number*>(out) + first_class(g);
-        if (is_aligned && is_whole(g)) {
-            *reinterpret_cast<bits16*>(place) = y.bits;
-        } else {
-            FC_UNROLL
-            for (int i = 0; i < V; i++)
-                if (has(first_class(g) + i)) place[i] = y.x[i];
-        }
-    }
-};
 
 FC_DEVICE bool lie_alike(const char* a, const char* b) {
     return (reinterpret_cast<unsigned long long>(a) - reinterpret_cast<unsigned long long>(b)) % 16 == 0;
@@ -250,13 +178,19 @@ struct SharedHome {
     }
     template <class F>
     FC_DEVICE void walk(F f) {
-        for (int g = first + (int)thread_rank(); is_read && g < last; g += FC_THREADS)
-            span.each(g, held[g - first], f);
+        for (int g = first + (int)thread_rank(); is_read && g < last; g += FC_THREADS) {
+            Granule x;
+            x.bits = held[g - first].bits; /* at once, not number by number */
+            span.each(g, x, f);
+        }
     }
     template <class F>
     FC_DEVICE void write(F f) {
-        for (int g = first + (int)thread_rank(); g < last; g += FC_THREADS)
-            span.put(g, held[g - first], out, is_aligned, f);
+        for (int g = first + (int)thread_rank(); g < last; g += FC_THREADS) {
+            Granule x;
+            x.bits = held[g - first].bits;
+            span.put(g, x, out, is_aligned, f);
+        }
     }
 };
 

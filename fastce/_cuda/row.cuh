@@ -12,7 +12,6 @@
       so far and moved whenever that grows, so that memory is read once for them and once for the gradient.
    5. All of a team take the same path, rows that are skipped included: these have nothing to fold and write zeros.
 */
-#include "task.cuh"
 
 /* What is summed over the classes, beside the exponentials: q is the target's distribution times the class weights. */
 enum {
@@ -30,28 +29,13 @@ FC_DEVICE constexpr bool is_summed(int k) {
            (k == ENTROPY && FC_STATS);
 }
 
+/* Logits of 16 bits take the faster one: its error grows by half a unit in the last place for every unit of x, no more
+   than x itself may be off by its rounding, and saves a quarter of all instructions. */
 FC_DEVICE real exp_of(real x) {
-#if FC_DOUBLE
-    return exp(x);
-#else
-    return expf(x);
-#endif
+    return sizeof(number) == 2 ? (real)exp_fast((float)x) : exp(x);
 }
-FC_DEVICE real log1p_of(real x) {
-#if FC_DOUBLE
-    return log1p(x);
-#else
-    return log1pf(x);
-#endif
-}
-FC_DEVICE real tanh_of(real x) {
-#if FC_DOUBLE
-    return tanh(x);
-#else
-    return tanhf(x);
-#endif
-}
-FC_DEVICE real larger(real x, real y) { return x > y ? x : y; } /* y where x is NaN */
+/* The other one where one is NaN. */
+FC_DEVICE real larger(real x, real y) { return fmax(x, y); }
 FC_DEVICE real lowest() {
 #if FC_DOUBLE
     return -1.7976931348623157e308;
@@ -82,7 +66,7 @@ FC_DEVICE Setting read_setting(const Task& task, const Row& r, int64 row) {
 }
 
 /* A logit as the maximum is taken of it, and the difference of two of these. */
-FC_DEVICE real value_of(const Setting& o, real x) { return FC_CAP ? o.cap * tanh_of(o.scale * x / o.cap) : x; }
+FC_DEVICE real value_of(const Setting& o, real x) { return FC_CAP ? o.cap * tanh(o.scale * x / o.cap) : x; }
 FC_DEVICE real difference(const Setting& o, real v, real m) { return FC_CAP ? v - m : o.scale * (v - m); }
 /* The derivative of a capped logit by the scaled one, 1 - tanh^2, without that difference. */
 FC_DEVICE real slope_of(const Setting& o, real x) {
@@ -183,7 +167,7 @@ FC_DEVICE Finished finish_row(
     const real d_y = indexed ? (v_y == a.top ? (real)0 : difference(o, v_y, a.top)) : (real)0;
     f.rest = a.sum[LOW] + (a.sum[TOPS] > 0 ? (a.sum[TOPS] - 1) + (a.top - a.top) : not_a_number());
     f.s = 1 + f.rest;
-    f.log_s = log1p_of(f.rest);
+    f.log_s = log1p(f.rest);
     real lse = (FC_CAP ? a.top : o.scale * a.top) + f.log_s;
     if (FC_SHARES < 2 && task.target == nullptr) {
         /* Alone, it is more than a loss's: infinite where a maximum is, and where there is none. */
@@ -236,7 +220,10 @@ FC_DEVICE real grad_of(const Task& task, const Setting& o, const Finished& f, in
     if (FC_OUT == 3) return (v == f.top ? (real)0 : d) - f.log_s;
     const real e = exp_of(d);
     if (FC_OUT == 2) return e / f.s;
-    if (FC_SHARES == 0) return k == o.y ? f.peak : f.factor * f.slant * e * slope_of(o, x);
+    if (FC_SHARES == 0) {
+        const real g = f.factor * f.slant * e * slope_of(o, x);
+        return k == o.y ? f.peak : g;
+    }
     const real q = share_of(task, o, k, prob_of(task, o, k));
     const real others = v == f.top ? f.rest : f.s - e;
     return f.factor * (e * (f.slant - q) - others * q) * slope_of(o, x);

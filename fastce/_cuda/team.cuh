@@ -3,7 +3,6 @@
 
    A team is part of a warp, a block of WARPS warps, or CLUSTER such blocks. What they exchange has a place of its own for
    each of the three questions, so that one barrier is enough for each. */
-#include "row.cuh"
 
 template <int LANES, int WARPS, int CLUSTER>
 struct Team {

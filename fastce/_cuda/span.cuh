@@ -1,0 +1,80 @@
+/* Rows in memory: read and written in granules of 16 aligned bytes, wherever a row begins. Only the granules at its ends
+   are done number by number, so that no thread touches what is another row's. */
+static constexpr int V = 16 / sizeof(number); /* numbers in a granule */
+
+union Granule {
+    bits16 bits;
+    number x[V];
+    FC_DEVICE Granule() {}
+};
+
+/* A row, or a part of one, in granules: number 0 begins at or before `first`. */
+struct Span {
+    char* base;    /* of granule 0, aligned */
+    int before;    /* numbers of it that belong to others */
+    int n_classes;
+    int n_granules;
+
+    FC_DEVICE Span(char* first, int64 n) {
+        const int misplaced = (int)(reinterpret_cast<unsigned long long>(first) % 16);
+        base = first - misplaced;
+        before = misplaced / (int)sizeof(number);
+        n_classes = (int)n;
+        n_granules = (int)((before + n + V - 1) / V);
+    }
+    FC_DEVICE int first_class(int g) const { return g * V - before; }
+    FC_DEVICE bool is_whole(int g) const { return first_class(g) >= 0 && first_class(g) + V <= n_classes; }
+    FC_DEVICE bool has(int k) const { return (unsigned)k < (unsigned)n_classes; }
+
+    FC_DEVICE void load_ends(int g, Granule& to) const {
+        FC_UNROLL
+        for (int i = 0; i < V; i++)
+            if (has(first_class(g) + i)) to.x[i] = reinterpret_cast<const number*>(base + 16 * (int64)g)[i];
+    }
+    FC_DEVICE void load(int g, Granule& to) const {
+        if (is_whole(g))
+            to.bits = *reinterpret_cast<const bits16*>(base + 16 * (int64)g);
+        else
+            load_ends(g, to);
+    }
+    template <class F>
+    FC_DEVICE void each(int g, const Granule& from, F f) const {
+        const int k = first_class(g);
+        if (is_whole(g)) {
+            FC_UNROLL
+            for (int i = 0; i < V; i++) f(k + i, widen(from.x[i]));
+        } else {
+            FC_UNROLL
+            for (int i = 0; i < V; i++)
+                if (has(k + i)) f(k + i, widen(from.x[i]));
+        }
+    }
+    /* Write f of a granule of this row to where `out` has it; without an array that is indexed by more than constants,
+       which would not stay in registers. */
+    template <class F>
+    FC_DEVICE void put(int g, const Granule& from, char* out, bool is_aligned, F f) const {
+        const int k = first_class(g);
+        number* place = reinterpret_cast<number*>(out) + k;
+        if (is_aligned && is_whole(g)) {
+            Granule y;
+            FC_UNROLL
+            for (int i = 0; i < V; i++) narrow(f(k + i, widen(from.x[i])), y.x[i]);
+            *reinterpret_cast<bits16*>(place) = y.bits;
+        } else {
+            FC_UNROLL
+            for (int i = 0; i < V; i++)
+                if (has(k + i)) narrow(f(k + i, widen(from.x[i])), place[i]);
+        }
+    }
+    /* Write a granule of this row to where `out` has it. */
+    FC_DEVICE void store(int g, const Granule& y, char* out, bool is_aligned) const {
+        number* place = reinterpret_cast<number*>(out) + first_class(g);
+        if (is_aligned && is_whole(g)) {
+            *reinterpret_cast<bits16*>(place) = y.bits;
+        } else {
+            FC_UNROLL
+            for (int i = 0; i < V; i++)
+                if (has(first_class(g) + i)) place[i] = y.x[i];
+        }
+    }
+};
