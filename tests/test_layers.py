@@ -41,6 +41,7 @@ PROGRAMS = {
     "_contenders": {"_reference"},
     "_machine": set(),
     "_progress": set(),
+    "torch": set(),
 }
 
 

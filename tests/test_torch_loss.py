@@ -1,0 +1,557 @@
+"""The integration: fastce.torch against PyTorch's own loss, and as a good citizen of its autograd."""
+
+import copy
+import doctest
+import inspect
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import fastce
+from cases import make_logits, make_target, options_for, row_shape
+
+torch = pytest.importorskip("torch")
+
+import fastce.torch  # noqa: E402 - it cannot be imported without
+
+F = torch.nn.functional
+ours = fastce.torch.cross_entropy
+
+SHAPES = [(5,), (33, 7), (4, 70, 3), (2, 5, 3, 4)]
+HALVES = [torch.float16, torch.bfloat16]
+DTYPES = [torch.float32, torch.float64, *HALVES]
+REDUCTIONS = ["mean", "sum", "none"]
+# What two results may differ by, in units of the arithmetic's eps and of the largest number that they are made of: each
+# adds up at most 70 rounded numbers, in its own order, and takes logarithms of size 5 from numbers of that size.
+SLACK = 16
+# Everything that fastce adds, with what PyTorch has, for 33 rows.
+EXTRAS = {"logit_scale": 0.7, "softcap": 5.0, "z_loss": 0.01, "label_smoothing": 0.1}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """Tensors this small only lose by threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def seed():
+    torch.manual_seed(11)
+
+
+def tensor(x):
+    return torch.from_numpy(np.array(x))
+
+
+def leaf(x, dtype=None):
+    """Return a copy with a gradient of its own, in the same memory format."""
+    return x.detach().clone().to(dtype or x.dtype).requires_grad_()
+
+
+def make_problem(rng, shape, dtype=torch.float32, kind="index"):
+    logits = tensor(make_logits(rng, shape, np.float32)).to(dtype)
+    return logits, tensor(make_target(rng, kind, shape))
+
+
+def simple(rng, dtype=torch.float32):
+    """33 rows of 7 classes, the last of which is skipped."""
+    logits, target = make_problem(rng, (33, 7), dtype)
+    target[-1] = -100
+    return logits.requires_grad_(), target
+
+
+def assert_close(actual, expected, dtype, size=0.0):
+    """Compare with a result of higher precision, made of numbers of the given size if that is larger than its own."""
+    assert actual.dtype == dtype
+    assert actual.shape == expected.shape
+    actual, expected = actual.detach().double(), expected.detach().double()
+    arithmetic = torch.finfo(torch.float64 if dtype == torch.float64 else torch.float32).eps
+    if expected.numel():
+        size = max(float(size), float(expected.abs().max()))
+    # Each number is rounded to the dtype, and multiplied in it: half an eps each time, where numbers are normal.
+    kind = torch.finfo(dtype)
+    bound = SLACK * arithmetic * size + kind.eps * (expected.abs() + kind.smallest_normal)
+    assert ((actual - expected).abs() <= bound).all(), ((actual - expected).abs() / bound).max()
+
+
+def assert_equals_torch(logits, target, grad_output=None, **options):
+    """Hold loss and gradient against those that PyTorch has in float64 for the same numbers."""
+    is_prob = target.is_floating_point()
+    exact, exact_target = leaf(logits, torch.float64), target.double() if is_prob else target
+    exact_options = {name: x.double() if isinstance(x, torch.Tensor) else x for name, x in options.items()}
+    expected = F.cross_entropy(exact, exact_target, **exact_options)
+    x = logits.detach().requires_grad_()  # a view: the strides are the case
+    loss = ours(x, target, **options)
+    if grad_output is None:
+        grad_output = torch.ones_like(loss)
+    (grad,) = torch.autograd.grad(loss, x, grad_output)
+    (expected_grad,) = torch.autograd.grad(expected, exact, grad_output.double(), retain_graph=True)
+    # A gradient is the difference of two numbers that may nearly be equal: a probability and the target's, or the
+    # row's factor times either.
+    size = grad_output.abs().max() * options.get("weight", torch.ones(1)).max()
+    if is_prob:
+        size = size * max(1, target.sum(min(1, target.ndim - 1)).max())
+    if options.get("reduction") == "mean":
+        total = F.cross_entropy(exact, exact_target, **{**exact_options, "reduction": "sum"})
+        size = size * (expected / total).detach()
+    assert_close(loss, expected, logits.dtype)
+    assert_close(grad, expected_grad, logits.dtype, size)
+    # In one precision both have the same type; and without a graph the same loss comes out.
+    assert F.cross_entropy(logits, target.to(logits.dtype) if is_prob else target).dtype == loss.dtype
+    with torch.no_grad():
+        alone = ours(x, target, **options)
+    assert not alone.requires_grad
+    assert torch.equal(alone, loss.detach())
+    return grad
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", ["index", "prob"])
+@pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{len(shape)}D")
+def test_loss_and_gradient_equal_those_of_torch(shape, kind, dtype, reduction, rng):
+    logits, target = make_problem(rng, shape, dtype, kind)
+    for smoothing in (0.0, 0.1, 1.0):
+        options = {"reduction": reduction, "label_smoothing": smoothing}
+        assert_equals_torch(logits, target, **options)
+        weight = tensor(options_for(rng, ("weight",), kind, shape)["weight"]).to(dtype)
+        if len(shape) == 1:
+            weight += 1  # or the mean may be one over nothing, of which there is another test
+        assert_equals_torch(logits, target, weight=weight, **options)
+    if kind == "index" and len(shape) > 1:
+        ignored = int(target.flatten()[0])
+        assert_equals_torch(logits, target, reduction=reduction, ignore_index=ignored)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_upstream_gradients(dtype, reduction, rng):
+    logits, target = make_problem(rng, (4, 70, 3), dtype)
+    shape = row_shape(logits.shape) if reduction == "none" else ()
+    for factor in (0.375, -3.0, 0.0):  # of few bits: rounding the upstream gradient is not the question
+        assert_equals_torch(logits, target, torch.full(shape, factor, dtype=dtype), reduction=reduction)
+    if reduction == "none":
+        assert_equals_torch(logits, target, torch.randn(shape).to(dtype), reduction=reduction)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_memory_formats_and_strides(reduction, rng):
+    logits, target = make_problem(rng, (2, 5, 3, 4))
+    channels_last = logits.contiguous(memory_format=torch.channels_last)
+    grad = assert_equals_torch(channels_last, target, reduction=reduction)
+    assert grad.is_contiguous(memory_format=torch.channels_last)
+    wide = torch.randn(33, 14)
+    target = torch.randint(7, (33,))
+    for view in (wide[:, ::2], wide[:, :7], torch.randn(7, 33).T, torch.randn(1, 7).expand(33, 7)):
+        for dtype in (torch.float32, torch.bfloat16):
+            # Conversion keeps strides where it can; expand it again where it cannot.
+            strided = view.to(dtype) if dtype != view.dtype else view
+            assert_equals_torch(strided, target, reduction=reduction)
+    assert_equals_torch(wide[:, ::2], torch.randint(7, (66,))[::2], reduction=reduction)
+    assert_equals_torch(wide[:, :7], torch.rand(7, 33).T, reduction=reduction)
+
+
+def test_tensors_are_not_copied(monkeypatch):
+    seen = []
+    real = fastce.cross_entropy
+
+    def spy(logits, target, **options):
+        seen.append((logits, target, options["weight"]))
+        return real(logits, target, **options)
+
+    monkeypatch.setattr(fastce, "cross_entropy", spy)
+    for dtype in DTYPES:
+        tensors = torch.randn(33, 14).to(dtype)[:, ::2], torch.rand(7, 33).to(dtype).T, torch.rand(7).to(dtype)
+        ours(*tensors)
+        for array, like in zip(seen.pop(), tensors, strict=True):
+            assert array.ctypes.data == like.data_ptr()
+            assert array.strides == tuple(stride * like.element_size() for stride in like.stride())
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
+def test_class_indices_of_any_integer_type(dtype, rng):
+    logits, target = make_problem(rng, (33, 7))
+    assert torch.equal(ours(logits, target.to(dtype)), ours(logits, target))
+
+
+@pytest.mark.parametrize("kind", ["index", "prob"])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_what_torch_lacks_is_what_fastce_says(dtype, kind, rng):
+    """The same bits: it is the same call."""
+    names = ("weight", "sample_weight", "label_smoothing", "logit_scale", "softcap", "z_loss")
+    logits, target = make_problem(rng, (4, 70, 3), dtype, kind)
+    options = options_for(rng, names, kind, (4, 70, 3))
+    tensors = {name: tensor(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+    for reduction in REDUCTIONS:
+        x = leaf(logits)
+        array = fastce.torch._as_array(x)
+        loss, grad = fastce.cross_entropy_with_grad(array, target.numpy(), reduction=reduction, **options)
+        actual = ours(x, target, reduction=reduction, **tensors)
+        actual.sum().backward()
+        assert torch.equal(actual, tensor(loss).to(dtype))
+        assert np.array_equal(fastce.torch._as_array(x.grad), grad)
+    assert torch.equal(ours(logits, target, n_threads=1, **tensors), ours(logits, target, n_threads=2, **tensors))
+
+
+def test_the_mean_over_nothing(rng):
+    logits, target = simple(rng)
+    target[:] = -100
+    assert torch.isnan(ours(logits, target))
+    loss = ours(logits, target, on_empty="zero")
+    loss.backward()
+    assert loss == 0
+    assert not logits.grad.any()
+    assert ours(torch.empty(0, 7), torch.empty(0, dtype=torch.int64), reduction="none").shape == (0,)
+
+
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("kind", ["index", "prob"])
+def test_gradcheck(kind, reduction, rng):
+    """PyTorch's central differences, at its own tolerances; it repeats each backward and wants the same bits."""
+    for shape in ((5,), (6, 4), (2, 3, 2)):
+        logits, target = make_problem(rng, shape, torch.float64, kind)
+        options = {name: tensor(x) for name, x in options_for(rng, ("weight", "sample_weight"), kind, shape).items()}
+        if len(shape) == 1:  # or the mean may be one over nothing
+            options = {name: x + 1 for name, x in options.items()}
+        elif kind == "index":
+            target.flatten()[-1] = -100
+        for chosen in ({}, {**options, **EXTRAS}):
+            assert torch.autograd.gradcheck(
+                lambda x, target=target, chosen=chosen: ours(x, target, reduction=reduction, **chosen),
+                logits.requires_grad_(),
+            )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+def test_a_retained_graph_gives_the_same_again(reduction, dtype, rng):
+    """Nothing that was handed out changes later, and nothing that comes later is changed by it."""
+    logits, target = simple(rng, dtype)
+    loss = ours(logits, target, reduction=reduction).sum()
+
+    def grad(factor, **options):
+        return torch.autograd.grad(loss, logits, torch.tensor(factor, dtype=loss.dtype), **options)[0]
+
+    first = grad(1.0, retain_graph=True)
+    again = grad(1.0, retain_graph=True)
+    half = grad(0.5, retain_graph=True)
+    zero = grad(0.0, retain_graph=True)
+    kept = [x.clone() for x in (first, again, half, zero)]
+    assert torch.equal(first, again)
+    unit = torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps  # of subnormal numbers, which float16 has here
+    torch.testing.assert_close(half, first * 0.5, rtol=0, atol=unit)
+    assert not zero.any()
+    half.fill_(7)  # a caller may do what it likes with its own
+    kept[2] = half.clone()
+    last = grad(4.0)
+    torch.testing.assert_close(last, first * 4, rtol=0, atol=4 * unit)
+    assert all(torch.equal(x, y) for x, y in zip((first, again, half, zero), kept, strict=True))
+    with pytest.raises(RuntimeError, match="second time"):
+        grad(1.0)
+
+
+def test_without_the_private_hook_graphs_count_as_retained(monkeypatch, rng):
+    monkeypatch.setattr(fastce.torch, "_is_graph_retained", lambda: True)
+    logits, target = simple(rng)
+    (0.5 * ours(logits, target)).backward()
+    expected = leaf(logits)
+    (0.5 * F.cross_entropy(expected, target)).backward()
+    assert_close(logits.grad, expected.grad, torch.float32)
+
+
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_one_sweep_and_one_matrix(factor, monkeypatch, rng):
+    """What the forward sweep made is what a leaf's gradient becomes; the logits are not kept."""
+    made = []
+    real = fastce.torch._loss_and_grad
+
+    def spy(*arguments):
+        result = real(*arguments)
+        made.append(result[1].data_ptr())
+        return result
+
+    monkeypatch.setattr(fastce.torch, "_loss_and_grad", spy)
+    logits, target = simple(rng)
+    loss = ours(logits, target)
+    (saved,) = loss.grad_fn.saved_tensors
+    assert [saved.data_ptr()] == made
+    del saved
+    (loss * factor).backward()
+    assert [logits.grad.data_ptr()] == made
+
+
+def test_without_a_need_for_it_no_gradient_is_made(monkeypatch, rng):
+    monkeypatch.setattr(fastce.torch, "_loss_and_grad", None)
+    logits, target = simple(rng)
+    assert not ours(logits.detach(), target).requires_grad
+    with torch.no_grad():
+        assert not ours(logits, target).requires_grad
+    with torch.inference_mode():
+        assert not ours(logits, target).requires_grad
+
+
+def test_overwritten_logits():
+    """Where the gradient is made in forward they are the caller's again; elsewhere PyTorch notices."""
+    target = torch.tensor([0, 2])
+    logits = torch.randn(2, 3, requires_grad=True)
+    x = logits * 1
+    loss = ours(x, target)
+    expected = F.cross_entropy(logits, target)
+    with torch.no_grad():
+        x.zero_()
+    loss.backward()
+    assert_close(logits.grad, torch.autograd.grad(expected, logits)[0], torch.float32)
+    x = logits * 1
+    loss = ours(x, target, reduction="none").sum()
+    with torch.no_grad():
+        x.zero_()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        loss.backward()
+
+
+def test_skipped_rows_stay_zero_under_infinite_upstream_gradients(rng):
+    logits, target = simple(rng)
+    loss = ours(logits, target, reduction="none")
+    loss.log()[-1:].sum().backward()  # the logarithm of 0: an upstream gradient of 1 / 0
+    assert not logits.grad[-1].any()
+
+
+def test_scaled_losses_keep_small_gradients_of_float16(rng):
+    """A step of mixed precision: rounded to 16 bits after the scale, or most of this would be 0."""
+    target = torch.randint(50, (64,))
+    logits = 14 * F.one_hot(target, 50) + torch.randn(64, 50)
+    x = logits.half().requires_grad_()
+    exact = leaf(x, torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = ours(x, target)
+        assert loss.dtype == F.cross_entropy(x, target).dtype == torch.float32
+        assert ours(x.bfloat16(), target).dtype == torch.float32
+        assert ours(x.double(), target).dtype == F.cross_entropy(x.double(), target).dtype == torch.float64
+    (loss * 2.0**16).backward()
+    (F.cross_entropy(exact, target) * 2.0**16).backward()
+    assert (exact.grad.abs() < torch.finfo(torch.float16).smallest_normal * 2.0**16).any()  # a case worth the name
+    assert_close(x.grad, exact.grad, torch.float16)
+
+
+def test_the_second_derivative_is_refused(rng):
+    """At once: a gradient that silently counted as a constant would be worse."""
+    logits, target = simple(rng)
+    for reduction in REDUCTIONS:
+        loss = ours(logits, target, reduction=reduction).sum()
+        with pytest.raises(NotImplementedError, match=r"cannot be differentiated again: .* without create_graph=True"):
+            torch.autograd.grad(loss, logits, create_graph=True)
+        with pytest.raises(NotImplementedError, match="cannot be differentiated again"):
+            torch.autograd.grad(loss**2, logits, create_graph=True)
+
+
+@pytest.mark.parametrize("name", ["target", "weight", "sample_weight", "logit_scale", "softcap", "z_loss"])
+def test_gradients_of_anything_else_are_refused(name, rng):
+    logits, target = make_problem(rng, (33, 7), torch.float32, "prob")
+    size = {"target": (33, 7), "weight": (7,), "sample_weight": (33,)}.get(name, ())
+    arguments = {"target": target, name: torch.rand(size).requires_grad_()}
+    for x in (logits, leaf(logits)):
+        with pytest.raises(NotImplementedError, match=rf"^{name} must not require a gradient"):
+            ours(x, **arguments)
+    with torch.no_grad():
+        assert torch.isfinite(ours(logits, **arguments))
+
+
+def test_refusals(rng):
+    logits, target = simple(rng)
+    with pytest.raises(TypeError, match=r"^input must be a torch.Tensor, got ndarray"):
+        ours(logits.detach().numpy(), target)
+    with pytest.raises(TypeError, match=r"^target must be a torch.Tensor, got NoneType"):
+        ours(logits, None)
+    with pytest.raises(TypeError, match=r"^weight must be a torch.Tensor, got list"):
+        ours(logits, target, [1.0] * 7)
+    with pytest.raises(TypeError, match=r"^target must be on the device of input, cpu, got meta"):
+        ours(logits, target.to("meta"))
+    with pytest.raises(TypeError, match=r"^input must be on the CPU or a CUDA device, got a tensor on meta"):
+        ours(logits.to("meta"), target.to("meta"))
+    with pytest.raises(TypeError, match="logits must be float32"):
+        ours(logits.detach().long(), target)
+    with pytest.raises(TypeError, match=r"target .* must hold class indices of an integer dtype"):
+        ours(logits, target.float())
+    with pytest.raises(IndexError, match=r"target\[3\] is 9"):
+        ours(logits, target.index_fill(0, torch.tensor(3), 9))
+    with pytest.raises(ValueError, match="target of class indices must have shape"):
+        ours(logits, target[:5])
+    with pytest.raises(ValueError, match="reduction must be one of"):
+        ours(logits, target, reduction="batchmean")
+    with pytest.raises(ValueError, match="label_smoothing must be in"):
+        ours(logits, target, label_smoothing=1.5)
+
+
+def test_ignore_index_with_probabilities_is_as_in_torch(rng):
+    logits, target = make_problem(rng, (33, 7), torch.float32, "prob")
+    assert torch.equal(ours(logits, target, ignore_index=-1), ours(logits, target))
+    F.cross_entropy(logits, target, ignore_index=-1)
+    with pytest.raises(ValueError, match="ignore_index"):
+        ours(logits, target, ignore_index=2)
+    with pytest.raises(RuntimeError, match="ignore_index"):
+        F.cross_entropy(logits, target, ignore_index=2)
+
+
+def test_bfloat16_needs_ml_dtypes(monkeypatch, rng):
+    logits, target = simple(rng)
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)
+    ours(logits, target)
+    with pytest.raises(ImportError, match="pip install ml-dtypes"):
+        ours(logits.bfloat16(), target)
+
+
+@pytest.mark.parametrize(
+    ("old", "reduction"), [({"size_average": False}, "sum"), ({"reduce": False}, "none"), ({"reduce": True}, "mean")]
+)
+def test_the_old_keywords(old, reduction, rng):
+    logits, target = simple(rng)
+    expected = ours(logits, target, reduction=reduction)
+    with pytest.warns(UserWarning, match=f"reduction='{reduction}'"):
+        assert torch.equal(ours(logits, target, **old), expected)
+    with pytest.warns(UserWarning, match=f"reduction='{reduction}'"):
+        assert fastce.torch.CrossEntropyLoss(**old).reduction == reduction
+
+
+def signature(function):
+    return [(p.name, p.default) for p in inspect.signature(function).parameters.values() if p.kind != p.KEYWORD_ONLY]
+
+
+def test_signatures_begin_as_those_of_torch():
+    assert signature(ours) == signature(F.cross_entropy)
+    assert signature(fastce.torch.CrossEntropyLoss) == signature(torch.nn.CrossEntropyLoss)
+    assert signature(fastce.torch.CrossEntropyLoss.forward) == signature(torch.nn.CrossEntropyLoss.forward)
+
+
+def test_the_module(rng):
+    logits, target = simple(rng)
+    weight = torch.rand(7)
+    options = {"ignore_index": 3, "reduction": "sum", **EXTRAS, "on_empty": "zero", "n_threads": 1}
+    module = fastce.torch.CrossEntropyLoss(weight, **options)
+    target[-1] = 0
+    sample_weight = torch.rand(33)
+    for more in ({}, {"sample_weight": sample_weight}):
+        assert torch.equal(module(logits, target, **more), ours(logits, target, weight, **options, **more))
+    assert isinstance(module, torch.nn.CrossEntropyLoss)
+    with pytest.raises(ValueError, match="softcap must be"):
+        fastce.torch.CrossEntropyLoss(softcap=-1.0)
+
+
+def test_the_module_s_weight_is_a_buffer():
+    weight = torch.rand(7)
+    module = fastce.torch.CrossEntropyLoss(weight)
+    theirs = torch.nn.CrossEntropyLoss(torch.zeros(7))
+    theirs.load_state_dict(module.state_dict())
+    assert torch.equal(theirs.weight, weight)
+    module.load_state_dict(torch.nn.CrossEntropyLoss(torch.ones(7)).state_dict())
+    assert torch.equal(module.weight, torch.ones(7))
+    assert module.double().weight.dtype == torch.float64
+    assert not list(module.parameters())
+    assert fastce.torch.CrossEntropyLoss().state_dict() == torch.nn.CrossEntropyLoss().state_dict()
+    for again in (copy.deepcopy(module), pickle.loads(pickle.dumps(module))):
+        assert torch.equal(again.weight, module.weight)
+
+
+def test_the_module_shows_what_differs_from_the_defaults():
+    loss = fastce.torch.CrossEntropyLoss
+    assert repr(loss()) == repr(torch.nn.CrossEntropyLoss()) == "CrossEntropyLoss()"
+    assert repr(loss(torch.ones(3), ignore_index=0, z_loss=1e-4)) == "CrossEntropyLoss(ignore_index=0, z_loss=0.0001)"
+    assert repr(loss(reduction="sum", softcap=30.0)) == "CrossEntropyLoss(reduction='sum', softcap=30.0)"
+
+
+def train(loss, dtype, accumulate):
+    """Return the parameters of a small network after twenty steps on the same numbers."""
+    torch.manual_seed(7)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.Tanh(), torch.nn.Linear(16, 5)).to(dtype)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9)
+    x, y = torch.randn(64, 8, dtype=dtype), torch.randint(5, (64,))
+    for _ in range(20):
+        optimizer.zero_grad()
+        for part in range(accumulate):
+            (loss(model(x[part::accumulate]), y[part::accumulate]) / accumulate).backward()
+        optimizer.step()
+    return [parameter.detach() for parameter in model.parameters()]
+
+
+@pytest.mark.parametrize("accumulate", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+def test_training_gives_the_parameters_that_torch_gives(dtype, accumulate):
+    """Twenty steps may magnify a rounding, 1000 times at the most for a network that learns."""
+    options = {"label_smoothing": 0.1, "weight": torch.rand(5, dtype=dtype)}
+    actual = train(fastce.torch.CrossEntropyLoss(**options), dtype, accumulate)
+    expected = train(torch.nn.CrossEntropyLoss(**options), dtype, accumulate)
+    for x, y in zip(actual, expected, strict=True):
+        torch.testing.assert_close(x, y, rtol=0, atol=1000 * torch.finfo(dtype).eps)
+
+
+def test_checkpoints_and_offloaded_gradients(rng):
+    """What is saved goes through PyTorch's hooks."""
+    logits, target = simple(rng)
+    expected = torch.autograd.grad(ours(logits, target), logits)[0]
+    for reduction, scale in (("mean", 1.0), ("none", 1 / 32)):
+        loss = torch.utils.checkpoint.checkpoint(
+            lambda x, reduction=reduction: ours(x, target, reduction=reduction).sum(), logits, use_reentrant=False
+        )
+        torch.testing.assert_close(torch.autograd.grad(loss * scale, logits)[0], expected)
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: x.numpy().tolist(), torch.tensor):
+            loss = ours(logits, target, reduction="mean")
+        torch.testing.assert_close(torch.autograd.grad(loss, logits)[0], expected)
+
+
+@pytest.mark.parametrize("name", fastce.torch.__all__)
+def test_the_example_runs(name):
+    function = getattr(fastce.torch, name)
+    text = inspect.getdoc(function)
+    for section in ("Parameters", "Raises", "Notes", "Examples"):
+        assert f"\n{section}\n{'-' * len(section)}\n" in text
+    for parameter in inspect.signature(function).parameters:
+        assert parameter in text
+    report = []
+    runner = doctest.DocTestRunner(optionflags=doctest.NORMALIZE_WHITESPACE)
+    for example in doctest.DocTestFinder(recurse=False).find(function, name, globs={}):
+        runner.run(example, out=report.append)
+    assert runner.tries > 0
+    assert runner.failures == 0, "".join(report)
+
+
+def test_the_name_shadows_nothing():
+    """Inside, `torch` is PyTorch; and the package does without either."""
+    assert fastce.torch.torch is torch
+    code = "import fastce, sys; assert 'torch' not in sys.modules and not hasattr(fastce, 'torch')"
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
+
+
+def has_gpu():
+    try:
+        import cupy
+    except ImportError:
+        return False
+    return torch.cuda.is_available() and cupy.cuda.is_available()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not has_gpu(), reason="no CUDA device for both PyTorch and CuPy")
+@pytest.mark.parametrize("reduction", REDUCTIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_on_a_gpu(dtype, reduction, rng):
+    """On the default stream and on another, where a result that is not waited for would be wrong."""
+    logits, target = make_problem(rng, (64, 5000), dtype)
+    weight = torch.rand(5000)
+    expected = leaf(logits)
+    loss = ours(expected, target, weight, reduction=reduction, **EXTRAS)
+    (loss.sum() * 0.5).backward()
+    for stream in (torch.cuda.current_stream(), torch.cuda.Stream()):
+        with torch.cuda.stream(stream):
+            x = logits.cuda().requires_grad_()
+            actual = ours(x, target.cuda(), weight.cuda(), reduction=reduction, **EXTRAS)
+            (actual.sum() * 0.5).backward()
+            assert actual.device == x.grad.device == x.device
+            assert_close(actual.cpu(), loss, dtype)
+            assert_close(x.grad.cpu(), expected.grad, dtype)
+    with pytest.raises(TypeError, match="target must be on the device of input, cuda:0, got cpu"):
+        ours(x, target)
