@@ -40,6 +40,15 @@ class Result(NamedTuple):
     stats: Stats
 
 
+class LinearResult(NamedTuple):
+    """The loss of a linear layer's output, and its gradients."""
+
+    loss: Array | np.float64
+    grad_features: Array
+    grad_linear_weight: Array
+    grad_linear_bias: Array | None
+
+
 class _Softmax(NamedTuple):
     """The softmax of each row of a matrix."""
 
@@ -190,6 +199,33 @@ def cross_entropy(
         columns = soft.lse[:, 0], log_prob, soft.argmax, soft.entropy[:, 0]
     stats = [np.where(kept, column, skipped) for column, skipped in zip(columns, (0, 0, -1, 0), strict=True)]
     return Result(loss, _from_rows(grad, logits, axis), Stats(*(column.reshape(row_shape) for column in stats)))
+
+
+def linear_cross_entropy(
+    features: npt.ArrayLike,
+    linear_weight: npt.ArrayLike,
+    target: npt.ArrayLike,
+    *,
+    linear_bias: npt.ArrayLike | None = None,
+    **options: Any,
+) -> LinearResult:
+    """Return the loss of the logits ``features @ linear_weight.T + linear_bias``, and the layer's gradients."""
+    features, linear_weight = np.asarray(features, np.float64), np.asarray(linear_weight, np.float64)
+    bias = 0.0 if linear_bias is None else np.asarray(linear_bias, np.float64)
+    with np.errstate(all="ignore"):
+        result = cross_entropy(features @ linear_weight.T + bias, target, **options)
+        # A row that counts for nothing adds nothing, whatever its features are: 0 times NaN included.
+        shape = len(features), len(linear_weight)
+        weight, sample_weight = options.get("weight"), options.get("sample_weight")
+        weighing = _weigh(target, shape, 1, weight, sample_weight, options.get("ignore_index", -100))
+        counts = weighing.kept & (weighing.normalizer != 0 or options.get("reduction", "mean") != "mean")
+        features = np.where(counts[:, None], features, 0.0)
+        return LinearResult(
+            loss=result.loss,
+            grad_features=np.where(counts[:, None], result.grad @ linear_weight, 0.0),
+            grad_linear_weight=result.grad.T @ features,
+            grad_linear_bias=None if linear_bias is None else result.grad.sum(axis=0),
+        )
 
 
 def nll_loss(

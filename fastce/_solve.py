@@ -7,6 +7,7 @@ from numpy.typing import NDArray
 
 from fastce._array import Array, array_module, device_of, waits
 from fastce._backend import Backend, backend_of
+from fastce._options import Options
 from fastce._problem import Problem, arithmetic, class_error
 
 
@@ -69,11 +70,11 @@ def _solve_at_once(
     """Run a problem on the CPU."""
     options = problem.options
     backend = backend_of(problem.logits)
-    loss_type = arithmetic(problem.logits.dtype).type
+    loss_dtype = arithmetic(problem.logits.dtype)
     n_classes = problem.logits.shape[-1]
     normalizer = find_normalizer(problem, backend)
     mean = options.reduction == "mean"
-    per_row_loss = np.zeros(problem.row_shape, loss_type) if options.reduction == "none" else None
+    per_row_loss = np.zeros(problem.row_shape, loss_dtype) if options.reduction == "none" else None
     total = 0.0
     if 0 not in problem.row_shape:
         if mean and normalizer != 0:
@@ -92,12 +93,17 @@ def _solve_at_once(
         grad[...] = 0
     if per_row_loss is not None:
         return per_row_loss
+    return reduce_loss(total, normalizer, options, loss_dtype)
+
+
+def reduce_loss(total: float, normalizer: float, options: Options, loss_dtype: np.dtype[Any]) -> np.floating[Any]:
+    """Return the sum or the mean, of losses whose sum is given."""
     value = total
-    if mean:
+    if options.reduction == "mean":
         value = total / normalizer if normalizer != 0 else _value_of_nothing(options.on_empty)
-    if abs(value) > float(np.finfo(loss_type).max):
+    if abs(value) > float(np.finfo(loss_dtype).max):
         value = np.copysign(np.inf, value)  # what a cast gives too, but with a warning
-    scalar: np.floating[Any] = loss_type(value)
+    scalar: np.floating[Any] = loss_dtype.type(value)
     return scalar
 
 

@@ -32,7 +32,7 @@ def benchmarks(monkeypatch):
     monkeypatch.setattr(modules["problems"], "parse_shape", tiny)
     monkeypatch.setattr(modules["measure"], "SAMPLE_SECONDS", 0)
     yield modules
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "ratios")]:
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "ratios", "linear")]:
         del sys.modules[name]
 
 
@@ -140,6 +140,15 @@ def test_the_tables_of_ratios_are_printed(benchmarks, capsys):
     assert len(heads) == len(ratios.MAP) and heads[-1].endswith("ms; in microseconds per call")
     columns = rf"threads 1 {number}, 3 {number}, 3 threads / 1 thread {number}"
     assert all(re.fullmatch(rf"  {isa:9s} {columns}", row) for row in rows)
+
+
+def test_the_cost_of_a_linear_layer_is_printed(benchmarks, capsys):
+    linear = importlib.import_module("linear")
+    linear.main(["--shape", "300", "8", "2000", "--mib", "1", "64", "--rounds", "1", "--bias"])
+    head, *rows = capsys.readouterr().out.splitlines()
+    assert head == "300 x 8 x 2000, 1 rounds, with bias"
+    pattern = r"  {} MiB: \d+\.\d+ s, products \d+\.\d+ s, ratio \d+\.\d+(, peak -?\d+ MiB)?{}"
+    assert re.fullmatch(pattern.format(1, ""), rows[0]) and re.fullmatch(pattern.format(64, r" \(default\)"), rows[1])
 
 
 def split_output(capsys):

@@ -15,8 +15,18 @@ PACKAGE = Path(fastce.__file__).parent
 # module: what of this package it may import. The standard library and NumPy are open to all.
 RULES = {"_array", "_options", "_problem"}
 FLOORS = {
-    "__init__": {"_config", "_loss", "_loss_object", "_nll_loss", "_softmax", "_solve", "_stats"},  # the door
+    "__init__": {
+        "_config",
+        "_linear",
+        "_loss",
+        "_loss_object",
+        "_nll_loss",
+        "_softmax",
+        "_solve",
+        "_stats",
+    },  # the door
     "_loss": {*RULES, "_backend", "_solve"},  # meaning: the public functions
+    "_linear": {*RULES, "_backend", "_solve"},
     "_loss_object": {"_loss", "_options"},
     "_nll_loss": {*RULES, "_solve"},
     "_stats": {*RULES, "_solve"},
