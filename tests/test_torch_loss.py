@@ -157,6 +157,31 @@ def test_memory_formats_and_strides(reduction, rng):
     assert_equals_torch(wide[:, :7], torch.rand(7, 33).T, reduction=reduction)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_large_gradients_are_tensors_like_others(dtype, monkeypatch):
+    """They are in NumPy's memory."""
+    monkeypatch.setattr(fastce.torch, "_LARGE", 0)
+    wide = torch.randn(2, 5, 3, 8).to(dtype)
+    for x in (
+        wide,
+        wide.contiguous(memory_format=torch.channels_last),
+        wide[..., ::2],
+        wide.transpose(0, 2),
+        wide[:1, :, :, :1].expand(3, -1, -1, 2),
+        wide[:0],
+    ):
+        expected, actual = torch.empty_like(x), fastce.torch._empty_like(x)
+        assert (actual.shape, actual.stride(), actual.dtype) == (expected.shape, expected.stride(), expected.dtype)
+        assert not actual._is_view()
+        target = torch.randint(5, (x.shape[0], *x.shape[2:]))
+        leaves = x.detach().requires_grad_(), x.detach().requires_grad_()
+        ours(leaves[0], target, reduction="sum").backward()
+        monkeypatch.setattr(fastce.torch, "_LARGE", 1 << 22)
+        ours(leaves[1], target, reduction="sum").backward()
+        monkeypatch.setattr(fastce.torch, "_LARGE", 0)
+        assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
 def test_tensors_are_not_copied(monkeypatch):
     seen = []
     real = fastce.cross_entropy
@@ -265,9 +290,11 @@ def test_without_the_private_hook_graphs_count_as_retained(monkeypatch, rng):
     assert_close(logits.grad, expected.grad, torch.float32)
 
 
+@pytest.mark.parametrize("large", [0, 1 << 22], ids=["numpy", "torch"])
 @pytest.mark.parametrize("factor", [1.0, 0.5])
-def test_one_sweep_and_one_matrix(factor, monkeypatch, rng):
+def test_one_sweep_and_one_matrix(factor, large, monkeypatch, rng):
     """What the forward sweep made is what a leaf's gradient becomes; the logits are not kept."""
+    monkeypatch.setattr(fastce.torch, "_LARGE", large)
     made = []
     real = fastce.torch._loss_and_grad
 
