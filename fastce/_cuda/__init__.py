@@ -13,7 +13,7 @@ import threading
 from typing import Any
 
 from fastce._cuda._errors import MakeError, raise_pending, word_for
-from fastce._cuda._geometry import TOTAL_BLOCKS, Limits, choose_geometry, total_geometry
+from fastce._cuda._geometry import GRANULE, TOTAL_BLOCKS, Limits, choose_geometry, total_geometry
 from fastce._cuda._program import Variant, launch
 from fastce._cuda._task import address, describe
 
@@ -26,7 +26,7 @@ _workspaces: dict[tuple[int, int, int], "_Workspace"] = {}
 
 
 class _Workspace:
-    """Memory of one stream: two counters and sums, slots of blocks, losses of rows."""
+    """Memory of one stream: sums of blocks and how many have ended, the normalizer, losses of rows."""
 
     def __init__(self) -> None:
         import cupy
@@ -74,9 +74,7 @@ def _geometry_inputs(logits: Any, out: Any) -> dict[str, bool]:
     return {
         "is_row_major": is_row_major,
         "is_dense": all(x.flags.c_contiguous for x in arrays),
-        "is_aligned": all(
-            address(x) % 16 == 0 and all(stride % 16 == 0 for stride in x.strides[:-1]) for x in arrays[:1]
-        ),
+        "is_aligned": all(place % GRANULE == 0 for place in (address(logits), *logits.strides[:-1])),
     }
 
 
@@ -169,17 +167,13 @@ def run(
             result=result,
             on_empty=on_empty,
         )
+        alone = target is None and prob is None
+        written = "log_softmax" if log_softmax else "softmax" if alone else "grad"
         variant = Variant(
             dtype=logits.dtype.name,
             prob_dtype=None if prob is None else prob.dtype.name,
             is_smoothed=label_smoothing != 0 and prob is None,
-            out=None
-            if out is None
-            else "log_softmax"
-            if log_softmax
-            else "softmax"
-            if _alone(target, prob)
-            else "grad",
+            out=None if out is None else written,
             has_softcap=softcap != 0,
             has_stats=log_prob is not None or entropy is not None or argmax is not None,
             is_normalized=normalized,
@@ -224,7 +218,3 @@ def check_errors() -> None:
 
     cupy.cuda.Device().synchronize()
     raise_pending()
-
-
-def _alone(target: Any, prob: Any) -> bool:
-    return target is None and prob is None

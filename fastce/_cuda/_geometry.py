@@ -86,7 +86,7 @@ def choose_geometry(
         per_lane = next(n for n in (1, 2, 4, 8) if granules <= n * lanes)
         threads = 128
         return Geometry("WARP", divide_up(n_rows, threads // lanes), threads, 4, lanes=lanes, granules=per_lane)
-    clusters = [1, 2, 4, 8] if limits.has_clusters else [1]
+    clusters = [1, 2, 4, MOST_CLUSTER] if limits.has_clusters else [1]
     for per_sm in (3, 2, 1):
         room = min(limits.shared_per_block, limits.shared_per_sm // per_sm - 1024)  # 1024: what the system keeps
         threads = 256 if per_sm > 1 else 512
