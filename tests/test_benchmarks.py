@@ -32,7 +32,8 @@ def benchmarks(monkeypatch):
     monkeypatch.setattr(modules["problems"], "parse_shape", tiny)
     monkeypatch.setattr(modules["measure"], "SAMPLE_SECONDS", 0)
     yield modules
-    for name in [name for name in sys.modules if name.partition(".")[0] in ("benchmarks", "ratios", "linear")]:
+    ours = ("benchmarks", "ratios", "linear", "training")
+    for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
         del sys.modules[name]
 
 
@@ -149,6 +150,19 @@ def test_the_cost_of_a_linear_layer_is_printed(benchmarks, capsys):
     assert head == "300 x 8 x 2000, 1 rounds, with bias"
     pattern = r"  {} MiB: \d+\.\d+ s, products \d+\.\d+ s, ratio \d+\.\d+(, peak -?\d+ MiB)?{}"
     assert re.fullmatch(pattern.format(1, ""), rows[0]) and re.fullmatch(pattern.format(64, r" \(default\)"), rows[1])
+
+
+def test_steps_of_training_are_printed(benchmarks, capsys):
+    pytest.importorskip("torch")
+    training = importlib.import_module("training")
+    training.main(["--logits", "60", "30", "--linear", "30", "8", "20", "--rounds", "1"])
+    _, *lines = capsys.readouterr().out.splitlines()
+    rows = [line for line in lines if line.startswith(" ")]
+    assert len(rows) >= 4
+    number = r"\d+\.\d+"
+    pattern = rf"  [a-z. ]+: {number} ms \({number} to {number}\), ratio {number}, largest difference \d\.\de[+-]\d+"
+    assert all(re.fullmatch(pattern, row) for row in rows)
+    assert all(float(row.rpartition(" ")[2]) < 1e-5 for row in rows)
 
 
 def split_output(capsys):
