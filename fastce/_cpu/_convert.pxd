@@ -7,93 +7,113 @@ Design
    zero.
 2. AVX2 and AVX-512 have code of their own: binary16 has instructions, and of loops over 16-bit integers GCC used half
    of each register (bfloat16 took 3 cycles more per 16 numbers). The loops for everybody else vectorise too.
+3. Rounding to bfloat16 works on 32 numbers at a time in registers of 512 bits, in halves that are taken apart, and
+   leaves NaN out of account where there cannot be any: 5 instead of 10 instructions per 16 numbers.
 """
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._math cimport bits_of_float, float_of_bits, real
+from fastce._cpu._registers cimport BFLOAT16, DOUBLE, FLOAT, HALF, HAS_REGISTERS, NATIVE, Format
 
 cdef extern from *:
     """
-    #include <stdint.h>
-    #if defined(__AVX512BW__)
-    #include <immintrin.h>
-    #define FASTCE_HAS_CONVERSIONS 1
-    static CYTHON_INLINE void fastce_floats_of_halves(const uint16_t* source, float* target) {
-        _mm512_storeu_ps(target, _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)source)));
+    #if FASTCE_HAS_REGISTERS
+    static CYTHON_INLINE void fastce_widen_16(fastce_format format, const uint16_t* source, float* target) {
+        for (int j = 0; j < 16; j += FASTCE_WIDTH) fastce_store(target + j, fastce_load_as(format, source, j));
     }
-    static CYTHON_INLINE void fastce_halves_of_floats(const float* source, uint16_t* target) {
-        __m256i halves = _mm512_cvtps_ph(_mm512_loadu_ps(source), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    static CYTHON_INLINE fastce_floats fastce_load_scaled(const float* source, float factor) {
+        return FASTCE_V(mul_ps)(fastce_load(source), fastce_fill(factor));
+    }
+    #endif
+    #if !FASTCE_HAS_REGISTERS
+    #define fastce_widen_16(format, source, target) ((void)0)
+    #define fastce_narrow_16(format, source, factor, may_be_nan, target) ((void)0)
+    #define fastce_narrow_32(format, source, factor, may_be_nan, target) ((void)0)
+    #elif FASTCE_WIDTH == 16
+    static CYTHON_INLINE void fastce_store_halves(fastce_floats x, uint16_t* target) {
+        __m256i halves = _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         _mm256_storeu_si256((__m256i*)target, halves);
     }
-    static CYTHON_INLINE void fastce_floats_of_bfloat16s(const uint16_t* source, float* target) {
-        __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)source));
-        _mm512_storeu_si512(target, _mm512_slli_epi32(wide, 16));
+    /* Upper halves, and 1 more where the lower half is more than 0x8000, or as much and the upper one is odd. */
+    static CYTHON_INLINE __m512i fastce_round_bfloat16s(fastce_floats x, fastce_floats y, int may_be_nan) {
+        const __m512i one = _mm512_set1_epi16(1);
+        const __m512i even = _mm512_set_epi16(
+            62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32,
+            30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
+        const __m512i a = _mm512_castps_si512(x), b = _mm512_castps_si512(y);
+        __m512i low = _mm512_permutex2var_epi16(a, even, b);
+        __m512i high = _mm512_permutex2var_epi16(a, _mm512_add_epi16(even, one), b);
+        __m512i weight = _mm512_adds_epu16(low, _mm512_and_si512(high, one));
+        __mmask32 up = _mm512_cmpgt_epu16_mask(weight, _mm512_set1_epi16((short)0x8000));
+        __m512i rounded = _mm512_mask_add_epi16(high, up, high, one);
+        if (may_be_nan) {
+            __mmask32 nan = (__mmask32)_mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q)
+                | (__mmask32)_mm512_cmp_ps_mask(y, y, _CMP_UNORD_Q) << 16;
+            rounded = _mm512_mask_mov_epi16(rounded, nan, _mm512_or_si512(high, _mm512_set1_epi16(0x40)));
+        }
+        return rounded;
     }
-    static CYTHON_INLINE void fastce_bfloat16s_of_floats(const float* source, uint16_t* target) {
-        __m512 x = _mm512_loadu_ps(source);
-        __m512i bits = _mm512_castps_si512(x);
-        __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-        __m512i sum = _mm512_add_epi32(_mm512_add_epi32(bits, _mm512_set1_epi32(0x7FFF)), odd);
-        __mmask16 is_nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
-        sum = _mm512_mask_or_epi32(sum, is_nan, bits, _mm512_set1_epi32(0x400000));
-        _mm256_storeu_si256((__m256i*)target, _mm512_cvtepi32_epi16(_mm512_srli_epi32(sum, 16)));
+    static CYTHON_INLINE void fastce_narrow_16(
+            fastce_format format, const float* source, float factor, int may_be_nan, uint16_t* target) {
+        fastce_floats x = fastce_load_scaled(source, factor);
+        if (format == FASTCE_HALF)
+            fastce_store_halves(x, target);
+        else
+            _mm256_storeu_si256(
+                (__m256i*)target, _mm512_castsi512_si256(fastce_round_bfloat16s(x, x, may_be_nan)));
     }
-    #elif defined(__AVX2__) && defined(__F16C__)
-    #include <immintrin.h>
-    #define FASTCE_HAS_CONVERSIONS 1
-    static CYTHON_INLINE void fastce_floats_of_halves(const uint16_t* source, float* target) {
-        for (int i = 0; i < 16; i += 8)
-            _mm256_storeu_ps(target + i, _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)(source + i))));
-    }
-    static CYTHON_INLINE void fastce_halves_of_floats(const float* source, uint16_t* target) {
-        for (int i = 0; i < 16; i += 8) {
-            __m128i halves = _mm256_cvtps_ph(_mm256_loadu_ps(source + i), _MM_FROUND_TO_NEAREST_INT);
-            _mm_storeu_si128((__m128i*)(target + i), halves);
+    static CYTHON_INLINE void fastce_narrow_32(
+            fastce_format format, const float* source, float factor, int may_be_nan, uint16_t* target) {
+        fastce_floats x = fastce_load_scaled(source, factor), y = fastce_load_scaled(source + 16, factor);
+        if (format == FASTCE_HALF) {
+            fastce_store_halves(x, target);
+            fastce_store_halves(y, target + 16);
+        } else {
+            _mm512_storeu_si512(target, fastce_round_bfloat16s(x, y, may_be_nan));
         }
     }
-    static CYTHON_INLINE void fastce_floats_of_bfloat16s(const uint16_t* source, float* target) {
-        for (int i = 0; i < 16; i += 8) {
-            __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)(source + i)));
-            _mm256_storeu_si256((__m256i*)(target + i), _mm256_slli_epi32(wide, 16));
-        }
+    #else
+    static CYTHON_INLINE void fastce_store_halves(fastce_floats x, uint16_t* target) {
+        _mm_storeu_si128((__m128i*)target, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
     }
-    static CYTHON_INLINE __m256i fastce_round_bfloat16s(const float* source) {
-        __m256 x = _mm256_loadu_ps(source);
+    static CYTHON_INLINE __m256i fastce_round_bfloat16s(fastce_floats x, int may_be_nan) {
         __m256i bits = _mm256_castps_si256(x);
         __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
         __m256i sum = _mm256_add_epi32(_mm256_add_epi32(bits, _mm256_set1_epi32(0x7FFF)), odd);
-        __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-        __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
-        return _mm256_srli_epi32(_mm256_blendv_epi8(sum, quiet, is_nan), 16);
+        if (may_be_nan) {
+            __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
+            __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(x, x, _CMP_UNORD_Q));
+            sum = _mm256_blendv_epi8(sum, quiet, is_nan);
+        }
+        return _mm256_srli_epi32(sum, 16);
     }
-    static CYTHON_INLINE void fastce_bfloat16s_of_floats(const float* source, uint16_t* target) {
-        /* Packing works within 128 bits; the permutation puts the quarters in order. */
-        __m256i packed = _mm256_packus_epi32(fastce_round_bfloat16s(source), fastce_round_bfloat16s(source + 8));
-        _mm256_storeu_si256((__m256i*)target, _mm256_permute4x64_epi64(packed, 0xD8));
+    static CYTHON_INLINE void fastce_narrow_16(
+            fastce_format format, const float* source, float factor, int may_be_nan, uint16_t* target) {
+        fastce_floats x = fastce_load_scaled(source, factor), y = fastce_load_scaled(source + 8, factor);
+        if (format == FASTCE_HALF) {
+            fastce_store_halves(x, target);
+            fastce_store_halves(y, target + 8);
+        } else {
+            /* Packing works within 128 bits; the permutation puts the quarters in order. */
+            __m256i packed = _mm256_packus_epi32(
+                fastce_round_bfloat16s(x, may_be_nan), fastce_round_bfloat16s(y, may_be_nan));
+            _mm256_storeu_si256((__m256i*)target, _mm256_permute4x64_epi64(packed, 0xD8));
+        }
     }
-    #else
-    #define FASTCE_HAS_CONVERSIONS 0
-    #define fastce_floats_of_halves(source, target) ((void)0)
-    #define fastce_halves_of_floats(source, target) ((void)0)
-    #define fastce_floats_of_bfloat16s(source, target) ((void)0)
-    #define fastce_bfloat16s_of_floats(source, target) ((void)0)
+    static CYTHON_INLINE void fastce_narrow_32(
+            fastce_format format, const float* source, float factor, int may_be_nan, uint16_t* target) {
+        fastce_narrow_16(format, source, factor, may_be_nan, target);
+        fastce_narrow_16(format, source + 16, factor, may_be_nan, target + 16);
+    }
     #endif
     """
-    const bint HAS_CONVERSIONS "FASTCE_HAS_CONVERSIONS"
-    void floats_of_halves "fastce_floats_of_halves"(const uint16_t* source, float* target) noexcept nogil
-    void halves_of_floats "fastce_halves_of_floats"(const float* source, uint16_t* target) noexcept nogil
-    void floats_of_bfloat16s "fastce_floats_of_bfloat16s"(const uint16_t* source, float* target) noexcept nogil
-    void bfloat16s_of_floats "fastce_bfloat16s_of_floats"(const float* source, uint16_t* target) noexcept nogil
-
-
-# The type of the numbers in memory.
-cdef enum Format:
-    NATIVE = 0    # the arithmetic's
-    FLOAT = 1
-    DOUBLE = 2
-    HALF = 3      # IEEE binary16
-    BFLOAT16 = 4  # the upper half of a float
+    void widen_16_floats "fastce_widen_16"(Format format, const uint16_t* source, float* target) noexcept nogil
+    # Rounds 16 or 32 floats times a factor; NaN may become infinity or a number unless it is said that it may be there.
+    void narrow_16_floats "fastce_narrow_16"(
+        Format format, const float* source, float factor, bint may_be_nan, uint16_t* target) noexcept nogil
+    void narrow_32_floats "fastce_narrow_32"(
+        Format format, const float* source, float factor, bint may_be_nan, uint16_t* target) noexcept nogil
 
 
 cdef inline Py_ssize_t size_of(Format format, real like) noexcept nogil:
@@ -142,10 +162,11 @@ cdef inline uint32_t bfloat16_of_float(float value) noexcept nogil:
 cdef inline void widen_16(const uint16_t* source, Format format, float* target) noexcept nogil:
     """Convert 16 numbers of 16 bits to float."""
     cdef int j
-    if HAS_CONVERSIONS and format == HALF:
-        floats_of_halves(source, target)
-    elif HAS_CONVERSIONS:
-        floats_of_bfloat16s(source, target)
+    if HAS_REGISTERS:
+        if format == HALF:
+            widen_16_floats(HALF, source, target)
+        else:
+            widen_16_floats(BFLOAT16, source, target)
     elif format == HALF:
         for j in range(16):
             target[j] = float_of_half(source[j])
@@ -157,10 +178,11 @@ cdef inline void widen_16(const uint16_t* source, Format format, float* target) 
 cdef inline void narrow_16(const float* source, Format format, uint16_t* target) noexcept nogil:
     """Round 16 floats to 16 bits."""
     cdef int j
-    if HAS_CONVERSIONS and format == HALF:
-        halves_of_floats(source, target)
-    elif HAS_CONVERSIONS:
-        bfloat16s_of_floats(source, target)
+    if HAS_REGISTERS:
+        if format == HALF:
+            narrow_16_floats(HALF, source, 1, True, target)
+        else:
+            narrow_16_floats(BFLOAT16, source, 1, True, target)
     elif format == HALF:
         for j in range(16):
             target[j] = <uint16_t>half_of_float(source[j])
@@ -183,13 +205,35 @@ cdef inline void widen_array(const char* source, Format format, Py_ssize_t n, fl
         memcpy(target + k, wide, (n - k) * sizeof(float))
 
 
+cdef inline Py_ssize_t narrow_pairs(
+    const float* source, float factor, Format format, bint may_be_nan, Py_ssize_t n, uint16_t* target
+) noexcept nogil:
+    """Round the first of n floats times a factor, 32 at a time, where there are registers; return how many."""
+    cdef Py_ssize_t k = 0
+    if not HAS_REGISTERS:
+        return 0
+    if format == HALF:
+        while k + 32 <= n:
+            narrow_32_floats(HALF, source + k, factor, may_be_nan, target + k)
+            k += 32
+    elif may_be_nan:
+        while k + 32 <= n:
+            narrow_32_floats(BFLOAT16, source + k, factor, True, target + k)
+            k += 32
+    else:
+        while k + 32 <= n:
+            narrow_32_floats(BFLOAT16, source + k, factor, False, target + k)
+            k += 32
+    return k
+
+
 cdef inline void narrow_array(
-    const float* source, float factor, Format format, Py_ssize_t n, char* target
+    const float* source, float factor, Format format, bint may_be_nan, Py_ssize_t n, char* target
 ) noexcept nogil:
     """Round n floats times a factor to 16 bits, side by side and aligned."""
     cdef uint16_t rest[16]
     cdef float wide[16]
-    cdef Py_ssize_t j, k = 0
+    cdef Py_ssize_t j, k = narrow_pairs(source, factor, format, may_be_nan, n, <uint16_t*>target)
     while k + 16 <= n:
         for j in range(16):
             wide[j] = source[k + j] * factor
@@ -273,12 +317,12 @@ cdef inline void load_array(
 
 
 cdef inline void store_array(
-    const real* source, real factor, Py_ssize_t n, char* target, Format format, Py_ssize_t stride
+    const real* source, real factor, bint may_be_nan, Py_ssize_t n, char* target, Format format, Py_ssize_t stride
 ) noexcept nogil:
     """Round n numbers times a factor to a format of 16 bits, `stride` bytes apart at any address."""
     cdef Py_ssize_t k
     if real is float and is_array(target, format, stride, factor):
-        narrow_array(source, factor, format, n, target)
+        narrow_array(source, factor, format, may_be_nan, n, target)
         return
     for k in range(n):
         write_converted(target + k * stride, format, source[k] * factor)

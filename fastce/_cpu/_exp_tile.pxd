@@ -12,7 +12,7 @@ Design
 """
 from fastce._cpu._math cimport exp, exp_unit, real
 from fastce._cpu._prefetch cimport prefetch  # for its macro
-from fastce._cpu._registers cimport HAS_REGISTERS
+from fastce._cpu._registers cimport HAS_REGISTERS, Format
 
 cdef extern from *:
     """
@@ -78,58 +78,64 @@ cdef extern from *:
             if (rest != NULL) fastce_add_to(rest + j, fastce_total(z, n_groups));
         }
     }
-    /* 64 classes of a row; the lanes before `first` were done before and stay what they are in `e`. */
+    /* 64 classes of a row, from class k on; the lanes before `first` were done before and stay what they are in `e`. */
     static CYTHON_INLINE void fastce_exp_lanes(
-            const float* x, int first, fastce_floats top, float scale, float* e, fastce_floats* sums) {
+            fastce_format format, const void* x, ptrdiff_t k, int first, fastce_floats top, float scale, float* e,
+            fastce_floats* sums) {
         for (int j = 0; j < 16; j += FASTCE_WIDTH) {
             fastce_floats y[4];
             for (int g = 0; g < 4; g++) {
-                y[g] = fastce_load(x + 16 * g + j);
+                y[g] = fastce_load_as(format, x, k + 16 * g + j);
                 if (first > 0) y[g] = fastce_from_lane(16 * g + j, first, y[g], fastce_fill(-INFINITY));
                 y[g] = fastce_exp_of(y[g], top, scale);
             }
             for (int g = 0; g < 4; g++) {
                 fastce_floats all = y[g];
-                if (first > 0) all = fastce_from_lane(16 * g + j, first, all, fastce_load(e + 16 * g + j));
-                fastce_store(e + 16 * g + j, all);
+                if (first > 0) all = fastce_from_lane(16 * g + j, first, all, fastce_load(e + k + 16 * g + j));
+                fastce_store(e + k + 16 * g + j, all);
             }
             sums[j / FASTCE_WIDTH] = FASTCE_V(add_ps)(sums[j / FASTCE_WIDTH], fastce_total(y, 4));
         }
     }
-    static CYTHON_INLINE void fastce_exp_row_scaled(
-            const float* x, ptrdiff_t n, float top, float scale, float* e, const char* ahead, ptrdiff_t size,
-            float* sums) {
+    static CYTHON_INLINE void fastce_exp_row_of(
+            fastce_format format, const void* x, ptrdiff_t n, float top, float scale, float* e, const char* ahead,
+            ptrdiff_t size, float* sums) {
         fastce_floats s[16 / FASTCE_WIDTH];
         const fastce_floats m = fastce_fill(top);
         ptrdiff_t k;
         for (int j = 0; j < 16; j += FASTCE_WIDTH) s[j / FASTCE_WIDTH] = fastce_load(sums + j);
         for (k = 0; k + 64 <= n; k += 64) {
-            for (int j = 0; j < 256; j += 64) FASTCE_PREFETCH_L1(ahead + k * size + j);
-            fastce_exp_lanes(x + k, 0, m, scale, e + k, s);
+            for (int j = 0; j < (format == FASTCE_NATIVE ? 256 : 128); j += 64)
+                FASTCE_PREFETCH_L1(ahead + k * size + j);
+            fastce_exp_lanes(format, x, k, 0, m, scale, e, s);
         }
-        if (k < n) fastce_exp_lanes(x + n - 64, (int)(64 - (n - k)), m, scale, e + n - 64, s);
+        if (k < n) fastce_exp_lanes(format, x, n - 64, (int)(64 - (n - k)), m, scale, e, s);
         for (int j = 0; j < 16; j += FASTCE_WIDTH) fastce_store(sums + j, s[j / FASTCE_WIDTH]);
     }
     static CYTHON_INLINE void fastce_exp_row(
-            const float* x, ptrdiff_t n, float top, float scale, float* e, const char* ahead, ptrdiff_t size,
-            float* sums) {
-        if (scale == 1)
-            fastce_exp_row_scaled(x, n, top, 1, e, ahead, size, sums);
+            fastce_format format, const void* x, ptrdiff_t n, float top, float scale, float* e, const char* ahead,
+            ptrdiff_t size, float* sums) {
+        if (format == FASTCE_HALF)
+            fastce_exp_row_of(FASTCE_HALF, x, n, top, 1, e, ahead, size, sums);
+        else if (format == FASTCE_BFLOAT16)
+            fastce_exp_row_of(FASTCE_BFLOAT16, x, n, top, 1, e, ahead, size, sums);
+        else if (scale == 1)
+            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, sums);
         else
-            fastce_exp_row_scaled(x, n, top, scale, e, ahead, size, sums);
+            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, sums);
     }
     #else
-    #define fastce_exp_row(x, n, top, scale, e, ahead, size, sums) ((void)0)
+    #define fastce_exp_row(format, x, n, top, scale, e, ahead, size, sums) ((void)0)
     #define fastce_exp_and_fold(x, pitch, n_groups, top, scale, e, e_pitch, all, rest) ((void)0)
     #endif
     """
     void exp_and_fold_floats "fastce_exp_and_fold"(
         const float* x, Py_ssize_t pitch, int n_groups, const float* top, float scale, float* e, Py_ssize_t e_pitch,
         float* all_terms, float* rest) noexcept nogil
-    # n >= 64 classes of a row; asks for what lies as far behind `ahead`, numbers of so many bytes
+    # n >= 64 classes of a row, floats or of 16 bits; asks for what lies as far behind `ahead`, numbers of so many bytes
     void exp_row_floats "fastce_exp_row"(
-        const float* x, Py_ssize_t n, float top, float scale, float* e, const char* ahead, Py_ssize_t size, float* sums
-    ) noexcept nogil
+        Format format, const void* x, Py_ssize_t n, float top, float scale, float* e, const char* ahead,
+        Py_ssize_t size, float* sums) noexcept nogil
 
 
 cdef enum:

@@ -4,7 +4,8 @@ Design
 ------
 1. The row kernel gets a copy of the task whose logits and gradient lie in the stage, and whose `source` leads back to
    the caller's. It widens each block on its way into the sweep and rounds each block once it is done, so everything
-   between is float's arithmetic, and no option needs code for 16 bits.
+   between is float's arithmetic, and no option needs code for 16 bits. Only the loop for ordinary rows without such
+   options reads numbers of 16 bits itself: widening twice in registers costs less than to store and load them.
 2. The stage is as long as the rows that go through the kernel together, 64 KiB, or a longer row. Exponentials waiting
    in 16 bits would lose what the promises keep, and computing them twice would also widen every logit twice.
 """

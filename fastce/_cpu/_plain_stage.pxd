@@ -166,5 +166,5 @@ cdef inline void store_rows(
         else:
             for k in range(task.n_classes):
                 store_array(
-                    stage + k * pitch + i, <real>1, m, first + k * out.class_stride, out.format, row_stride)
+                    stage + k * pitch + i, <real>1, True, m, first + k * out.class_stride, out.format, row_stride)
         i += m

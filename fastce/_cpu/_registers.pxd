@@ -11,13 +11,17 @@ cdef extern from *:
     #include <stddef.h>
     #include <stdint.h>
     #include <string.h>
-    #if defined(__AVX512F__) && defined(__AVX512DQ__)
+    /* The type of the numbers in memory. */
+    typedef enum {
+        FASTCE_NATIVE, FASTCE_FLOAT, FASTCE_DOUBLE, FASTCE_HALF, FASTCE_BFLOAT16
+    } fastce_format;
+    #if defined(__AVX512BW__) && defined(__AVX512DQ__)
     #include <immintrin.h>
     #define FASTCE_WIDTH 16
     #define FASTCE_V(name) _mm512_##name
     typedef __m512 fastce_floats;
     typedef __m512i fastce_ints;
-    #elif defined(__AVX2__) && defined(__FMA__)
+    #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
     #include <immintrin.h>
     #define FASTCE_WIDTH 8
     #define FASTCE_V(name) _mm256_##name
@@ -36,6 +40,13 @@ cdef extern from *:
     }
     #endif
     #if FASTCE_WIDTH == 16
+    static CYTHON_INLINE fastce_floats fastce_load_halves(const uint16_t* source) {
+        return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)source));
+    }
+    static CYTHON_INLINE fastce_floats fastce_load_bfloat16s(const uint16_t* source) {
+        __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)source));
+        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+    }
     /* 0 where x is less than the bound, else e */
     static CYTHON_INLINE fastce_floats fastce_zero_if_less(fastce_floats x, fastce_floats bound, fastce_floats e) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), e);
@@ -56,6 +67,13 @@ cdef extern from *:
         return _mm512_i32gather_ps(place, source, 4);
     }
     #elif FASTCE_WIDTH == 8
+    static CYTHON_INLINE fastce_floats fastce_load_halves(const uint16_t* source) {
+        return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)source));
+    }
+    static CYTHON_INLINE fastce_floats fastce_load_bfloat16s(const uint16_t* source) {
+        __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)source));
+        return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
+    }
     static CYTHON_INLINE fastce_floats fastce_zero_if_less(fastce_floats x, fastce_floats bound, fastce_floats e) {
         return _mm256_and_ps(_mm256_cmp_ps(x, bound, _CMP_NLT_UQ), e);
     }
@@ -91,28 +109,46 @@ cdef extern from *:
         __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
         return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
     }
-    /* The maximum of n >= 64 floats, NaN left out; the last tile overlaps the one before. */
-    static CYTHON_INLINE float fastce_max(const float* x, ptrdiff_t n) {
+    /* A register from the k-th number on, floats or of 16 bits. */
+    static CYTHON_INLINE fastce_floats fastce_load_as(fastce_format format, const void* source, ptrdiff_t k) {
+        if (format == FASTCE_HALF) return fastce_load_halves((const uint16_t*)source + k);
+        if (format == FASTCE_BFLOAT16) return fastce_load_bfloat16s((const uint16_t*)source + k);
+        return fastce_load((const float*)source + k);
+    }
+    /* The maximum of n >= 64 numbers, NaN left out; the last tile overlaps the one before. */
+    static CYTHON_INLINE float fastce_max_of(fastce_format format, const void* x, ptrdiff_t n) {
         fastce_floats m[64 / FASTCE_WIDTH];
         float lanes[16];
         for (int g = 0; g < 64 / FASTCE_WIDTH; g++) m[g] = fastce_fill(-INFINITY);
         for (ptrdiff_t k = 0; k < n; k += 64) {
             if (k > n - 64) k = n - 64;
             for (int g = 0; g < 64 / FASTCE_WIDTH; g++)
-                m[g] = FASTCE_V(max_ps)(fastce_load(x + k + g * FASTCE_WIDTH), m[g]);
+                m[g] = FASTCE_V(max_ps)(fastce_load_as(format, x, k + g * FASTCE_WIDTH), m[g]);
         }
         for (int g = 16 / FASTCE_WIDTH; g < 64 / FASTCE_WIDTH; g++)
             m[g % (16 / FASTCE_WIDTH)] = FASTCE_V(max_ps)(m[g], m[g % (16 / FASTCE_WIDTH)]);
         for (int g = 0; g < 16 / FASTCE_WIDTH; g++) fastce_store(lanes + g * FASTCE_WIDTH, m[g]);
         return fastce_max_lanes(lanes);
     }
+    static CYTHON_INLINE float fastce_max(fastce_format format, const void* x, ptrdiff_t n) {
+        if (format == FASTCE_HALF) return fastce_max_of(FASTCE_HALF, x, n);
+        if (format == FASTCE_BFLOAT16) return fastce_max_of(FASTCE_BFLOAT16, x, n);
+        return fastce_max_of(FASTCE_NATIVE, x, n);
+    }
     #else
-    #define fastce_max(x, n) 0.0f
+    #define fastce_max(format, x, n) 0.0f
     #define fastce_sum_lanes(x) 0.0
     #define fastce_max_lanes(x) 0.0f
     #endif
     """
+    ctypedef enum Format "fastce_format":
+        NATIVE "FASTCE_NATIVE"      # the arithmetic's
+        FLOAT "FASTCE_FLOAT"
+        DOUBLE "FASTCE_DOUBLE"
+        HALF "FASTCE_HALF"          # IEEE binary16
+        BFLOAT16 "FASTCE_BFLOAT16"  # the upper half of a float
     const bint HAS_REGISTERS "FASTCE_HAS_REGISTERS"
     double sum_lanes_of_floats "fastce_sum_lanes"(const float* x) noexcept nogil
-    float max_of_floats "fastce_max"(const float* x, Py_ssize_t n) noexcept nogil
+    # of n >= 64 floats, or numbers of 16 bits
+    float max_of_floats "fastce_max"(Format format, const void* x, Py_ssize_t n) noexcept nogil
     float max_lanes_of_floats "fastce_max_lanes"(const float* x) noexcept nogil

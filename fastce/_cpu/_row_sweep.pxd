@@ -11,15 +11,23 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._convert cimport is_array
+from fastce._cpu._convert cimport NATIVE, is_array, size_of
 from fastce._cpu._exp_tile cimport exp_row_floats
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch, prefetch_to_l2
 from fastce._cpu._registers cimport HAS_REGISTERS, max_of_floats
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, sum_factor
 from fastce._cpu._spans cimport Row, Span, logit_tile, prob_at, prob_tile, row_tile, span_at, weight_tile
-from fastce._cpu._task cimport ALL, E_D, N_SUMS, REST, Task
+from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task
 from fastce._cpu._tiles cimport *
+
+
+cdef inline bint sweeps_16_bits(const Task* task, const char* logits, Py_ssize_t n, real like) noexcept nogil:
+    """Tell whether the sweep of n classes can read the caller's logits of 16 bits, which need not be widened then."""
+    return (
+        real is float and HAS_REGISTERS and n >= TILE and not task.extras and not task.find_argmax
+        and not task.normalized and task.softcap == 0 and task.logit_scale == 1 and task.out_kind != LOG_SOFTMAX
+        and is_array(logits, task.source.logits.format, task.source.logits.class_stride, like))
 
 
 cdef inline Py_ssize_t tile_lines(real like) noexcept nogil:
@@ -58,7 +66,9 @@ cdef inline void exp_plain(
     cdef Py_ssize_t j, k = 0
     if real is float:
         if HAS_REGISTERS and not extras and n >= TILE:
-            exp_row_floats(x, n, top[0], scale, out, row.ahead_logits, row.size_logits, sums + 16 * ALL)
+            exp_row_floats(
+                row.format, row.logits + start * size_of(row.format, scale), n, top[0], scale, out, row.ahead_logits,
+                row.size_logits, sums + 16 * ALL)
             return
     if task.weight != NULL:
         w = <const real*>task.weight + start
@@ -114,8 +124,10 @@ cdef inline real find_top(
     if task.normalized:
         return 0
     if real is float:
-        if HAS_REGISTERS and stop - start >= TILE and is_plain(row.logits, stride, like) and cap_factor == 0:
-            return max_of_floats(<const float*>row.logits + start, stop - start)
+        if HAS_REGISTERS and stop - start >= TILE and cap_factor == 0 and (
+                row.format != NATIVE or is_plain(row.logits, stride, like)):
+            return max_of_floats(
+                row.format, row.logits + start * size_of(row.format, like), stop - start)
     fill(top, 0, LANES, <real>-INFINITY)
     if is_plain(row.logits, stride, like) and cap_factor == 0:
         max_plain(<const real*>row.logits + start, stop - start, top)
@@ -150,7 +162,8 @@ cdef inline bint sweep_block(
     cdef Py_ssize_t stride = task.logits.class_stride
     cdef Py_ssize_t exp_stride = row.exp_stride
     cdef bint normalized = task.normalized
-    cdef bint plain = is_plain(row.logits, stride, m) and cap_factor == 0 and not normalized
+    cdef bint plain = row.format != NATIVE or (
+        is_plain(row.logits, stride, m) and cap_factor == 0 and not normalized)
     cdef Span span
     cdef Py_ssize_t j, k
     is_lower = m <= known

@@ -16,10 +16,10 @@ from fastce._cpu._tiles cimport (
 
 
 cdef inline void put_block(
-    const Task* task, const real* row, real factor, Py_ssize_t k, Py_ssize_t n, char* target
+    const Task* task, const real* row, real factor, bint may_be_nan, Py_ssize_t k, Py_ssize_t n, char* target
 ) noexcept nogil:
     """Round n classes of a staged row, from class k on and times a factor, to where the caller wants them."""
-    store_array(row + k, factor, n, target + k * task.out.class_stride, task.out.format, task.out.class_stride)
+    store_array(row + k, factor, may_be_nan, n, target + k * task.out.class_stride, task.out.format, task.out.class_stride)
 
 
 cdef inline void write_plain(
@@ -57,7 +57,8 @@ cdef inline void write_plain(
                 j += step
             factor = 1
         if task.source != NULL:
-            put_block(task.source, out, <real>factor, k, n, target)
+            # An exponential that is NaN makes the row's factor NaN.
+            put_block(task.source, out, <real>factor, task.extras or factor != factor, k, n, target)
         elif not task.extras:
             multiply(out + k, n, <real>factor)
         k += n
@@ -143,6 +144,6 @@ cdef inline void write_lane(
     else:
         write_row(task, rows, lane, &row, tops, like)
         if task.source != NULL:
-            put_block(task.source, <const real*>row.out, <real>1, 0, task.n_classes, target)
+            put_block(task.source, <const real*>row.out, <real>1, True, 0, task.n_classes, target)
     if rows.peak[lane] >= 0:
         write_converted(target + rows.peak[lane] * given.out.class_stride, given.out.format, <real>rows.grad_peak[lane])

@@ -17,9 +17,9 @@ Design
 from libc.math cimport NAN
 from libc.stdint cimport int32_t
 
-from fastce._cpu._convert cimport load_array
+from fastce._cpu._convert cimport NATIVE, load_array
 from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._row_sweep cimport find_top, sweep_block
+from fastce._cpu._row_sweep cimport find_top, sweep_block, sweeps_16_bits
 from fastce._cpu._row_writes cimport write_lane
 from fastce._cpu._scalars cimport (
     Scalars, add, begin, cap_factor_of, describe_argmax_peaks, finish, merge, read_peaks, take
@@ -86,25 +86,30 @@ cdef inline Py_ssize_t stop_of_block(const Task* task, Py_ssize_t start, real li
     return min(start + row_block(like), task.n_classes)
 
 
-cdef inline void load_block(
-    const Task* task, Row* row, Py_ssize_t i, Py_ssize_t start, char* stage, real like
-) noexcept nogil:
-    """Widen a block of 16-bit logits to the row's stage; nothing to do for others."""
+cdef inline void load_block(const Task* task, Row* row, Py_ssize_t i, Py_ssize_t start, real like) noexcept nogil:
+    """Put a block of 16-bit logits where the sweep finds it, on the row's stage if it must; not for others."""
     cdef const Matrix* given
+    cdef const char* logits
+    cdef Py_ssize_t n = stop_of_block(task, start, like) - start
     if task.source == NULL:
         return
     given = &task.source.logits
+    logits = given.data + row_offset(task.source, given, i)
+    if sweeps_16_bits(task, logits, n, like):
+        row.logits = logits
+        row.format = given.format
+        return
+    row.logits = task.logits.data + row_offset(task, &task.logits, i)
+    row.format = NATIVE
     if task.out.data == NULL:  # nothing comes back to these logits: each block may overwrite the one before
-        row.logits = stage - start * <Py_ssize_t>sizeof(real)
-    load_array(
-        given.data + row_offset(task.source, given, i) + start * given.class_stride, given.format, given.class_stride,
-        stop_of_block(task, start, like) - start, <real*>row.logits + start)
+        row.logits -= start * <Py_ssize_t>sizeof(real)
+    load_array(logits + start * given.class_stride, given.format, given.class_stride, n, <real*>row.logits + start)
 
 
 cdef inline real begin_row(const Task* task, Py_ssize_t i, Row* row, real like) noexcept nogil:
     """Locate a row; return the maximum of its first block."""
     row[0] = locate_row(task, i, like)
-    load_block(task, row, i, 0, <char*>row.logits, like)
+    load_block(task, row, i, 0, like)
     return find_top(task, row, 0, stop_of_block(task, 0, like), like)
 
 
@@ -125,7 +130,6 @@ cdef inline void sweep_row(
     # After short rows one more: the next one has been read already.
     cdef Py_ssize_t rows_ahead = 1 if task.n_classes > step else max(2, far // task.n_classes + 1)
     cdef Row after = locate_row(given, min(i + rows_ahead, task.n_rows - 1), like)
-    cdef char* stage = <char*>row.logits
     cdef bint is_lower
     row.size_logits = here.size_logits
     if not in_out:
@@ -137,7 +141,7 @@ cdef inline void sweep_row(
         if row.prob != NULL:
             row.ahead_prob = ahead_of(here.prob, after.prob, &given.prob, k + far, task.n_classes)
         if k > 0:
-            load_block(task, &row, i, k, stage, like)
+            load_block(task, &row, i, k, like)
             top = find_top(task, &row, k, stop, like)
         if in_out:
             row.exps = row.out + k * row.exp_stride

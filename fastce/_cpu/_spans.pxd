@@ -3,6 +3,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 
 from fastce._cpu._convert cimport NATIVE, load_array, size_of
+from fastce._cpu._registers cimport Format
 from fastce._cpu._math cimport real
 from fastce._cpu._task cimport Task, row_offset
 from fastce._cpu._tiles cimport TILE, cap, copy, fill, gather, is_plain, keep_lanes
@@ -15,6 +16,7 @@ cdef enum:
 # Where the operands of one row start; NULL if absent.
 cdef struct Row:
     const char* logits
+    Format format             # of the logits there: 16 bits where a block is read without having been widened
     const char* prob
     char* out
     char* exps                # where a block's exponentials go, in `out` or in scratch memory
@@ -40,6 +42,7 @@ cdef inline Py_ssize_t row_block(real like) noexcept nogil:
 cdef inline Row locate_row(const Task* task, Py_ssize_t i, real like) noexcept nogil:
     cdef Row row
     row.logits = task.logits.data + row_offset(task, &task.logits, i)
+    row.format = NATIVE
     row.prob = NULL if task.prob.data == NULL else task.prob.data + row_offset(task, &task.prob, i)
     row.out = NULL if task.out.data == NULL else task.out.data + row_offset(task, &task.out, i)
     row.exps = row.out

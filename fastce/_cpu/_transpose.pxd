@@ -209,8 +209,8 @@ cdef inline void transpose_to_16(
         rows = min(m - i, WIDE // n)
         transpose(y + i, y_step, n, rows, wide, n)
         if row_stride == 2 * n:
-            store_array(wide, <real>1, rows * n, first + i * row_stride, format, 2)
+            store_array(wide, <real>1, True, rows * n, first + i * row_stride, format, 2)
         else:
             for j in range(rows):
-                store_array(wide + j * n, <real>1, n, first + (i + j) * row_stride, format, 2)
+                store_array(wide + j * n, <real>1, True, n, first + (i + j) * row_stride, format, 2)
         i += rows
