@@ -257,6 +257,17 @@ cdef inline void put(const Scalars* rows, const double* values, real* out) noexc
         memcpy(out + rows.start, buffer, rows.n * sizeof(real))
 
 
+cdef inline void find_upstream(const Task* task, const Scalars* rows, double* upstream) noexcept nogil:
+    """Write what the gradients with respect to the scaled logits are multiplied by, the scale included."""
+    cdef double factor = task.factor * task.logit_scale
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        upstream[j] = factor * rows.sample_weight[j]
+    if task.grad_output.data != NULL:
+        for j in range(rows.n):
+            upstream[j] *= vector_item(&task.grad_output, rows.start + j)
+
+
 cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nogil:
     """Turn the sums into losses, statistics and gradient factors; write the former."""
     cdef double scale = scale_of(task)
@@ -264,7 +275,6 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
     cdef double even = task.label_smoothing / task.n_classes
     cdef double weight_sum = task.weight_sum
     cdef double z_loss = task.z_loss
-    cdef double factor = task.factor * task.logit_scale
     cdef double inverse[LANES]    # 1 / (1 + rest)
     cdef double lse[LANES]
     cdef double loss[LANES]
@@ -302,11 +312,7 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
     if even != 0:
         for j in range(LANES):
             loss[j] += even * (weight_sum * rows.log_sum[j] - rows.sums[W_D][j] / d_unit())
-    for j in range(LANES):
-        g[j] = factor * rows.sample_weight[j]
-    if task.grad_output.data != NULL:
-        for j in range(rows.n):
-            g[j] *= vector_item(&task.grad_output, rows.start + j)
+    find_upstream(task, rows, g)
     for j in range(LANES):
         z_slope[j] = 0
     if z_loss != 0:
