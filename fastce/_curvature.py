@@ -95,14 +95,14 @@ def cross_entropy_hvp(
     -----
     Losses of different rows do not know each other's logits, so the Hessian is one C x C matrix per row. With f the
     function that `logit_scale` and `softcap` make of a logit, p the softmax of f(x), b_c = w_c q'_c as for
-    `cross_entropy_with_grad`, K = sum_c b_c + 2 z lse, g_j = p_j K - b_j, u = f' v and m = sum_c p_c u_c, the product of
-    a row is
+    `cross_entropy_with_grad`, K = sum_c b_c + 2 z lse, g_j = p_j K - b_j, u = f' v and m = sum_c p_c u_c, the product
+    of a row is
 
         a { f'_j p_j [ K (u_j - m) + 2 z m ] + f''_j g_j v_j },
 
     the derivative of the gradient in the direction v, as ``torch.autograd.functional.hvp`` computes it by two passes
-    of differentiation. u_j - m is formed from the differences to the u of the largest logit, so that it keeps its digits
-    where p is nearly 1. A logit of -inf contributes 0; a NaN or an infinity in `v` makes its row NaN.
+    of differentiation. u_j - m is formed from the differences to the u of the largest logit, so that it keeps its
+    digits where p is nearly 1. A logit of -inf contributes 0; a NaN or an infinity in `v` makes its row NaN.
 
     Examples
     --------
@@ -217,8 +217,8 @@ def cross_entropy_grad_hess(
     - "gauss_newton": the same without f'' g, the diagonal of a positive semi-definite matrix.
     - "xgboost": 2 K p_j (1 - p_j) f'_j^2, at least 1e-16, as XGBoost's ``multi:softprob`` had it until September 2026
       (dmlc/xgboost#10258): the diagonal that by Gershgorin's theorem is no less than the softmax's own matrix.
-    - "absolute": \\|g_j f'_j\\|, at least 1e-16: the gradient's absolute value, \\|p - y\\| for plain calls, which XGBoost
-      has had since (dmlc/xgboost#12537). It does not vanish where a class is mispredicted.
+    - "absolute": the absolute value of g_j f'_j, at least 1e-16. For plain calls it is that of p - y, which XGBoost has
+      had since (dmlc/xgboost#12537): it does not vanish where a rare class is mispredicted.
     - "lightgbm": C / (C - 1) K p_j (1 - p_j) f'_j^2, as LightGBM's ``multiclass`` has it.
 
     1 - p_j of the largest logit is the sum of the other probabilities, so that it keeps its digits. The least values

@@ -1,7 +1,6 @@
 """Which kernel does a task, and what it needs for that."""
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group
 from fastce._cpu._convert cimport is_16_bit
-from fastce._cpu._curvature cimport curvature_bytes, curvature_group
 from fastce._cpu._halves cimport row_bytes
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_columns cimport is_plain_call
@@ -11,6 +10,7 @@ from fastce._cpu._rows cimport row_group
 from fastce._cpu._spans cimport BLOCK_BYTES, row_block
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, TILE
+from fastce._cpu._units cimport curvature_bytes, curvature_group
 
 cdef enum:
     # Rows with contiguous classes are faster in a column kernel, 16 of them to a vector, while they do not fill the row

@@ -1,0 +1,262 @@
+"""Units of the curvature kernel: rows as whole tiles, where they are or staged in the workspace.
+
+Design
+------
+A unit is a row whose classes fill the vector, tile after tile, or 16 rows side by side, four classes to a tile. An
+operand that is an ordinary row is read and written where it is, but for its last, short tile. Whatever else there is,
+16 bits, strides, 16 rows, comes into the workspace first and goes back from there.
+"""
+from libc.math cimport INFINITY
+from libc.string cimport memcpy
+
+from fastce._cpu._columns cimport MAX_GROUPS, column_block, load_weights
+from fastce._cpu._convert cimport NATIVE, load_array, store_array
+from fastce._cpu._math cimport real, sech2
+from fastce._cpu._rows cimport row_group
+from fastce._cpu._scalars cimport cap_factor_of
+from fastce._cpu._stage cimport (
+    SIDE_BY_SIDE, Lanes, load_classes, load_planes, locate, pad, store_classes, store_planes
+)
+from fastce._cpu._task cimport Matrix, Task, row_offset
+from fastce._cpu._tiles cimport LANES, TILE, cap, copy, fill, is_plain, product, store
+
+
+# Arrays of the workspace, each with room for all units that are done together.
+cdef enum:
+    EXPS = 0     # in the end the product, or the diagonal
+    SECOND = 1   # v, or in the end the gradient
+    PROB = 2
+    CAPPED = 3   # f(x)
+    SLOPES = 4   # 1 - tanh^2
+    N_ARRAYS = 5
+
+
+# Tiles of one operand: those before `n_body` follow each other at `body`, all others at `stage`.
+cdef struct Tiles:
+    char* body
+    char* stage
+    Py_ssize_t n_body
+
+
+cdef struct Unit:
+    Tiles x        # f(logits)
+    Tiles exps
+    Tiles v
+    Tiles prob
+    Tiles slopes
+    Tiles out
+    Tiles hess
+
+
+cdef inline real* tile_of(const Tiles* tiles, Py_ssize_t t, real like) noexcept nogil:
+    return <real*>(tiles.body if t < tiles.n_body else tiles.stage) + t * TILE
+
+
+cdef inline Py_ssize_t classes_of_tile(const Task* task) noexcept nogil:
+    return TILE if task.by_rows else TILE // LANES
+
+
+cdef inline Py_ssize_t tiles_of_unit(const Task* task) noexcept nogil:
+    return (task.n_classes + classes_of_tile(task) - 1) // classes_of_tile(task)
+
+
+cdef inline int n_arrays(const Task* task) noexcept nogil:
+    if task.softcap != 0:
+        return N_ARRAYS
+    return PROB + 1 if task.prob.data != NULL else SECOND + 1
+
+
+cdef inline Py_ssize_t curvature_group(const Task* task, real like) noexcept nogil:
+    """Return how many rows are done together."""
+    cdef Py_ssize_t size = tiles_of_unit(task) * (TILE // LANES) * n_arrays(task)
+    if task.by_rows:
+        return row_group(task, like)
+    return LANES * max(1, min(<Py_ssize_t>MAX_GROUPS, column_block(like) // size))
+
+
+cdef inline Py_ssize_t array_size(const Task* task, real like) noexcept nogil:
+    """Return the size of an array of the workspace, in numbers."""
+    cdef Py_ssize_t n_units = curvature_group(task, like)
+    return (n_units if task.by_rows else n_units // LANES) * tiles_of_unit(task) * TILE
+
+
+cdef inline Py_ssize_t curvature_bytes(const Task* task, real like) noexcept nogil:
+    return n_arrays(task) * array_size(task, like) * <Py_ssize_t>sizeof(real)
+
+
+cdef inline Tiles staged_tiles(real* stage) noexcept nogil:
+    cdef Tiles tiles
+    tiles.body = tiles.stage = <char*>stage
+    tiles.n_body = 0
+    return tiles
+
+
+cdef inline Tiles row_tiles(const Task* task, const Matrix* matrix, Py_ssize_t i, real* stage) noexcept nogil:
+    """Locate the tiles of row i: where they are as far as they are ordinary, else in `stage`."""
+    cdef Tiles tiles = staged_tiles(stage)
+    if matrix.data == NULL:
+        return tiles
+    tiles.body = matrix.data + row_offset(task, matrix, i)
+    if matrix.format == NATIVE and is_plain(tiles.body, matrix.class_stride, stage[0]):
+        tiles.n_body = task.n_classes // TILE
+    return tiles
+
+
+cdef inline void load_row(const Task* task, const Matrix* matrix, const Tiles* tiles, real padding) noexcept nogil:
+    """Stage what is not read where it is."""
+    cdef real* stage = <real*>tiles.stage
+    cdef Py_ssize_t k = tiles.n_body * TILE, n = task.n_classes - k
+    if matrix.data == NULL or n == 0:
+        return
+    load_array(tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride, n, stage + k)
+    fill(stage, k + n, k + (n + TILE - 1) // TILE * TILE, padding)
+
+
+cdef inline void store_row(const Task* task, const Matrix* matrix, const Tiles* tiles, real like) noexcept nogil:
+    """Write what was staged."""
+    cdef const real* stage = <const real*>tiles.stage
+    cdef Py_ssize_t k = tiles.n_body * TILE, n = task.n_classes - k
+    if matrix.data == NULL or n == 0:
+        return
+    if matrix.format == NATIVE:
+        store(tiles.body + k * matrix.class_stride, matrix.class_stride, n, stage + k)
+    else:
+        store_array(stage + k, <real>1, n, tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride)
+
+
+cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real* arrays, Unit* unit) noexcept nogil:
+    """Locate the u-th unit: row i, or 16 rows that are in the workspace already."""
+    cdef Py_ssize_t k, size = array_size(task, arrays[0])
+    cdef real* stage[N_ARRAYS]
+    for k in range(N_ARRAYS):
+        stage[k] = arrays + k * size + u * tiles_of_unit(task) * TILE
+    unit.exps = unit.hess = staged_tiles(stage[EXPS])
+    unit.x = staged_tiles(stage[EXPS if task.softcap == 0 else CAPPED])
+    unit.v = staged_tiles(stage[SECOND])
+    unit.out = unit.exps if task.is_product else unit.v
+    unit.prob = staged_tiles(stage[PROB])
+    unit.slopes = staged_tiles(stage[SLOPES])
+    if not task.by_rows:
+        return
+    unit.out = row_tiles(task, &task.out, i, <real*>unit.out.stage)
+    unit.x = row_tiles(task, &task.logits, i, <real*>unit.x.stage)
+    if task.softcap != 0:
+        unit.x.n_body = 0  # nothing is read where it is: f(x) takes its place
+    unit.prob = row_tiles(task, &task.prob, i, <real*>unit.prob.stage)
+    if task.is_product:
+        unit.v = row_tiles(task, &task.second, i, <real*>unit.v.stage)
+    else:
+        unit.hess = row_tiles(task, &task.second, i, <real*>unit.hess.stage)
+
+
+cdef inline void find_slopes(const Task* task, const Unit* unit, real like) noexcept nogil:
+    """Write the slopes of the softcap."""
+    cdef real factor = <real>cap_factor_of(task)
+    cdef real y[TILE]
+    cdef const real* x
+    cdef Py_ssize_t j, t
+    for t in range(tiles_of_unit(task)):
+        x = tile_of(&unit.x, t, like)
+        for j in range(TILE):
+            y[j] = sech2(x[j] * factor)
+        copy(y, tile_of(&unit.slopes, t, like))
+
+
+cdef inline void load_unit(const Task* task, const Unit* unit, real like) noexcept nogil:
+    """Stage what a row needs."""
+    cdef real* last
+    cdef Py_ssize_t t, n_tiles = tiles_of_unit(task)
+    load_row(task, &task.logits, &unit.x, <real>-INFINITY)
+    load_row(task, &task.prob, &unit.prob, <real>0)
+    if task.is_product:
+        load_row(task, &task.second, &unit.v, <real>0)
+    if task.softcap != 0:
+        find_slopes(task, unit, like)
+        for t in range(n_tiles):
+            cap(tile_of(&unit.x, t, like), <real>cap_factor_of(task))
+        last = tile_of(&unit.x, n_tiles - 1, like)
+        fill(last, task.n_classes - (n_tiles - 1) * TILE, TILE, <real>-INFINITY)
+
+
+cdef inline const real* w_tile(const Task* task, const Unit* unit, Py_ssize_t t, real* buffer) noexcept nogil:
+    """Return a tile of slope * v; the scale is left out."""
+    cdef const real* v = tile_of(&unit.v, t, buffer[0])
+    if task.softcap == 0:
+        return v
+    product(v, tile_of(&unit.slopes, t, buffer[0]), buffer)
+    return buffer
+
+
+cdef inline const real* weights_at(const Task* task, Py_ssize_t t, real* buffer) noexcept nogil:
+    """Return the class weights of a tile."""
+    cdef Py_ssize_t k = t * classes_of_tile(task)
+    cdef Py_ssize_t n = task.n_classes - k
+    if not task.by_rows:
+        load_weights(task, k, task.n_classes, buffer)
+        return buffer
+    if task.weight != NULL and n >= TILE:
+        return <const real*>task.weight + k
+    fill(buffer, 0, TILE, <real>(task.weight == NULL))
+    if n < TILE:
+        fill(buffer, n, TILE, <real>0)
+        if task.weight != NULL:
+            memcpy(buffer, <const real*>task.weight + k, n * sizeof(real))
+    return buffer
+
+
+cdef inline bint locate_groups(
+    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, Lanes* lanes, real like
+) noexcept nogil:
+    """Locate groups of 16 rows; tell whether all lie side by side."""
+    cdef bint side_by_side = True
+    cdef Py_ssize_t g
+    for g in range((n + LANES - 1) // LANES):
+        locate(task, matrix, start + g * LANES, min(n - g * LANES, <Py_ssize_t>LANES), &lanes[g], like)
+        side_by_side = side_by_side and lanes[g].way == SIDE_BY_SIDE
+    return side_by_side
+
+
+cdef inline void load_groups(
+    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, real padding, real* stage
+) noexcept nogil:
+    """Stage an operand of n rows, 16 to a unit."""
+    cdef Lanes lanes[MAX_GROUPS]
+    cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = tiles_of_unit(task) * TILE
+    if matrix.data == NULL:
+        return
+    if locate_groups(task, matrix, start, n, lanes, stage[0]):
+        load_planes(lanes, n_groups, task.n_classes, stage, size)
+        for g in range(n_groups):
+            pad(&lanes[g], task.n_classes, padding, stage + g * size)
+    else:
+        for g in range(n_groups):
+            load_classes(&lanes[g], 0, task.n_classes, padding, stage + g * size)
+
+
+cdef inline void store_groups(
+    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, const real* stage
+) noexcept nogil:
+    cdef Lanes lanes[MAX_GROUPS]
+    cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = tiles_of_unit(task) * TILE
+    if locate_groups(task, matrix, start, n, lanes, stage[0]):
+        store_planes(lanes, n_groups, task.n_classes, stage, size)
+    else:
+        for g in range(n_groups):
+            store_classes(&lanes[g], 0, task.n_classes, stage + g * size)
+
+
+cdef inline void move_groups(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, bint loads, real* arrays
+) noexcept nogil:
+    """Stage the operands of n rows, or write their results."""
+    cdef Py_ssize_t size = array_size(task, arrays[0])
+    if loads:
+        load_groups(
+            task, &task.logits, start, n, <real>-INFINITY, arrays + (EXPS if task.softcap == 0 else CAPPED) * size)
+        load_groups(task, &task.prob, start, n, <real>0, arrays + PROB * size)
+        if task.is_product:
+            load_groups(task, &task.second, start, n, <real>0, arrays + SECOND * size)
+    else:
+        store_groups(task, &task.out, start, n, arrays + (EXPS if task.is_product else SECOND) * size)
+        if not task.is_product:
+            store_groups(task, &task.second, start, n, arrays + EXPS * size)
