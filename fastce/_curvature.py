@@ -18,7 +18,7 @@ from fastce._solve import solve
 
 
 class Curvature(NamedTuple):
-    """A diagonal: ``factor * K p (1 - p) + z_factor * 2 z p^2``, times f'^2, plus f'' times the gradient if it bends."""
+    """A diagonal: f'^2 times ``factor * K p (1 - p) + z_factor * 2 z p^2``, plus f'' times the gradient if it bends."""
 
     factor: float = 1.0
     z_factor: float = 0.0

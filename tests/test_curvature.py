@@ -49,18 +49,17 @@ def test_values(shape, kind, rng):
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("shape", [(21, 10), (35, 140), (4, 5, 20), (2, 130, 3, 16)], ids=str)
+@pytest.mark.parametrize("shape", [(21, 10), (9, 140), (4, 5, 20), (2, 130, 3, 4)], ids=str)
 def test_layouts(shape, layout, rng):
     for dtype in DTYPES:
         logits, v = make_logits(rng, shape, dtype), rng.standard_normal(shape).astype(dtype)
         for kind in KINDS:
-            target = make_target(rng, kind, shape)
             for axis in {1, len(shape) - 1}:
                 target = make_target(rng, kind, shape, axis)
                 for name in ("plain", "all"):
                     options = options_for(rng, OPTION_SETS[name], kind, shape, axis)
-                    make = LAYOUTS[layout]
-                    assert_curvatures(make(logits), make(target), make(v), f"{dtype} {name}", axis=axis, **options)
+                    arrays = (LAYOUTS[layout](array) for array in (logits, target, v))
+                    assert_curvatures(*arrays, f"{dtype} {name}", curvatures=("exact",), axis=axis, **options)
     # operands that differ in strides
     function = fastce.cross_entropy_hvp
     expected = function(logits, target, v, axis=axis)
@@ -222,7 +221,7 @@ def test_bad_rows_stay_by_themselves(problem, n_classes, dtype, kind, bad):
     for options in ({}, {"softcap": 5.0, "label_smoothing": 0.1, "z_loss": 0.1}):
         if options and not np.isnan(bad):
             continue  # a softcap makes numbers of infinities
-        for function in SWEEPS:
+        for function in SWEEPS if n_classes == 10 else SWEEPS[:2]:
             clean = function(logits, target, v, reduction="sum", **options)
             for one, other in zip(function(spoilt, target, v, reduction="sum", **options), clean, strict=True):
                 assert np.isnan(one[hit]).all()
