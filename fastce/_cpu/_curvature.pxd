@@ -25,7 +25,7 @@ from fastce._cpu._scalars cimport Scalars, begin, describe_argmax_peaks, finish,
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, NO_CLASS, fill
 from fastce._cpu._units cimport (
-    Unit, curvature_group, find_slopes, load_unit, locate_unit, move_groups, store_row
+    Unit, cap_row, curvature_group, find_slopes, load_all_groups, load_unit, locate_unit, store_all_groups, store_unit
 )
 
 
@@ -47,15 +47,16 @@ cdef inline void process_units(
         read_peaks(task, &rows, like)
     for i in range(n_units):
         locate_unit(task, start + i, u + i, arrays, &units[i])
-        if not by_rows:
-            if task.softcap != 0:
-                find_slopes(task, &units[i], like)
-            if needs_gradient(task):
-                note_peaks(task, &rows, 0, task.n_classes, <real*>units[i].x.stage)
-        elif rows.kept[i] == 0:
+        if by_rows and rows.kept[i] == 0:
             continue
-        else:
+        if by_rows:
             load_unit(task, &units[i], like)
+        if task.softcap != 0:
+            find_slopes(task, &units[i], like)
+        if not by_rows and needs_gradient(task):
+            note_peaks(task, &rows, 0, task.n_classes, <real*>units[i].x.stage)
+        elif task.softcap != 0:
+            cap_row(task, &units[i], like)
         sweep_unit(task, &units[i], i, &rows, &moments, like)
     if task.find_peak:
         for i in range(n):
@@ -69,9 +70,7 @@ cdef inline void process_units(
         else:
             write_unit(task, &units[i], i, &rows, &factors, like)
         if by_rows:
-            store_row(task, &task.out, &units[i].out, like)
-            if not task.is_product:
-                store_row(task, &task.second, &units[i].hess, like)
+            store_unit(task, &units[i], like)
 
 
 cdef inline void process_curvature(
@@ -84,11 +83,11 @@ cdef inline void process_curvature(
     while i < stop:
         n = min(stop - i, step)
         if not task.by_rows:
-            move_groups(task, i, n, True, arrays)
+            load_all_groups(task, i, n, arrays)
         k = 0
         while k < n:
             process_units(task, i + k, min(n - k, <Py_ssize_t>LANES), k // LANES, arrays)
             k += LANES
         if not task.by_rows:
-            move_groups(task, i, n, False, arrays)
+            store_all_groups(task, i, n, arrays)
         i += step

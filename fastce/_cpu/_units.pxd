@@ -29,6 +29,8 @@ cdef enum:
     CAPPED = 3   # f(x)
     SLOPES = 4   # 1 - tanh^2
     N_ARRAYS = 5
+    # Loops over operands, not calls for each: the code that stages them is large, and would be there as often.
+    N_OPERANDS = 3
 
 
 # Tiles of one operand: those before `n_body` follow each other at `body`, all others at `stage`.
@@ -64,6 +66,11 @@ cdef inline int n_arrays(const Task* task) noexcept nogil:
     if task.softcap != 0:
         return N_ARRAYS
     return PROB + 1 if task.prob.data != NULL else SECOND + 1
+
+
+cdef inline int n_operands(const Task* task) noexcept nogil:
+    """Return how many of logits, probabilities and v may be there."""
+    return N_OPERANDS if task.is_product else N_OPERANDS - 1
 
 
 cdef inline Py_ssize_t curvature_group(const Task* task, real like) noexcept nogil:
@@ -164,18 +171,33 @@ cdef inline void find_slopes(const Task* task, const Unit* unit, real like) noex
 
 cdef inline void load_unit(const Task* task, const Unit* unit, real like) noexcept nogil:
     """Stage what a row needs."""
-    cdef real* last
+    cdef const Matrix* matrices[N_OPERANDS]
+    cdef const Tiles* tiles[N_OPERANDS]
+    cdef Py_ssize_t k
+    matrices[0], matrices[1], matrices[2] = &task.logits, &task.prob, &task.second
+    tiles[0], tiles[1], tiles[2] = &unit.x, &unit.prob, &unit.v
+    for k in range(n_operands(task)):
+        load_row(task, matrices[k], tiles[k], <real>(-INFINITY if k == 0 else 0))
+
+
+cdef inline void cap_row(const Task* task, const Unit* unit, real like) noexcept nogil:
+    """Apply the softcap to a row."""
     cdef Py_ssize_t t, n_tiles = tiles_of_unit(task)
-    load_row(task, &task.logits, &unit.x, <real>-INFINITY)
-    load_row(task, &task.prob, &unit.prob, <real>0)
-    if task.is_product:
-        load_row(task, &task.second, &unit.v, <real>0)
-    if task.softcap != 0:
-        find_slopes(task, unit, like)
-        for t in range(n_tiles):
-            cap(tile_of(&unit.x, t, like), <real>cap_factor_of(task))
-        last = tile_of(&unit.x, n_tiles - 1, like)
-        fill(last, task.n_classes - (n_tiles - 1) * TILE, TILE, <real>-INFINITY)
+    for t in range(n_tiles):
+        cap(tile_of(&unit.x, t, like), <real>cap_factor_of(task))
+    fill(
+        tile_of(&unit.x, n_tiles - 1, like), task.n_classes - (n_tiles - 1) * TILE, TILE, <real>-INFINITY)
+
+
+cdef inline void store_unit(const Task* task, const Unit* unit, real like) noexcept nogil:
+    """Write what was staged of a row's results."""
+    cdef const Matrix* matrices[2]
+    cdef const Tiles* tiles[2]
+    cdef Py_ssize_t k
+    matrices[0], matrices[1] = &task.out, &task.second
+    tiles[0], tiles[1] = &unit.out, &unit.hess
+    for k in range(1 if task.is_product else 2):
+        store_row(task, matrices[k], tiles[k], like)
 
 
 cdef inline const real* w_tile(const Task* task, const Unit* unit, Py_ssize_t t, real* buffer) noexcept nogil:
@@ -245,18 +267,24 @@ cdef inline void store_groups(
             store_classes(&lanes[g], 0, task.n_classes, stage + g * size)
 
 
-cdef inline void move_groups(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, bint loads, real* arrays
-) noexcept nogil:
-    """Stage the operands of n rows, or write their results."""
-    cdef Py_ssize_t size = array_size(task, arrays[0])
-    if loads:
+cdef inline void load_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t n, real* arrays) noexcept nogil:
+    """Stage all operands of n rows."""
+    cdef const Matrix* matrices[N_OPERANDS]
+    cdef Py_ssize_t places[N_OPERANDS]
+    cdef Py_ssize_t k, size = array_size(task, arrays[0])
+    matrices[0], matrices[1], matrices[2] = &task.logits, &task.prob, &task.second
+    places[0], places[1], places[2] = EXPS if task.softcap == 0 else CAPPED, PROB, SECOND
+    for k in range(n_operands(task)):
         load_groups(
-            task, &task.logits, start, n, <real>-INFINITY, arrays + (EXPS if task.softcap == 0 else CAPPED) * size)
-        load_groups(task, &task.prob, start, n, <real>0, arrays + PROB * size)
-        if task.is_product:
-            load_groups(task, &task.second, start, n, <real>0, arrays + SECOND * size)
-    else:
-        store_groups(task, &task.out, start, n, arrays + (EXPS if task.is_product else SECOND) * size)
-        if not task.is_product:
-            store_groups(task, &task.second, start, n, arrays + EXPS * size)
+            task, matrices[k], start, n, <real>(-INFINITY if k == 0 else 0), arrays + places[k] * size)
+
+
+cdef inline void store_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t n, const real* arrays) noexcept nogil:
+    """Write the results of n rows."""
+    cdef const Matrix* matrices[2]
+    cdef Py_ssize_t places[2]
+    cdef Py_ssize_t k, size = array_size(task, arrays[0])
+    matrices[0], matrices[1] = &task.out, &task.second
+    places[0], places[1] = EXPS if task.is_product else SECOND, EXPS
+    for k in range(1 if task.is_product else 2):
+        store_groups(task, matrices[k], start, n, arrays + places[k] * size)
