@@ -15,7 +15,7 @@ Design
    w_top is that of the largest logit, found with the maximum. Differences from the mean <p, w> would cancel in rows the
    model is sure of; those from w_top do not, and the mean's own distance from w_top is a sum over the other classes.
 4. The diagonal has p (1 - p) = e (s - e) / s^2, where s - e is `rest` for the largest term and at least 1 for others.
-5. Gradient and scalars are those of the other kernels, `begin` and `finish`; the losses that these add up mean nothing.
+5. Gradient and scalars are those of the other kernels, `begin` and `finish`, which here leaves out the losses.
 """
 from fastce._cpu._columns cimport note_peaks
 from fastce._cpu._curvature_sweep cimport Moments, sweep_unit
@@ -25,7 +25,7 @@ from fastce._cpu._scalars cimport Scalars, begin, describe_argmax_peaks, finish,
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, NO_CLASS, fill
 from fastce._cpu._units cimport (
-    Unit, cap_row, curvature_group, find_slopes, load_all_groups, load_unit, locate_unit, store_all_groups, store_unit
+    Unit, cap_row, find_slopes, load_all_groups, load_unit, locate_unit, store_all_groups, store_unit
 )
 
 
@@ -79,7 +79,7 @@ cdef inline void process_curvature(
     """Do the rows start .. stop - 1."""
     cdef real* arrays = <real*>workspace
     cdef Py_ssize_t i = start, k, n
-    cdef Py_ssize_t step = curvature_group(task, like)
+    cdef Py_ssize_t step = task.unit_rows
     while i < stop:
         n = min(stop - i, step)
         if not task.by_rows:

@@ -6,7 +6,7 @@ from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, find_upstream
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport *
-from fastce._cpu._units cimport Unit, tile_of, tiles_of_unit, w_tile, weights_at
+from fastce._cpu._units cimport Unit, tile_of, w_tile, weights_at
 
 
 # What is multiplied or added lane by lane in the last pass.
@@ -183,7 +183,7 @@ cdef inline void write_unit(
         else:
             for j in range(LANES):
                 factors[16 * k + j] = <real>given.of[k][j]
-    for t in range(tiles_of_unit(task)):
+    for t in range(task.n_tiles):
         if has_gradient:
             gradient_tile(task, unit, t, factors, given.peak, rows.peak[lane], grad)
         if is_product:
@@ -203,7 +203,7 @@ cdef inline void write_unit(
 cdef inline void clear_unit(const Task* task, const Unit* unit, real like) noexcept nogil:
     """Write zeros for a row that is skipped."""
     cdef Py_ssize_t t
-    for t in range(tiles_of_unit(task)):
+    for t in range(task.n_tiles):
         fill(tile_of(&unit.out, t, like), 0, TILE, <real>0)
         if not task.is_product:
             fill(tile_of(&unit.hess, t, like), 0, TILE, <real>0)

@@ -10,7 +10,7 @@ from fastce._cpu._rows cimport row_group
 from fastce._cpu._spans cimport BLOCK_BYTES, row_block
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, TILE
-from fastce._cpu._units cimport curvature_bytes, curvature_group
+from fastce._cpu._units cimport curvature_bytes
 
 cdef enum:
     # Rows with contiguous classes are faster in a column kernel, 16 of them to a vector, while they do not fill the row
@@ -58,7 +58,7 @@ cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
 cdef inline Py_ssize_t group_of(const Task* task, Kernel kernel, real like) noexcept nogil:
     """Return how many rows a kernel does together."""
     if kernel == CURVATURE:
-        return curvature_group(task, like)
+        return task.unit_rows
     if kernel == PLAIN_COLUMNS:
         return plain_group(task, like)
     return row_group(task, like) if kernel == ROWS else column_group(task, like)

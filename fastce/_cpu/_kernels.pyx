@@ -28,6 +28,7 @@ from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._rows cimport process_rows, row_group
 from fastce._cpu._spans cimport BLOCK_BYTES
 from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector, weight_of
+from fastce._cpu._units cimport plan_curvature
 from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
 
 cnp.import_array()
@@ -171,6 +172,8 @@ cdef void sum_block_weights(Task* task, Py_ssize_t block, double* sums, real lik
 
 cdef double process_all(Task* task, process_t do_rows, Kernel kernel, int n_threads, real like) except? -1:
     """Do all rows; return the sum of their losses."""
+    if kernel == CURVATURE:
+        plan_curvature(task, like)
     cdef Py_ssize_t block = block_of(kernel, like)
     cdef Py_ssize_t group = group_of(task, kernel, like)
     cdef Py_ssize_t shared = align((task.n_classes // block + 2) * <Py_ssize_t>sizeof(double))
@@ -309,9 +312,11 @@ def run(
 
     Everything that is given as an output is written: `out` (like `logits`: the gradient, without a target the softmax
     or the log-softmax) and the per-row arrays `loss`, `lse`, `log_prob`, `entropy` (in the logits' dtype) and `argmax`
-    (int64). With `v`, shaped like the logits, `out` gets the product of the Hessian and `v` instead; with `hess`, like
-    the logits, that gets the diagonal of a curvature, which `curvature` describes by the fields of that struct. Then
-    there must be a target and `out`, and the sum means nothing. `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
+    (int64). `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
+
+    With `v`, shaped like the logits, `out` gets the product of the Hessian and `v` instead; with `hess`, like the
+    logits, that gets the diagonal that `curvature` describes by the fields of the struct of this name. Then there must
+    be a target and `out`, and no losses are summed.
     """
     cdef Task task
     describe(&task, logits, target, prob, out, hess if v is None else v)

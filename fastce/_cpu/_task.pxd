@@ -46,7 +46,7 @@ cdef struct Vector:
     bint is_double  # else float
 
 
-# Which diagonal of curvature: factor * K p (1 - p) + z_factor * 2 z p^2, both times slope^2, and f'' times the gradient.
+# Which diagonal of curvature: slope^2 times factor * K p (1 - p) + z_factor * 2 z p^2, and f'' times the gradient.
 cdef struct Curvature:
     double factor
     double z_factor
@@ -95,6 +95,9 @@ cdef struct Task:
     Matrix second          # the vector of a product, or where the diagonal goes
     bint is_product
     bint by_rows           # a row fills the vector, or 16 rows do
+    Py_ssize_t n_tiles     # of a unit
+    Py_ssize_t unit_rows   # how many rows are done together, and how many numbers of an operand they have in tiles
+    Py_ssize_t array_size
     Curvature curvature
     void* loss             # these in the arithmetic's type
     void* lse

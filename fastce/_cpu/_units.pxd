@@ -9,16 +9,16 @@ operand that is an ordinary row is read and written where it is, but for its las
 from libc.math cimport INFINITY
 from libc.string cimport memcpy
 
-from fastce._cpu._columns cimport MAX_GROUPS, column_block, load_weights
+from fastce._cpu._columns cimport MAX_GROUPS, column_block, load_weights, prefetch_group
 from fastce._cpu._convert cimport NATIVE, load_array, store_array
 from fastce._cpu._math cimport real, sech2
-from fastce._cpu._rows cimport row_group
+from fastce._cpu._rows cimport AHEAD_BYTES, row_group
 from fastce._cpu._scalars cimport cap_factor_of
 from fastce._cpu._stage cimport (
     SIDE_BY_SIDE, Lanes, load_classes, load_planes, locate, pad, store_classes, store_planes
 )
 from fastce._cpu._task cimport Matrix, Task, row_offset
-from fastce._cpu._tiles cimport LANES, TILE, cap, copy, fill, is_plain, product, store
+from fastce._cpu._tiles cimport LANES, TILE, cap, copy, fill, gather, is_plain, product, store
 
 
 # Arrays of the workspace, each with room for all units that are done together.
@@ -48,6 +48,8 @@ cdef struct Unit:
     Tiles slopes
     Tiles out
     Tiles hess
+    const char* ahead_x  # rows to come, of which memory is asked while this one computes
+    const char* ahead_v
 
 
 cdef inline real* tile_of(const Tiles* tiles, Py_ssize_t t, real like) noexcept nogil:
@@ -56,10 +58,6 @@ cdef inline real* tile_of(const Tiles* tiles, Py_ssize_t t, real like) noexcept 
 
 cdef inline Py_ssize_t classes_of_tile(const Task* task) noexcept nogil:
     return TILE if task.by_rows else TILE // LANES
-
-
-cdef inline Py_ssize_t tiles_of_unit(const Task* task) noexcept nogil:
-    return (task.n_classes + classes_of_tile(task) - 1) // classes_of_tile(task)
 
 
 cdef inline int n_arrays(const Task* task) noexcept nogil:
@@ -73,22 +71,21 @@ cdef inline int n_operands(const Task* task) noexcept nogil:
     return N_OPERANDS if task.is_product else N_OPERANDS - 1
 
 
-cdef inline Py_ssize_t curvature_group(const Task* task, real like) noexcept nogil:
-    """Return how many rows are done together."""
-    cdef Py_ssize_t size = tiles_of_unit(task) * (TILE // LANES) * n_arrays(task)
+cdef inline void plan_curvature(Task* task, real like) noexcept nogil:
+    """Decide how many rows are done together; kept in the task, for divisions took a tenth of the time."""
+    cdef Py_ssize_t step = classes_of_tile(task)
+    task.n_tiles = (task.n_classes + step - 1) // step
     if task.by_rows:
-        return row_group(task, like)
-    return LANES * max(1, min(<Py_ssize_t>MAX_GROUPS, column_block(like) // size))
-
-
-cdef inline Py_ssize_t array_size(const Task* task, real like) noexcept nogil:
-    """Return the size of an array of the workspace, in numbers."""
-    cdef Py_ssize_t n_units = curvature_group(task, like)
-    return (n_units if task.by_rows else n_units // LANES) * tiles_of_unit(task) * TILE
+        task.unit_rows = row_group(task, like)
+        task.array_size = task.unit_rows * task.n_tiles * TILE
+    else:
+        task.unit_rows = LANES * max(
+            1, min(<Py_ssize_t>MAX_GROUPS, column_block(like) // (task.n_tiles * step * n_arrays(task))))
+        task.array_size = task.unit_rows // LANES * task.n_tiles * TILE
 
 
 cdef inline Py_ssize_t curvature_bytes(const Task* task, real like) noexcept nogil:
-    return n_arrays(task) * array_size(task, like) * <Py_ssize_t>sizeof(real)
+    return n_arrays(task) * task.array_size * <Py_ssize_t>sizeof(real)
 
 
 cdef inline Tiles staged_tiles(real* stage) noexcept nogil:
@@ -115,7 +112,10 @@ cdef inline void load_row(const Task* task, const Matrix* matrix, const Tiles* t
     cdef Py_ssize_t k = tiles.n_body * TILE, n = task.n_classes - k
     if matrix.data == NULL or n == 0:
         return
-    load_array(tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride, n, stage + k)
+    if matrix.format == NATIVE:
+        gather(tiles.body + k * matrix.class_stride, matrix.class_stride, n, stage + k)
+    else:
+        load_array(tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride, n, stage + k)
     fill(stage, k + n, k + (n + TILE - 1) // TILE * TILE, padding)
 
 
@@ -133,10 +133,10 @@ cdef inline void store_row(const Task* task, const Matrix* matrix, const Tiles* 
 
 cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real* arrays, Unit* unit) noexcept nogil:
     """Locate the u-th unit: row i, or 16 rows that are in the workspace already."""
-    cdef Py_ssize_t k, size = array_size(task, arrays[0])
+    cdef Py_ssize_t ahead, k, size = task.array_size
     cdef real* stage[N_ARRAYS]
     for k in range(N_ARRAYS):
-        stage[k] = arrays + k * size + u * tiles_of_unit(task) * TILE
+        stage[k] = arrays + k * size + u * task.n_tiles * TILE
     unit.exps = unit.hess = staged_tiles(stage[EXPS])
     unit.x = staged_tiles(stage[EXPS if task.softcap == 0 else CAPPED])
     unit.v = staged_tiles(stage[SECOND])
@@ -145,6 +145,9 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
     unit.slopes = staged_tiles(stage[SLOPES])
     if not task.by_rows:
         return
+    ahead = min(i + 1 + AHEAD_BYTES // (task.n_tiles * TILE * <Py_ssize_t>sizeof(real)), task.n_rows - 1)
+    unit.ahead_x = task.logits.data + row_offset(task, &task.logits, ahead)
+    unit.ahead_v = task.second.data + row_offset(task, &task.second, ahead)
     unit.out = row_tiles(task, &task.out, i, <real*>unit.out.stage)
     unit.x = row_tiles(task, &task.logits, i, <real*>unit.x.stage)
     if task.softcap != 0:
@@ -162,7 +165,7 @@ cdef inline void find_slopes(const Task* task, const Unit* unit, real like) noex
     cdef real y[TILE]
     cdef const real* x
     cdef Py_ssize_t j, t
-    for t in range(tiles_of_unit(task)):
+    for t in range(task.n_tiles):
         x = tile_of(&unit.x, t, like)
         for j in range(TILE):
             y[j] = sech2(x[j] * factor)
@@ -182,7 +185,7 @@ cdef inline void load_unit(const Task* task, const Unit* unit, real like) noexce
 
 cdef inline void cap_row(const Task* task, const Unit* unit, real like) noexcept nogil:
     """Apply the softcap to a row."""
-    cdef Py_ssize_t t, n_tiles = tiles_of_unit(task)
+    cdef Py_ssize_t t, n_tiles = task.n_tiles
     for t in range(n_tiles):
         cap(tile_of(&unit.x, t, like), <real>cap_factor_of(task))
     fill(
@@ -243,7 +246,7 @@ cdef inline void load_groups(
 ) noexcept nogil:
     """Stage an operand of n rows, 16 to a unit."""
     cdef Lanes lanes[MAX_GROUPS]
-    cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = tiles_of_unit(task) * TILE
+    cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = task.n_tiles * TILE
     if matrix.data == NULL:
         return
     if locate_groups(task, matrix, start, n, lanes, stage[0]):
@@ -253,13 +256,16 @@ cdef inline void load_groups(
     else:
         for g in range(n_groups):
             load_classes(&lanes[g], 0, task.n_classes, padding, stage + g * size)
+    for g in range(n_groups):
+        if start + n + (g + 1) * LANES <= task.n_rows:
+            prefetch_group(&lanes[g], n, task.n_classes)
 
 
 cdef inline void store_groups(
     const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, const real* stage
 ) noexcept nogil:
     cdef Lanes lanes[MAX_GROUPS]
-    cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = tiles_of_unit(task) * TILE
+    cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = task.n_tiles * TILE
     if locate_groups(task, matrix, start, n, lanes, stage[0]):
         store_planes(lanes, n_groups, task.n_classes, stage, size)
     else:
@@ -271,7 +277,7 @@ cdef inline void load_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t 
     """Stage all operands of n rows."""
     cdef const Matrix* matrices[N_OPERANDS]
     cdef Py_ssize_t places[N_OPERANDS]
-    cdef Py_ssize_t k, size = array_size(task, arrays[0])
+    cdef Py_ssize_t k, size = task.array_size
     matrices[0], matrices[1], matrices[2] = &task.logits, &task.prob, &task.second
     places[0], places[1], places[2] = EXPS if task.softcap == 0 else CAPPED, PROB, SECOND
     for k in range(n_operands(task)):
@@ -283,7 +289,7 @@ cdef inline void store_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t
     """Write the results of n rows."""
     cdef const Matrix* matrices[2]
     cdef Py_ssize_t places[2]
-    cdef Py_ssize_t k, size = array_size(task, arrays[0])
+    cdef Py_ssize_t k, size = task.array_size
     matrices[0], matrices[1] = &task.out, &task.second
     places[0], places[1] = EXPS if task.is_product else SECOND, EXPS
     for k in range(1 if task.is_product else 2):
