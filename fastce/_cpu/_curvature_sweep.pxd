@@ -12,6 +12,8 @@ from fastce._cpu._units cimport Unit, classes_of_tile, tile_of, w_tile, weights_
 
 cdef enum:
     FLUSH_TILES = 32  # additions to a sum of the arithmetic's type before it goes to one of doubles
+    # Of a row, these are looked through for a larger maximum before w is taken along: few but the first have one.
+    PIECE_TILES = 8
 
 
 # What a product asks of 16 rows besides their `Scalars`; w is slope * v, the scale left out.
@@ -33,6 +35,16 @@ cdef inline void fold_max_and_w(const real* x, const real* w, real* top, real* w
         a = a if a > b else b
         w_top[j] = w_a if a > top[j] else w_top[j]
         top[j] = a if a > top[j] else top[j]
+
+
+cdef inline bint has_larger(const Unit* unit, Py_ssize_t start, Py_ssize_t stop, const real* top) noexcept nogil:
+    """Tell whether a row has logits in some of its tiles that are larger than all before."""
+    cdef real largest[LANES]
+    cdef Py_ssize_t t
+    fill(largest, 0, LANES, <real>-INFINITY)
+    for t in range(start, stop):
+        fold_max(tile_of(&unit.x, t, top[0]), largest)
+    return lane_max(largest) > lane_max(top)
 
 
 cdef inline void fold_moment(const real* e, const real* w, const real* w_top, real* total) noexcept nogil:
@@ -86,8 +98,13 @@ cdef inline void sweep_unit(
     fill(top, 0, LANES, <real>-INFINITY)
     fill(w_top, 0, LANES, <real>0)
     if is_product:
-        for t in range(n_tiles):
-            fold_max_and_w(tile_of(&unit.x, t, like), w_tile(task, unit, t, w), top, w_top)
+        t = 0
+        while t < n_tiles:
+            stop = min(t + PIECE_TILES, n_tiles) if task.by_rows else n_tiles
+            if not task.by_rows or has_larger(unit, t, stop, top):
+                for t in range(t, stop):
+                    fold_max_and_w(tile_of(&unit.x, t, like), w_tile(task, unit, t, w), top, w_top)
+            t = stop
     else:
         for t in range(n_tiles):
             fold_max(tile_of(&unit.x, t, like), top)
