@@ -18,6 +18,19 @@ COLUMNS = {
     "... probabilities": {"option": "probabilities"},
 }
 
+SECOND = [
+    *TABLE[:2],
+    Case("65536x100"),
+    Case("1000000x10"),
+    Case("1000000x10", layout="F"),
+    Case("16x21x256x256"),
+]
+SECOND_COLUMNS = {
+    "product": {"call": "product"},
+    "... softcap": {"call": "product", "option": "softcap"},
+    "gradient+diagonal": {"call": "gradient+diagonal"},
+}
+
 MAP = [
     Case("1000000x2"),
     Case("1000000x3"),
@@ -40,19 +53,19 @@ def title(case):
     return f"{case.shape.replace('x', ' x ')} {case.dtype}{order}"
 
 
-def print_table(isas, n_threads, rounds):
+def print_table(isas, n_threads, rounds, table=TABLE, columns=COLUMNS):
     """Print a line of all columns for each shape and instruction set."""
-    for base in TABLE:
+    for base in table:
         cases = {
             (isa, name): replace(base, isa=isa, n_threads=n_threads, **changes)
             for isa in isas
-            for name, changes in COLUMNS.items()
+            for name, changes in columns.items()
         }
         seconds = median_seconds([base.floor, *cases.values()], rounds)
         floor = seconds[base.floor]
         print(f"{title(base)}: floor {1e3 * floor:.2f} ms", flush=True)
         for isa in isas:
-            line = (f"{name} {seconds[cases[isa, name]] / floor:.2f}" for name in COLUMNS)
+            line = (f"{name} {seconds[cases[isa, name]] / floor:.2f}" for name in columns)
             print(f"  {isa:9s}", ", ".join(line), flush=True)
 
 
@@ -87,9 +100,13 @@ def main(arguments=None):
     parser.add_argument("--n-threads", type=int, default=2)
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--map", action="store_true", help="loss and gradient alone, of more shapes, layouts and types")
+    parser.add_argument("--second", action="store_true", help="the second derivatives instead")
     options = parser.parse_args(arguments)
-    print_chosen = print_map if options.map else print_table
-    print_chosen(options.isa, options.n_threads, options.rounds)
+    arguments = options.isa, options.n_threads, options.rounds
+    if options.second:
+        print_table(*arguments, SECOND, SECOND_COLUMNS)
+    else:
+        print_map(*arguments) if options.map else print_table(*arguments)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Loss, gradient and statistics of softmax cross-entropy on NumPy arrays, computed
 from importlib.metadata import version
 
 from fastce._config import show_config
+from fastce._curvature import cross_entropy_grad_hess, cross_entropy_hvp
 from fastce._linear import linear_cross_entropy, linear_cross_entropy_with_grad
 from fastce._loss import (
     cross_entropy,
@@ -23,6 +24,8 @@ __all__ = [
     "CrossEntropyLoss",
     "CrossEntropyStats",
     "cross_entropy",
+    "cross_entropy_grad_hess",
+    "cross_entropy_hvp",
     "cross_entropy_stats",
     "cross_entropy_with_grad",
     "linear_cross_entropy",

@@ -5,6 +5,7 @@ from typing import Any, Unpack
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastce._curvature import cross_entropy_grad_hess, cross_entropy_hvp
 from fastce._loss import Loss, cross_entropy, cross_entropy_with_grad
 from fastce._options import LossOptions, check_options
 
@@ -73,3 +74,30 @@ class CrossEntropyLoss:
     ) -> tuple[Loss, NDArray[Any]]:
         """Return the loss and its gradient, as `cross_entropy_with_grad` does."""
         return cross_entropy_with_grad(logits, target, grad_output=grad_output, out=out, **vars(self))
+
+    def hvp(
+        self,
+        logits: ArrayLike,
+        target: ArrayLike,
+        v: ArrayLike,
+        *,
+        grad_output: ArrayLike | None = None,
+        out: NDArray[Any] | None = None,
+    ) -> NDArray[Any]:
+        """Return the product of the loss's Hessian and a vector, as `cross_entropy_hvp` does."""
+        return cross_entropy_hvp(logits, target, v, grad_output=grad_output, out=out, **vars(self))
+
+    def grad_hess(
+        self,
+        logits: ArrayLike,
+        target: ArrayLike,
+        *,
+        curvature: str = "exact",
+        grad_output: ArrayLike | None = None,
+        out: NDArray[Any] | None = None,
+        hess_out: NDArray[Any] | None = None,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the gradient and a diagonal of curvature, as `cross_entropy_grad_hess` does."""
+        return cross_entropy_grad_hess(
+            logits, target, curvature=curvature, grad_output=grad_output, out=out, hess_out=hess_out, **vars(self)
+        )

@@ -248,10 +248,20 @@ def check_grad_output(grad_output: ArrayLike | None, reduction: str, row_shape: 
     return xp.ascontiguousarray(as_float(array, np.float64)).reshape(-1)  # type: ignore[no-any-return]
 
 
-def check_out(out: object, like: Array, inputs: Sequence[tuple[str, object]], name: str = "logits") -> Array:
+def check_out(
+    out: object,
+    like: Array,
+    inputs: Sequence[tuple[str, object]],
+    name: str = "logits",
+    *,
+    also: Sequence[tuple[str, object]] = (),
+    is_result: str = "out",
+    in_place: bool = True,
+) -> Array:
     """Return where the result goes, shaped like `like`: `out` if it fits, else a new array in the same memory order.
 
-    `like` itself may be `out`; any other overlap with it or with one of `inputs`, (name, array) pairs, is refused.
+    `like` itself may be `out`, unless it must not be worked on in place, and so may those of `also`; any other overlap
+    with these or with one of `inputs`, (name, array) pairs, is refused. `is_result` is what `out` is called.
     """
     xp = array_module(like)
     if out is None:
@@ -259,27 +269,38 @@ def check_out(out: object, like: Array, inputs: Sequence[tuple[str, object]], na
             new: Array = xp.empty_like(like, order="K", subok=False if xp is np else None)
         return new
     if xp is not np:
-        out = check_array(out, "out", xp)  # type: ignore[arg-type]
-        check_alignment(out, "out")
+        out = check_array(out, is_result, xp)  # type: ignore[arg-type]
+        check_alignment(out, is_result)
     elif not isinstance(out, np.ndarray) or is_masked(out):
-        raise TypeError(f"out must be a NumPy array, got {type(out).__name__}")
+        raise TypeError(f"{is_result} must be a NumPy array, got {type(out).__name__}")
     if out.shape != like.shape:
-        raise ValueError(f"out must have the shape of {name}, {like.shape}, got {out.shape}")
+        raise ValueError(f"{is_result} must have the shape of {name}, {like.shape}, got {out.shape}")
     if out.dtype != like.dtype or not out.dtype.isnative:
-        raise ValueError(f"out must have the dtype of {name}, {like.dtype.name}, got {out.dtype.str}")
+        raise ValueError(f"{is_result} must have the dtype of {name}, {like.dtype.name}, got {out.dtype.str}")
     if xp is np and not out.flags.writeable:
-        raise ValueError("out must be writable, got a read-only array")
+        raise ValueError(f"{is_result} must be writable, got a read-only array")
     if out.size and any(stride == 0 and size > 1 for stride, size in zip(out.strides, out.shape, strict=True)):
-        raise ValueError(f"out must have an element of its own for every entry, got strides {out.strides}")
-    same = out is like or (address_of(out) == address_of(like) and out.strides == like.strides)
-    for other_name, other in inputs if same else ((name, like), *inputs):
+        raise ValueError(f"{is_result} must have an element of its own for every entry, got strides {out.strides}")
+    for other_name, other, may_be in (
+        (name, like, in_place),
+        *((*pair, True) for pair in also),
+        *((*pair, False) for pair in inputs),
+    ):
         if xp is not np and array_module(other) is xp:
             other = check_array(other, other_name, xp)  # type: ignore[arg-type]
-        if isinstance(other, xp.ndarray) and overlap(out, other):
+        if isinstance(other, xp.ndarray) and not (may_be and _is_same(out, other)) and overlap(out, other):
+            allowed = " or ".join(f"{word} itself" for word, _ in ((name, like), *also)) if in_place else ""
             raise ValueError(
-                f"out must be {name} itself or share no memory with the inputs, got an overlap with {other_name}"
+                f"{is_result} must {f'be {allowed} or ' if allowed else ''}share no memory with the inputs, got an "
+                f"overlap with {other_name}"
             )
     return out
+
+
+def _is_same(a: Any, b: Any) -> bool:
+    """Tell whether two arrays of one shape have every number at the same place."""
+    same: bool = a is b or (address_of(a) == address_of(b) and a.strides == b.strides and a.dtype == b.dtype)
+    return same
 
 
 def overlap(a: Array, b: Array) -> bool:

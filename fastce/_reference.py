@@ -157,8 +157,27 @@ def _reduce(
     return loss.sum() / weighing.normalizer, 1 / weighing.normalizer
 
 
-def cross_entropy(
-    logits: npt.ArrayLike,
+class _Work(NamedTuple):
+    """What loss and derivatives are made of, row by row."""
+
+    loss: Array | np.float64
+    soft: _Softmax
+    weighing: _Weighing
+    slope: Array  # f'
+    bend: Array  # f''
+    z_slope: Array  # 2 z lse
+    grad: Array  # with respect to f(x), of the row's own loss
+    factor: Array  # what a row's derivatives are multiplied by
+    counts: Array  # whether they count for anything
+    axis: int
+
+    def weigh(self, rows: Array) -> Array:
+        """Return derivatives of the loss from those of the rows' own losses."""
+        return np.where(self.counts, self.factor * rows, 0.0)
+
+
+def _work(
+    logits: Array,
     target: npt.ArrayLike,
     *,
     grad_output: npt.ArrayLike = 1.0,
@@ -172,33 +191,78 @@ def cross_entropy(
     logit_scale: float = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
-) -> Result:
-    """Return the loss, its gradient and the rows' statistics."""
-    logits = np.asarray(logits)
+) -> _Work:
     axis = _class_axis(logits, axis)
     row_shape = _row_shape(logits.shape, axis)
     weighing = _weigh(target, logits.shape, axis, weight, sample_weight, ignore_index, label_smoothing)
-    prob, share, row_weight, kept, _ = weighing
+    share = weighing.share
+    x = logit_scale * _to_rows(logits, axis)
+    slope, bend = np.full_like(x, logit_scale), np.zeros_like(x)
+    if softcap is not None:
+        slope = logit_scale / np.cosh(x / softcap) ** 2  # 1 - tanh^2, without the difference
+        bend = -2 * logit_scale / softcap * np.tanh(x / softcap) * slope
+        x = softcap * np.tanh(x / softcap)
+    soft = _softmax_of_rows(x)
+    row_loss = _times(share, soft.minus_log_p).sum(axis=1) + (_times(z_loss, soft.lse**2) + soft.nan)[:, 0]
+    loss, factor = _reduce(row_loss, row_shape, weighing, reduction, on_empty)
+    # p_j (sum_k w_k q_k + 2 z lse) - w_j q_j, with p_j w_j q_j moved from the first term to the second
+    z_slope = 2 * z_loss * soft.lse
+    grad = soft.p * (share.sum(axis=1, keepdims=True) - share + z_slope) - soft.one_minus_p * share
+    counts = weighing.kept & (factor != 0)
+    factor = factor * np.broadcast_to(grad_output, row_shape).reshape(counts.shape) * weighing.row_weight
+    return _Work(loss, soft, weighing, slope, bend, z_slope, grad, factor[:, None], counts[:, None], axis)
+
+
+def cross_entropy(logits: npt.ArrayLike, target: npt.ArrayLike, **options: Any) -> Result:
+    """Return the loss, its gradient and the rows' statistics."""
+    logits = np.asarray(logits)
     with np.errstate(all="ignore"):
-        x = logit_scale * _to_rows(logits, axis)
-        slope: Array | float = logit_scale
-        if softcap is not None:
-            slope = logit_scale / np.cosh(x / softcap) ** 2  # 1 - tanh^2, without the difference
-            x = softcap * np.tanh(x / softcap)
-        soft = _softmax_of_rows(x)
-        row_loss = _times(share, soft.minus_log_p).sum(axis=1) + (_times(z_loss, soft.lse**2) + soft.nan)[:, 0]
-        loss, factor = _reduce(row_loss, row_shape, weighing, reduction, on_empty)
-
-        # p_j (sum_k w_k q_k + 2 z lse) - w_j q_j, with p_j w_j q_j moved from the first term to the second
-        others = share.sum(axis=1, keepdims=True) - share
-        grad = soft.p * (others + 2 * z_loss * soft.lse) - soft.one_minus_p * share
-        row_factor = factor * np.broadcast_to(grad_output, row_shape).reshape(row_weight.shape) * row_weight
-        grad = np.where(kept[:, None] & (factor != 0), slope * row_factor[:, None] * grad, 0.0)
-
+        work = _work(logits, target, **options)
+        soft, kept, prob = work.soft, work.weighing.kept, work.weighing.prob
+        grad = work.weigh(work.slope * work.grad)
         log_prob = (soft.nan - _times(prob, soft.minus_log_p)).sum(axis=1)
         columns = soft.lse[:, 0], log_prob, soft.argmax, soft.entropy[:, 0]
-    stats = [np.where(kept, column, skipped) for column, skipped in zip(columns, (0, 0, -1, 0), strict=True)]
-    return Result(loss, _from_rows(grad, logits, axis), Stats(*(column.reshape(row_shape) for column in stats)))
+    row_shape = _row_shape(logits.shape, work.axis)
+    skipped = 0, 0, -1, 0
+    stats = [np.where(kept, column, value).reshape(row_shape) for column, value in zip(columns, skipped, strict=True)]
+    return Result(work.loss, _from_rows(grad, logits, work.axis), Stats(*stats))
+
+
+def cross_entropy_hvp(logits: npt.ArrayLike, target: npt.ArrayLike, v: npt.ArrayLike, **options: Any) -> Array:
+    """Return the product of the Hessian and v: the derivative of the gradient in the direction v."""
+    logits, v = np.asarray(logits), np.asarray(v)
+    with np.errstate(all="ignore"):
+        work = _work(logits, target, **options)
+        v = _to_rows(v, work.axis)
+        p, w = work.soft.p, work.slope * v
+        w_top = np.take_along_axis(w, work.soft.argmax[:, None], axis=1)
+        shift = (p * (w - w_top)).sum(axis=1, keepdims=True)  # <p, w> - w_top
+        total = work.weighing.share.sum(axis=1, keepdims=True) + work.z_slope
+        product = p * (total * (w - w_top - shift) + 2 * options.get("z_loss", 0.0) * (w_top + shift))
+        product = work.weigh(work.slope * product + _times(work.bend, work.grad * v))
+    return _from_rows(product, logits, work.axis)
+
+
+def cross_entropy_grad_hess(
+    logits: npt.ArrayLike, target: npt.ArrayLike, *, curvature: str = "exact", **options: Any
+) -> tuple[Array, Array]:
+    """Return the gradient and a diagonal of curvature."""
+    logits = np.asarray(logits)
+    with np.errstate(all="ignore"):
+        work = _work(logits, target, **options)
+        p, n_classes = work.soft.p, work.soft.p.shape[1]
+        grad = work.weigh(work.slope * work.grad)
+        total = work.weighing.share.sum(axis=1, keepdims=True) + work.z_slope
+        of_softmax = work.weigh(work.slope**2 * total * p * work.soft.one_minus_p)
+        gauss_newton = of_softmax + work.weigh(work.slope**2 * 2 * options.get("z_loss", 0.0) * p**2)
+        hess = {
+            "exact": gauss_newton + work.weigh(_times(work.bend, work.grad)),
+            "gauss_newton": gauss_newton,
+            "xgboost": np.maximum(2 * of_softmax, 1e-16),
+            "absolute": np.maximum(np.abs(grad), 1e-16),
+            "lightgbm": of_softmax * n_classes / max(1, n_classes - 1),
+        }[curvature]
+    return _from_rows(grad, logits, work.axis), _from_rows(np.where(work.counts, hess, 0.0), logits, work.axis)
 
 
 def linear_cross_entropy(

@@ -41,9 +41,17 @@ def empty_stats(problem: Problem) -> CrossEntropyStats:
 
 
 def solve(
-    problem: Problem, grad: Array | None = None, stats: CrossEntropyStats | None = None, normalized: bool = False
+    problem: Problem,
+    grad: Array | None = None,
+    stats: CrossEntropyStats | None = None,
+    normalized: bool = False,
+    **second: Any,
 ) -> np.floating[Any] | Array:
-    """Run a problem and return the loss; write the gradient and the statistics that are given."""
+    """Run a problem and return the loss; write the gradient and the statistics that are given.
+
+    `second` asks for second derivatives, on the CPU: `v` for the product of the Hessian and that, in place of the
+    gradient; or `hess`, where a diagonal of curvature goes, and `curvature`, its numbers. No loss is known then.
+    """
     options = problem.options
     what_for = {
         "weight": problem.weight,
@@ -60,12 +68,12 @@ def solve(
     }
     factor = problem.grad_output if isinstance(problem.grad_output, float) else 1.0
     if array_module(problem.logits) is np:
-        return _solve_at_once(problem, grad, factor, what_for)
+        return _solve_at_once(problem, grad, factor, what_for, second)
     return _solve_later(problem, grad, factor, what_for)
 
 
 def _solve_at_once(
-    problem: Problem, grad: Array | None, factor: float, what_for: dict[str, Any]
+    problem: Problem, grad: Array | None, factor: float, what_for: dict[str, Any], second: dict[str, Any]
 ) -> np.floating[Any] | Array:
     """Run a problem on the CPU."""
     options = problem.options
@@ -76,21 +84,25 @@ def _solve_at_once(
     mean = options.reduction == "mean"
     per_row_loss = np.zeros(problem.row_shape, loss_dtype) if options.reduction == "none" else None
     total = 0.0
+    if mean and normalizer == 0:
+        for result in (grad, second.get("hess")):
+            if result is not None:
+                result[...] = 0
+        grad, second = None, {}
+    elif mean:
+        factor /= normalizer
     if 0 not in problem.row_shape:
-        if mean and normalizer != 0:
-            factor /= normalizer
         total = backend.run(
             problem.logits,
             problem.target,
             problem.prob,
-            grad if normalizer != 0 or not mean else None,
+            grad,
             weight_sum=float(n_classes) if problem.weight is None else backend.total(problem.weight),
             factor=factor,
             loss=per_row_loss,
             **what_for,
+            **second,
         )
-    if mean and normalizer == 0 and grad is not None:
-        grad[...] = 0
     if per_row_loss is not None:
         return per_row_loss
     return reduce_loss(total, normalizer, options, loss_dtype)

@@ -17,6 +17,7 @@ import numpy as np
 import fastce
 from cases import class_axis, finfo
 from fastce import _reference
+from fastce._curvature import CURVATURES
 
 SLACK = 4  # "a few", for rows of few classes
 
@@ -144,3 +145,27 @@ def with_grad(logits, target, **options):
     assert np.array_equal(in_place[0], loss, equal_nan=True)
     assert np.array_equal(logits, grad, equal_nan=True)
     return loss, grad
+
+
+def assert_curvatures(logits, target, v, what="", curvatures=tuple(CURVATURES), **options):
+    """Hold the product with the Hessian and the diagonals against the definition."""
+    expected = _reference.cross_entropy(logits, target, **options)
+    # z_loss bends by 2 z p p^T, however small lse is
+    stats = expected.stats._replace(lse=np.abs(expected.stats.lse) + 1)
+    bound = Bounds(expected._replace(stats=stats), logits, target, **options).grad
+    axis = class_axis(logits.shape, options.get("axis"))
+    size = np.max(np.abs(v), axis=axis, keepdims=True, initial=0).astype(np.float64)
+    steep = 4 * options.get("logit_scale", 1.0) * (1 + 1 / (options.get("softcap") or np.inf))
+
+    def hold(actual, expected, bound, name):
+        assert actual.dtype == logits.dtype and actual.shape == logits.shape, what
+        assert_within(actual, expected, bound + half_unit(expected, actual.dtype), f"{what} {name}")
+
+    product = fastce.cross_entropy_hvp(logits, target, v, **options)
+    with np.errstate(invalid="ignore"):
+        hold(product, _reference.cross_entropy_hvp(logits, target, v, **options), bound * steep * size, "product")
+    for curvature in curvatures:
+        grad, hess = fastce.cross_entropy_grad_hess(logits, target, curvature=curvature, **options)
+        hold(grad, expected.grad, bound, "grad")
+        _, expected_hess = _reference.cross_entropy_grad_hess(logits, target, curvature=curvature, **options)
+        hold(hess, expected_hess, bound * steep, curvature)

@@ -34,6 +34,11 @@ SIGNATURES = {
     "cross_entropy": (["logits", "target"], OPTIONS),
     "cross_entropy_stats": (["logits", "target"], OPTIONS),
     "cross_entropy_with_grad": (["logits", "target"], GRAD_OPTIONS | OPTIONS),
+    "cross_entropy_hvp": (["logits", "target", "v"], {"grad_output": None, "out": None} | OPTIONS),
+    "cross_entropy_grad_hess": (
+        ["logits", "target"],
+        {"curvature": "exact", "grad_output": None, "out": None, "hess_out": None} | OPTIONS,
+    ),
     "linear_cross_entropy": (["features", "linear_weight", "target"], LINEAR_OPTIONS | OPTIONS),
     "linear_cross_entropy_with_grad": (
         ["features", "linear_weight", "target"],

@@ -17,6 +17,7 @@ RULES = {"_array", "_options", "_problem"}
 FLOORS = {
     "__init__": {
         "_config",
+        "_curvature",
         "_linear",
         "_loss",
         "_loss_object",
@@ -27,7 +28,8 @@ FLOORS = {
     },  # the door
     "_loss": {*RULES, "_backend", "_solve"},  # meaning: the public functions
     "_linear": {*RULES, "_backend", "_solve"},
-    "_loss_object": {"_loss", "_options"},
+    "_curvature": {*RULES, "_solve"},
+    "_loss_object": {"_curvature", "_loss", "_options"},
     "_nll_loss": {*RULES, "_solve"},
     "_stats": {*RULES, "_solve"},
     "_softmax": {*RULES, "_backend"},

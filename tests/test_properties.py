@@ -6,7 +6,7 @@ import pytest
 import fastce
 from cases import row_shape
 from fastce import _reference
-from oracle import Bounds, assert_matches_reference, assert_within
+from oracle import Bounds, assert_curvatures, assert_matches_reference, assert_within
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
@@ -85,6 +85,17 @@ def test_everything_at_once_matches_the_definition(problem, seed):
     rows = row_shape(logits.shape, options["axis"])
     grad_output = rng.standard_normal(rows) if options["reduction"] == "none" else rng.standard_normal()
     assert_matches_reference(fastce.cross_entropy_with_grad, logits, target, grad_output=grad_output, **options)
+
+
+@hypothesis.settings(settings, max_examples=50)  # each holds seven sweeps against the definition
+@hypothesis.given(problems(), st.data(), st.integers(0, 2**32))
+def test_second_derivatives_match_the_definition(problem, data, seed):
+    logits, target, options = problem
+    rng = np.random.default_rng(seed)
+    v = strided(data.draw, rng.standard_normal(logits.shape).astype(logits.dtype), rng)
+    rows = row_shape(logits.shape, options["axis"])
+    grad_output = rng.standard_normal(rows) if options["reduction"] == "none" else rng.standard_normal()
+    assert_curvatures(logits, target, v, grad_output=grad_output, **options)
 
 
 @settings

@@ -29,7 +29,7 @@ def wake_threads(n_threads):
 
 
 def make_call(case, logits):
-    """Return what is timed, a function of no arguments that works on `logits`, in place but for two calls."""
+    """Return what is timed, a function of no arguments that works on `logits`, in place where a call can be."""
     if case.call == "floor":
         # NumPy computes with 16-bit floats one by one, far from the pace of memory; integers move the same bytes.
         numbers = logits.view(np.uint16) if logits.dtype.itemsize == 2 else logits
@@ -41,6 +41,12 @@ def make_call(case, logits):
     arguments["n_threads"] = case.n_threads
     if case.call == "loss":
         return lambda: fastce.cross_entropy(logits, **arguments)
+    if case.call == "product":
+        v = logits.copy(order="K")
+        return lambda: fastce.cross_entropy_hvp(logits, v=v, out=logits, **arguments)
+    if case.call == "gradient+diagonal":
+        hess = np.zeros_like(logits)
+        return lambda: fastce.cross_entropy_grad_hess(logits, out=logits, hess_out=hess, **arguments)
     if case.call == "loss+gradient":
         arguments["out"] = logits
     return lambda: fastce.cross_entropy_with_grad(logits, **arguments)
@@ -92,5 +98,5 @@ def ratio_to_floor(case):
 def gigabytes_per_second(case):
     """Return the pace in bytes that must move: the logits are read and, but for the loss alone, as many written."""
     shape, dtype, _ = case.logits_key
-    passes = 1 if case.call == "loss" else 2
+    passes = {"loss": 1, "product": 3, "gradient+diagonal": 3}.get(case.call, 2)  # over arrays of that size
     return 1e-9 * passes * math.prod(shape) * np.dtype(dtype).itemsize / median_seconds([case])[case]

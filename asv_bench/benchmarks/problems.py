@@ -42,7 +42,7 @@ OPTIONS = {
 # All, not this build's: asv compares machines only where they have the same parameters.
 ISAS = ["baseline", "avx2", "avx512"]
 THREADS = [1, 2]
-CALLS = ["loss", "loss+gradient", "new gradient", "numpy", "floor"]
+CALLS = ["loss", "loss+gradient", "new gradient", "product", "gradient+diagonal", "numpy", "floor"]
 
 # Repeated to fill the logits: drawing them all would take longer than timing. Prime, so that no two rows are alike.
 N_RANDOM = 1_000_003

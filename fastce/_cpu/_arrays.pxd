@@ -48,7 +48,9 @@ cdef inline void* address(cnp.ndarray array) noexcept:
     return NULL if array is None else cnp.PyArray_DATA(array)
 
 
-cdef inline void set_matrices(Task* task, cnp.ndarray logits, cnp.ndarray prob, cnp.ndarray out) noexcept:
+cdef inline void set_matrices(
+    Task* task, cnp.ndarray logits, cnp.ndarray prob, cnp.ndarray out, cnp.ndarray second
+) noexcept:
     """Describe the N x C operands, classes last, by as few row axes as their strides allow."""
     cdef Py_ssize_t kept[64]
     cdef Py_ssize_t k, n_row_axes = cnp.PyArray_NDIM(logits) - 1
@@ -58,7 +60,8 @@ cdef inline void set_matrices(Task* task, cnp.ndarray logits, cnp.ndarray prob, 
         if cnp.PyArray_DIM(logits, k) == 1:
             continue
         if task.n_dims > 0 and kept[task.n_dims - 1] == k - 1 and (
-                can_merge(logits, k - 1) and can_merge(prob, k - 1) and can_merge(out, k - 1)):
+                can_merge(logits, k - 1) and can_merge(prob, k - 1) and can_merge(out, k - 1)
+                and can_merge(second, k - 1)):
             task.n_dims -= 1
             task.row_shape[task.n_dims] *= cnp.PyArray_DIM(logits, k)
         else:
@@ -68,6 +71,7 @@ cdef inline void set_matrices(Task* task, cnp.ndarray logits, cnp.ndarray prob, 
     set_matrix(&task.logits, logits, arithmetic, kept, task.n_dims)
     set_matrix(&task.prob, prob, arithmetic, kept, task.n_dims)
     set_matrix(&task.out, out, arithmetic, kept, task.n_dims)
+    set_matrix(&task.second, second, arithmetic, kept, task.n_dims)
     task.n_dims = max(task.n_dims, 1)
 
 

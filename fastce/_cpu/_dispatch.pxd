@@ -10,6 +10,7 @@ from fastce._cpu._rows cimport row_group
 from fastce._cpu._spans cimport BLOCK_BYTES, row_block
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, TILE
+from fastce._cpu._units cimport curvature_bytes
 
 cdef enum:
     # Rows with contiguous classes are faster in a column kernel, 16 of them to a vector, while they do not fill the row
@@ -22,6 +23,7 @@ cdef enum Kernel:
     ROWS = 0
     COLUMNS = 1
     PLAIN_COLUMNS = 2
+    CURVATURE = 3
 
 
 cdef inline bint goes_by_rows(const Task* task, int itemsize) noexcept:
@@ -40,6 +42,8 @@ cdef inline bint goes_by_rows(const Task* task, int itemsize) noexcept:
 cdef inline Kernel choose_kernel(const Task* task, int itemsize) noexcept:
     """Choose the kernel for a task whose logits have this size."""
     cdef bint has_room
+    if task.second.data != NULL:
+        return CURVATURE
     if goes_by_rows(task, itemsize):
         return ROWS
     has_room = plain_group(task, <double>0) > 0 if itemsize == 8 else plain_group(task, <float>0) > 0
@@ -53,6 +57,8 @@ cdef inline Py_ssize_t align(Py_ssize_t n_bytes) noexcept nogil:
 
 cdef inline Py_ssize_t group_of(const Task* task, Kernel kernel, real like) noexcept nogil:
     """Return how many rows a kernel does together."""
+    if kernel == CURVATURE:
+        return task.unit_rows
     if kernel == PLAIN_COLUMNS:
         return plain_group(task, like)
     return row_group(task, like) if kernel == ROWS else column_group(task, like)
@@ -60,7 +66,7 @@ cdef inline Py_ssize_t group_of(const Task* task, Kernel kernel, real like) noex
 
 cdef inline Py_ssize_t block_of(Kernel kernel, real like) noexcept nogil:
     """Return how many classes a kernel does at once."""
-    return row_block(like) if kernel == ROWS else column_block(like)
+    return column_block(like) if kernel == COLUMNS or kernel == PLAIN_COLUMNS else row_block(like)
 
 
 cdef inline Py_ssize_t rows_of_part(const Task* task, Kernel kernel, real like) noexcept nogil:
@@ -74,6 +80,8 @@ cdef inline Py_ssize_t workspace_bytes(const Task* task, Kernel kernel, real lik
     Rows of 16-bit logits need a stage too.
     """
     cdef Py_ssize_t size
+    if kernel == CURVATURE:
+        return align(curvature_bytes(task, like))
     if kernel == PLAIN_COLUMNS:
         return 2 * PLAIN_STAGE_BYTES
     if kernel == ROWS:

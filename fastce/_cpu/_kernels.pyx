@@ -13,8 +13,10 @@ cimport numpy as cnp
 
 from fastce._cpu._arrays cimport address, is_ordinary, set_matrices, set_vector, share_bytes
 from fastce._cpu._columns cimport STAGE_BYTES, column_group, process_columns
+from fastce._cpu._curvature cimport process_curvature
 from fastce._cpu._dispatch cimport (
-    COLUMNS, ROWS, Kernel, align, block_of, choose_kernel, group_of, rows_of_part, workspace_bytes
+    COLUMNS, CURVATURE, ROWS, Kernel, align, block_of, choose_kernel, goes_by_rows, group_of, rows_of_part,
+    workspace_bytes
 )
 from fastce._cpu._halves cimport choose_stage, row_bytes, task_on_stage
 from fastce._cpu._math cimport real
@@ -26,6 +28,7 @@ from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._rows cimport process_rows, row_group
 from fastce._cpu._spans cimport BLOCK_BYTES
 from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector, weight_of
+from fastce._cpu._units cimport plan_curvature
 from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
 
 cnp.import_array()
@@ -125,15 +128,27 @@ cdef void plain_columns_double(const Task* task, Py_ssize_t start, Py_ssize_t st
     process_plain(task, start, stop, workspace, <double>0)
 
 
+cdef void curvature_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_curvature(task, start, stop, workspace, <float>0)
+
+
+cdef void curvature_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_curvature(task, start, stop, workspace, <double>0)
+
+
 cdef process_t kernel_of_doubles(Kernel kernel) noexcept:
     if kernel == ROWS:
         return rows_double
+    if kernel == CURVATURE:
+        return curvature_double
     return columns_double if kernel == COLUMNS else plain_columns_double
 
 
 cdef process_t kernel_of_floats(Kernel kernel, int itemsize) noexcept:
     if kernel == ROWS:
         return rows_16_bit if itemsize == 2 else rows_float
+    if kernel == CURVATURE:
+        return curvature_float
     return columns_float if kernel == COLUMNS else plain_columns_float
 
 
@@ -157,6 +172,8 @@ cdef void sum_block_weights(Task* task, Py_ssize_t block, double* sums, real lik
 
 cdef double process_all(Task* task, process_t do_rows, Kernel kernel, int n_threads, real like) except? -1:
     """Do all rows; return the sum of their losses."""
+    if kernel == CURVATURE:
+        plan_curvature(task, like)
     cdef Py_ssize_t block = block_of(kernel, like)
     cdef Py_ssize_t group = group_of(task, kernel, like)
     cdef Py_ssize_t shared = align((task.n_classes // block + 2) * <Py_ssize_t>sizeof(double))
@@ -260,13 +277,13 @@ cdef inline void add_sum(Task* task, int k) noexcept:
 
 
 cdef inline void describe(
-    Task* task, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray prob, cnp.ndarray out
+    Task* task, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray prob, cnp.ndarray out, cnp.ndarray second
 ) noexcept:
     """Start a task with its operands and neutral options."""
     memset(task, 0, sizeof(task[0]))
     task.n_classes = cnp.PyArray_DIM(logits, cnp.PyArray_NDIM(logits) - 1)
     task.n_rows = cnp.PyArray_SIZE(logits) // task.n_classes
-    set_matrices(task, logits, prob, out)
+    set_matrices(task, logits, prob, out, second)
     task.target = <const int64_t*>address(target)
     task.logit_scale = 1
     task.factor = 1
@@ -286,7 +303,8 @@ def run(
     cnp.ndarray loss=None, cnp.ndarray lse=None, cnp.ndarray log_prob=None, cnp.ndarray entropy=None,
     cnp.ndarray argmax=None, bint log_softmax=False, bint normalized=False, int64_t ignore_index=-100,
     double label_smoothing=0.0, double z_loss=0.0, double logit_scale=1.0, double softcap=0.0,
-    double weight_sum=0.0, double factor=1.0, int n_threads=1,
+    double weight_sum=0.0, double factor=1.0, int n_threads=1, cnp.ndarray v=None, cnp.ndarray hess=None,
+    tuple curvature=(1.0, 1.0, True, False, 0.0),
 ):
     """Do one sweep over `logits`, shape (..., n_classes); return the sum of the losses.
 
@@ -295,9 +313,13 @@ def run(
     Everything that is given as an output is written: `out` (like `logits`: the gradient, without a target the softmax
     or the log-softmax) and the per-row arrays `loss`, `lse`, `log_prob`, `entropy` (in the logits' dtype) and `argmax`
     (int64). `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
+
+    With `v`, shaped like the logits, `out` gets the product of the Hessian and `v` instead; with `hess`, like the
+    logits, that gets the diagonal that `curvature` describes by the fields of the struct of this name. Then there must
+    be a target and `out`, and no losses are summed.
     """
     cdef Task task
-    describe(&task, logits, target, prob, out)
+    describe(&task, logits, target, prob, out, hess if v is None else v)
     task.weight = address(weight)
     task.weight_sum = weight_sum
     set_vector(&task.sample_weight, sample_weight)
@@ -319,7 +341,11 @@ def run(
     task.sum_prob = prob is not None
     task.sum_entropy = entropy is not None
     task.find_argmax = argmax is not None
-    task.find_peak = prob is not None and out is not None
+    task.find_peak = prob is not None and out is not None and (v is None or softcap != 0)
+    task.is_product = v is not None
+    task.curvature.factor, task.curvature.z_factor, task.curvature.bends = curvature[:3]
+    task.curvature.absolute, task.curvature.floor = curvature[3:]
+    task.by_rows = goes_by_rows(&task, <int>cnp.PyArray_ITEMSIZE(logits))
     # sums of t d before those of t: `merge` needs the latter as they were
     if task.sum_entropy:
         add_sum(&task, E_D)
@@ -392,7 +418,7 @@ def solve_ordinary(
         return None
     if with_grad and out is None:
         out = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits), 0)
-    describe(&task, logits, target, None, out)
+    describe(&task, logits, target, None, out, None)
     task.ignore_index = ignore_index
     task.factor = 1 / normalizer
     loss = dispatch(&task, 8 if is_double else 4, team) / normalizer

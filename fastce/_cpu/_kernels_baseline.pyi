@@ -35,6 +35,9 @@ def run(
     weight_sum: float = 0.0,
     factor: float = 1.0,
     n_threads: int = 1,
+    v: NDArray[Any] | None = None,
+    hess: NDArray[Any] | None = None,
+    curvature: tuple[float, float, bool, bool, float] = (1.0, 1.0, True, False, 0.0),
 ) -> float: ...
 def solve_ordinary(
     logits: object,

@@ -257,14 +257,25 @@ cdef inline void put(const Scalars* rows, const double* values, real* out) noexc
         memcpy(out + rows.start, buffer, rows.n * sizeof(real))
 
 
+cdef inline void find_upstream(const Task* task, const Scalars* rows, double* upstream) noexcept nogil:
+    """Write what the gradients with respect to the scaled logits are multiplied by, the scale included."""
+    cdef double factor = task.factor * task.logit_scale
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        upstream[j] = factor * rows.sample_weight[j]
+    if task.grad_output.data != NULL:
+        for j in range(rows.n):
+            upstream[j] *= vector_item(&task.grad_output, rows.start + j)
+
+
 cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nogil:
-    """Turn the sums into losses, statistics and gradient factors; write the former."""
+    """Turn the sums into losses, statistics and gradient factors; write the former, unless only the latter matter."""
+    cdef bint has_loss = task.second.data == NULL
     cdef double scale = scale_of(task)
     cdef double hard = 1 - task.label_smoothing
     cdef double even = task.label_smoothing / task.n_classes
     cdef double weight_sum = task.weight_sum
     cdef double z_loss = task.z_loss
-    cdef double factor = task.factor * task.logit_scale
     cdef double inverse[LANES]    # 1 / (1 + rest)
     cdef double lse[LANES]
     cdef double loss[LANES]
@@ -283,8 +294,10 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         rows.rest[j] += rows.top[j] - rows.top[j]
     for j in range(LANES):
         inverse[j] = 1 / (1 + rows.rest[j])
-        rows.log_sum[j] = log1p(rows.rest[j], inverse[j])
-        lse[j] = scale * rows.top[j] + rows.log_sum[j]
+    if has_loss or z_loss != 0 or task.prob.data != NULL:
+        for j in range(LANES):
+            rows.log_sum[j] = log1p(rows.rest[j], inverse[j])
+            lse[j] = scale * rows.top[j] + rows.log_sum[j]
     if task.target == NULL and task.prob.data == NULL:
         for j in range(LANES):
             rows.alpha[j] = inverse[j]
@@ -295,27 +308,22 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         for j in range(LANES):
             total[j] = hard * rows.weight_peak[j] + even * weight_sum
             residue[j] = even * (weight_sum - rows.weight_peak[j])
+    if task.target != NULL and has_loss:
+        for j in range(LANES):
             log_prob[j] = -(rows.log_sum[j] + scale * (rows.top[j] - rows.x_peak[j]))
             loss[j] = -times(hard * rows.weight_peak[j], log_prob[j])
-    else:
+    elif task.target == NULL:
         finish_prob(task, rows, total, residue, loss, log_prob, like)
-    if even != 0:
+    if even != 0 and has_loss:
         for j in range(LANES):
             loss[j] += even * (weight_sum * rows.log_sum[j] - rows.sums[W_D][j] / d_unit())
-    for j in range(LANES):
-        g[j] = factor * rows.sample_weight[j]
-    if task.grad_output.data != NULL:
-        for j in range(rows.n):
-            g[j] *= vector_item(&task.grad_output, rows.start + j)
+    find_upstream(task, rows, g)
     for j in range(LANES):
         z_slope[j] = 0
     if z_loss != 0:
         for j in range(LANES):
             z_slope[j] = 2 * z_loss * lse[j]
-            loss[j] += z_loss * lse[j] * lse[j]
     for j in range(LANES):
-        # rest - rest: a row with NaN is NaN even where its class weighs nothing.
-        loss[j] = rows.sample_weight[j] * (loss[j] + (rows.rest[j] - rows.rest[j]))
         rows.alpha[j] = g[j] * (total[j] + z_slope[j]) * inverse[j]
         rows.beta[j] = -g[j] * even
         rows.gamma[j] = -g[j] * hard
@@ -325,6 +333,14 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         rows.grad_peak[j] = rows.slope_peak[j] * g[j] * (
             residue[j] - total[j] * ((rows.rest[j] + (1 - e_peak)) / (1 + rows.rest[j]))
             + z_slope[j] * (e_peak * inverse[j]))
+    if not has_loss:
+        return
+    if z_loss != 0:
+        for j in range(LANES):
+            loss[j] += z_loss * lse[j] * lse[j]
+    for j in range(LANES):
+        # rest - rest: a row with NaN is NaN even where its class weighs nothing.
+        loss[j] = rows.sample_weight[j] * (loss[j] + (rows.rest[j] - rows.rest[j]))
     if rows.n_kept < LANES:
         for j in range(LANES):
             if rows.kept[j] == 0:

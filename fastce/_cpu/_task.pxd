@@ -46,6 +46,15 @@ cdef struct Vector:
     bint is_double  # else float
 
 
+# Which diagonal of curvature: slope^2 times factor * K p (1 - p) + z_factor * 2 z p^2, and f'' times the gradient.
+cdef struct Curvature:
+    double factor
+    double z_factor
+    bint bends             # whether the last term is there
+    bint absolute          # the gradient's absolute value instead
+    double floor           # the least value
+
+
 cdef struct Task:
     Py_ssize_t n_rows
     Py_ssize_t n_classes
@@ -82,6 +91,14 @@ cdef struct Task:
     # outputs
     Matrix out
     OutKind out_kind
+    # what the curvature kernel is asked for
+    Matrix second          # the vector of a product, or where the diagonal goes
+    bint is_product
+    bint by_rows           # a row fills the vector, or 16 rows do
+    Py_ssize_t n_tiles     # of a unit
+    Py_ssize_t unit_rows   # how many rows are done together, and how many numbers of an operand they have in tiles
+    Py_ssize_t array_size
+    Curvature curvature
     void* loss             # these in the arithmetic's type
     void* lse
     void* log_prob

@@ -1,0 +1,271 @@
+"""Second derivatives of the loss: products with its Hessian, and diagonals of curvature beside the gradient.
+
+Design
+------
+1. The Hessian is never formed. Both functions sweep once over the logits, like the gradient, with its options.
+2. What a diagonal is asked for depends on who asks: a curvature is a name for a few numbers, all in one table.
+"""
+
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastce._array import Array, check_array
+from fastce._options import check_name
+from fastce._problem import DTYPES, arithmetic, as_float, check_out, check_problem, is_real, put_back, put_last
+from fastce._solve import solve
+
+
+class Curvature(NamedTuple):
+    """A diagonal: f'^2 times ``factor * K p (1 - p) + z_factor * 2 z p^2``, plus f'' times the gradient if it bends."""
+
+    factor: float = 1.0
+    z_factor: float = 0.0
+    bends: bool = False
+    absolute: bool = False  # the gradient's absolute value instead
+    floor: float = -np.inf  # the least value
+    per_class: bool = False  # whether the factor is still to be multiplied by C / (C - 1)
+
+
+CURVATURES = {
+    "exact": Curvature(z_factor=1.0, bends=True),
+    "gauss_newton": Curvature(z_factor=1.0),
+    "xgboost": Curvature(factor=2.0, floor=1e-16),
+    "absolute": Curvature(absolute=True, floor=1e-16),
+    "lightgbm": Curvature(per_class=True),
+}
+
+
+def cross_entropy_hvp(
+    logits: ArrayLike,
+    target: ArrayLike,
+    v: ArrayLike,
+    *,
+    grad_output: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    axis: int | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    on_empty: str = "nan",
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    n_threads: int | None = None,
+) -> NDArray[Any]:
+    """Return the product of the Hessian of the softmax cross-entropy and a vector, exactly and in one sweep.
+
+    Parameters
+    ----------
+    logits, target
+        As for `cross_entropy`, but NumPy arrays only.
+    v : array_like of real numbers, shaped like `logits`
+        The vector, of any strides and any floating dtype.
+    grad_output : float, or array_like shaped like the loss if ``reduction="none"``, optional
+        The upstream gradient, by which the product is multiplied. ``None`` means 1.
+    out : ndarray like `logits`, optional
+        Receives the product. May be `logits` itself or `v` itself; any other overlap with an input is an error.
+        ``None`` makes a new array in the memory order of the logits.
+    axis, weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
+        As for `cross_entropy`.
+    logit_scale, softcap, z_loss, n_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    product : ndarray
+        The Hessian of the loss with respect to the logits, times `grad_output`, times `v`; shape and dtype of the
+        logits; `out` if that was given. Exactly 0 in skipped rows, and everywhere if the divisor of a mean is 0. With
+        ``reduction="none"`` it is the Hessian of the sum of all losses times their `grad_output`.
+
+    Raises
+    ------
+    IndexError, ValueError, TypeError
+        As `cross_entropy`, and for an unsuitable `v`, `out` or `grad_output`. Nothing was written then. Arrays on a GPU
+        are refused.
+
+    See Also
+    --------
+    cross_entropy_grad_hess : The gradient and the diagonal alone.
+
+    Notes
+    -----
+    Losses of different rows do not know each other's logits, so the Hessian is one C x C matrix per row. With f the
+    function that `logit_scale` and `softcap` make of a logit, p the softmax of f(x), b_c = w_c q'_c as for
+    `cross_entropy_with_grad`, K = sum_c b_c + 2 z lse, g_j = p_j K - b_j, u = f' v and m = sum_c p_c u_c, the product
+    of a row is
+
+        a { f'_j p_j [ K (u_j - m) + 2 z m ] + f''_j g_j v_j },
+
+    the derivative of the gradient in the direction v, as ``torch.autograd.functional.hvp`` computes it by two passes
+    of differentiation. u_j - m is formed from the differences to the u of the largest logit, so that it keeps its
+    digits where p is nearly 1. A logit of -inf contributes 0; a NaN or an infinity in `v` makes its row NaN.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> logits, v = np.array([[2.0, 0.0, 0.0]]), np.array([[1.0, 0.0, 0.0]])
+    >>> print(fastce.cross_entropy_hvp(logits, [0], v).round(6))
+    [[ 0.167639 -0.08382  -0.08382 ]]
+    >>> print(f"{fastce.cross_entropy_hvp(np.float32([60, 0]), 0, np.float32([1, 0]))[0]:.4e}")  # p_1 p_0
+    8.7565e-27
+    """
+    check_array(logits, "logits")
+    problem, class_axis = check_problem(
+        logits,
+        target,
+        axis=axis,
+        weight=weight,
+        sample_weight=sample_weight,
+        grad_output=grad_output,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        on_empty=on_empty,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        z_loss=z_loss,
+        n_threads=n_threads,
+    )
+    like = put_back(problem.logits, class_axis)
+    v = _check_v(v, like)
+    others = [("target", target), ("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
+    product = check_out(out, like, others, also=[("v", v)])
+    solve(problem, put_last(product, class_axis), v=put_last(as_float(v, arithmetic(v.dtype), DTYPES), class_axis))
+    return product
+
+
+def _check_v(v: ArrayLike, logits: Array) -> Array:
+    array = check_array(v, "v")
+    if not is_real(array.dtype):
+        raise TypeError(f"v must be real numbers, got {array.dtype}")
+    if array.shape != logits.shape:
+        raise ValueError(f"v must have the shape of logits, {logits.shape}, got {array.shape}")
+    return array
+
+
+def cross_entropy_grad_hess(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    curvature: str = "exact",
+    grad_output: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    hess_out: NDArray[Any] | None = None,
+    axis: int | None = None,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    reduction: str = "mean",
+    on_empty: str = "nan",
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    n_threads: int | None = None,
+) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return the gradient of the softmax cross-entropy and a diagonal of curvature, in one sweep.
+
+    What boosting asks an objective for, with ``reduction="sum"``, and what diagonal preconditioners want.
+
+    Parameters
+    ----------
+    logits, target
+        As for `cross_entropy`, but NumPy arrays only.
+    curvature : {"exact", "gauss_newton", "xgboost", "absolute", "lightgbm"}, default "exact"
+        Which diagonal; see the notes.
+    grad_output : float, or array_like shaped like the loss if ``reduction="none"``, optional
+        The upstream gradient, by which gradient and curvature are multiplied. ``None`` means 1.
+    out : ndarray like `logits`, optional
+        Receives the gradient. May be `logits` itself; any other overlap is an error. ``None`` makes a new array in the
+        memory order of the logits.
+    hess_out : ndarray like `logits`, optional
+        Receives the diagonal. Must share no memory with anything else. ``None`` makes a new array likewise.
+    axis, weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
+        As for `cross_entropy`.
+    logit_scale, softcap, z_loss, n_threads
+        As for `cross_entropy`.
+
+    Returns
+    -------
+    grad : ndarray
+        As from `cross_entropy_with_grad`.
+    hess : ndarray
+        The diagonal, shape and dtype of the logits; `hess_out` if that was given. Exactly 0 in skipped rows, and
+        everywhere if the divisor of a mean is 0.
+
+    Raises
+    ------
+    IndexError, ValueError, TypeError
+        As `cross_entropy`, and for an unsuitable `out`, `hess_out` or `grad_output`, or an unknown `curvature`. Nothing
+        was written then. Arrays on a GPU are refused.
+
+    See Also
+    --------
+    cross_entropy_hvp : The whole Hessian, times a vector.
+
+    Notes
+    -----
+    In the notation of `cross_entropy_hvp`, for each row and times its factors,
+
+    - "exact": f'_j^2 [ K p_j (1 - p_j) + 2 z p_j^2 ] + f''_j g_j, the diagonal of the Hessian. For plain calls it is
+      p (1 - p), as in scikit-learn's ``HalfMultinomialLoss``. Negative values are possible under a softcap.
+    - "gauss_newton": the same without f'' g, the diagonal of a positive semi-definite matrix.
+    - "xgboost": 2 K p_j (1 - p_j) f'_j^2, at least 1e-16, as XGBoost's ``multi:softprob`` had it until September 2026
+      (dmlc/xgboost#10258): the diagonal that by Gershgorin's theorem is no less than the softmax's own matrix.
+    - "absolute": the absolute value of g_j f'_j, at least 1e-16. For plain calls it is that of p - y, which XGBoost has
+      had since (dmlc/xgboost#12537): it does not vanish where a rare class is mispredicted.
+    - "lightgbm": C / (C - 1) K p_j (1 - p_j) f'_j^2, as LightGBM's ``multiclass`` has it.
+
+    1 - p_j of the largest logit is the sum of the other probabilities, so that it keeps its digits. The least values
+    hold after all factors; in 16 bits they are rounded, to 0 in float16.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import fastce
+    >>> grad, hess = fastce.cross_entropy_grad_hess(np.array([[2.0, 0.0, 0.0]]), [0])
+    >>> print(grad.round(6), hess.round(6))
+    [[-0.213014  0.106507  0.106507]] [[0.167639 0.095163 0.095163]]
+    """
+    check_array(logits, "logits")
+    check_name(curvature, "curvature", tuple(CURVATURES))
+    problem, class_axis = check_problem(
+        logits,
+        target,
+        axis=axis,
+        weight=weight,
+        sample_weight=sample_weight,
+        grad_output=grad_output,
+        ignore_index=ignore_index,
+        label_smoothing=label_smoothing,
+        reduction=reduction,
+        on_empty=on_empty,
+        logit_scale=logit_scale,
+        softcap=softcap,
+        z_loss=z_loss,
+        n_threads=n_threads,
+    )
+    like = put_back(problem.logits, class_axis)
+    others = [("target", target), ("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
+    grad = check_out(out, like, others)
+    hess = check_out(hess_out, like, [*others, ("out", grad)], is_result="hess_out", in_place=False)
+    solve(
+        problem,
+        put_last(grad, class_axis),
+        hess=put_last(hess, class_axis),
+        curvature=_numbers_of(CURVATURES[curvature], like.shape[class_axis]),
+    )
+    return grad, hess
+
+
+def _numbers_of(curvature: Curvature, n_classes: int) -> tuple[float, float, bool, bool, float]:
+    """Return what the kernels want to know of a curvature."""
+    factor, z_factor, bends, absolute, floor, per_class = curvature
+    if per_class:
+        factor *= n_classes / max(1, n_classes - 1)
+    return factor, z_factor, bends, absolute, floor
