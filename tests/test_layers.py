@@ -54,6 +54,8 @@ PROGRAMS = {
     "_machine": set(),
     "_progress": set(),
     "torch": set(),
+    "sklearn": {"_sklearn_solvers"},
+    "_sklearn_solvers": set(),
 }
 
 

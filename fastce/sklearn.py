@@ -1,0 +1,503 @@
+"""Multinomial logistic regression, and the loss under it, for scripts that take them from scikit-learn today.
+
+Needs scikit-learn and SciPy, which nothing else in this package imports.
+
+Design
+------
+1. The objective is scikit-learn's to the letter, in the form in which its solvers minimise it: the weighted mean of the
+   losses, plus ||coef||^2 / (2 C) over the sum of the weights. `tol` means the same there and here.
+2. Class weights are factors of the sample weights, as in scikit-learn; under label smoothing too, where fastce's
+   `weight` would weigh the smoothed classes.
+3. scikit-learn's loss is the base of the loss here: its boosting asks for that class, and takes no other object.
+"""
+
+import warnings
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn._loss.loss import HalfMultinomialLoss as _SklearnLoss
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model._base import LinearClassifierMixin, SparseCoefMixin
+from sklearn.utils import check_random_state, check_scalar, compute_class_weight
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+import fastce
+from fastce import _sklearn_solvers as solvers
+
+__all__ = ["HalfMultinomialLoss", "LogisticRegression"]
+
+_METHODS = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG"}  # SciPy's names
+_SOLVERS = (*_METHODS, "sgd")
+
+
+class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):  # type: ignore[misc]
+    """Multinomial logistic regression, in the place of ``sklearn.linear_model.LogisticRegression``.
+
+    Parameters
+    ----------
+    C : float, default 1.0
+        Inverse of the strength of the penalty, positive. ``np.inf`` means no penalty.
+    tol : float, default 1e-4
+        With "lbfgs" and "newton-cg" no entry of the gradient is larger at the end; with "sgd", by how much less the
+        objective must get within 5 passes.
+    fit_intercept : bool, default True
+        Whether there are intercepts; they are not penalised.
+    class_weight : dict or "balanced", optional
+        Factors of the sample weights by class label, 1 where none is given; "balanced" gives every class the same sum.
+    random_state : int, RandomState instance or None, default None
+        Decides the order of the rows in "sgd".
+    solver : {"lbfgs", "newton-cg", "sgd"}, default "lbfgs"
+        How the objective is minimised: see Notes.
+    max_iter : int, default 100
+        Iterations at most; with "sgd", passes through the rows.
+    verbose : int, default 0
+        Whether to print objective and largest gradient after each iteration.
+    warm_start : bool, default False
+        Whether `fit` starts from the coefficients that are there.
+    label_smoothing : float in [0, 1], default 0.0
+        How much of the target is replaced by the uniform distribution.
+    n_threads : int, optional
+        At most so many threads share the rows. ``None``: as many as the kernels use.
+
+    Attributes
+    ----------
+    coef_ : ndarray, shape (n_classes, n_features), or (1, n_features) for two classes
+        Coefficients, float32 if the features are, else float64.
+    intercept_ : ndarray, shape (n_classes,) or (1,)
+        Intercepts; zeros if there are none.
+    classes_ : ndarray, shape (n_classes,)
+        The labels.
+    n_iter_ : ndarray of int32, shape (1,)
+        Iterations done.
+    n_features_in_ : int
+        The number of features.
+    feature_names_in_ : ndarray of str, shape (n_features,)
+        Their names, if all have one.
+
+    Raises
+    ------
+    ValueError, TypeError
+        From `fit` and `partial_fit`, for parameters or data out of range, and for less than two classes.
+
+    See Also
+    --------
+    fastce.cross_entropy : The loss, without the penalty.
+
+    Notes
+    -----
+    With weights a_i, their sum A, and l_i the cross-entropy of row i (see `fastce.cross_entropy`), the objective is
+
+        (1 / A) sum_i a_i l_i(X coef_^T + intercept_) + ||coef_||^2 / (2 C A),
+
+    as in scikit-learn 1.9; for two classes with the logits 0 and ``X @ coef_[0] + intercept_``. Among the minima that
+    differ in what all classes share, the one where it is 0 is returned.
+
+    "lbfgs" and "newton-cg" are SciPy's, in coordinates that make the problem rounder [1]_: correlated or unscaled
+    features cost few iterations. Both are exact, and "lbfgs" is the faster as a rule; "newton-cg" for high accuracy.
+    "sgd" is for very many rows: mini-batches of 128, Adam [2]_, and an average over its steps. Features should be of
+    the order of 1 then.
+
+    Of scikit-learn's parameters, those of other penalties and solvers, and `n_jobs`, which does nothing there, are
+    missing. While `fit` runs, BLAS is kept to one thread, in the whole process.
+
+    References
+    ----------
+    .. [1] D. Böhning, "Multinomial logistic regression algorithm", Annals of the Institute of Statistical Mathematics
+       44, 1992.
+    .. [2] D. P. Kingma and J. Ba, "Adam: a method for stochastic optimization", ICLR 2015.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.sklearn import LogisticRegression
+    >>> X = np.array([[0.0], [1.0], [2.0], [3.0], [4.0], [5.0]])
+    >>> model = LogisticRegression(label_smoothing=0.1).fit(X, ["a", "a", "b", "b", "c", "c"])
+    >>> print(model.predict([[0.5], [2.5], [4.5]]))
+    ['a' 'b' 'c']
+    >>> print(model.predict_proba([[2.5]]).round(2))
+    [[0.24 0.52 0.24]]
+    """
+
+    def __init__(
+        self,
+        *,
+        C: float = 1.0,  # noqa: N803 - scikit-learn's name
+        tol: float = 1e-4,
+        fit_intercept: bool = True,
+        class_weight: dict[Any, float] | str | None = None,
+        random_state: int | np.random.RandomState | None = None,
+        solver: str = "lbfgs",
+        max_iter: int = 100,
+        verbose: int = 0,
+        warm_start: bool = False,
+        label_smoothing: float = 0.0,
+        n_threads: int | None = None,
+    ) -> None:
+        self.C = C
+        self.tol = tol
+        self.fit_intercept = fit_intercept
+        self.class_weight = class_weight
+        self.random_state = random_state
+        self.solver = solver
+        self.max_iter = max_iter
+        self.verbose = verbose
+        self.warm_start = warm_start
+        self.label_smoothing = label_smoothing
+        self.n_threads = n_threads
+
+    def __sklearn_tags__(self) -> Any:
+        """Return scikit-learn's tags."""
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = True
+        return tags
+
+    def fit(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> "LogisticRegression":  # noqa: N803
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : array_like or sparse, shape (n_samples, n_features)
+            Features. Float32 is kept, all else becomes float64; sparse matrices become CSR.
+        y : array_like, shape (n_samples,)
+            Class labels.
+        sample_weight : array_like, shape (n_samples,), optional
+            One factor per row, not negative.
+
+        Returns
+        -------
+        self : LogisticRegression
+            The estimator.
+
+        Warns
+        -----
+        ConvergenceWarning
+            If `max_iter` was not enough, or rounding ended it early.
+        """
+        self._check_parameters()
+        X, y = self._check_rows(X, y, reset=True)
+        classes, target = np.unique(y, return_inverse=True)
+        if len(classes) < 2:
+            raise ValueError(f"y must have at least 2 classes, but the data contains one class: {classes[0]!r}")
+        theta = self._start(X, classes) if self.warm_start and hasattr(self, "coef_") else None
+        self.classes_ = classes
+        rows = solvers.Rows(X, target, self._weigh(X, target, sample_weight))
+        layer = self._layer()
+        if theta is None:
+            theta = np.zeros((X.shape[1] + 1, layer.n_outputs))
+        self._adam = None
+        with solvers.Objective(layer, rows, self.C, self.n_threads) as objective:
+            if self.solver == "sgd":
+                self._adam = solvers.Adam(theta)
+                rng = check_random_state(self.random_state)
+                outcome = solvers.descend(objective, self._adam, self.tol, self.max_iter, rng, self._report)
+            else:
+                outcome = solvers.minimize(
+                    objective, theta, _METHODS[self.solver], self.tol, self.max_iter, self._report
+                )
+        if outcome.complaint:
+            warnings.warn(
+                f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}. Scale the "
+                f"features, or increase max_iter={self.max_iter}",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        self._finish(outcome.theta, outcome.n_iter, X.dtype)
+        return self
+
+    def partial_fit(
+        self,
+        X: Any,  # noqa: N803
+        y: ArrayLike,
+        classes: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+    ) -> "LogisticRegression":
+        """Go through one batch of rows by the steps of "sgd", whatever `solver` says.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+        classes : array_like, shape (n_classes,), optional
+            All labels that any batch may have. Required by the first call.
+
+        Returns
+        -------
+        self : LogisticRegression
+            The estimator.
+
+        Notes
+        -----
+        The penalty is ||coef_||^2 / (2 C A) with A the sum of weights of all rows seen so far, so that after one pass
+        it is that of `fit`.
+        """
+        self._check_parameters()
+        if isinstance(self.class_weight, str):
+            raise ValueError(
+                "class_weight must be a dict or None for partial_fit, which knows no other batches, "
+                f"got {self.class_weight!r}"
+            )
+        first = not hasattr(self, "classes_")
+        if first and classes is None:
+            raise ValueError("classes must be given to the first call of partial_fit, got None")
+        X, y = self._check_rows(X, y, reset=first)
+        if classes is not None:
+            labels = np.unique(np.asarray(classes))
+            if len(labels) < 2:
+                raise ValueError(f"classes must have at least 2 labels, got {labels}")
+            if not first and not np.array_equal(labels, self.classes_):
+                raise ValueError(f"classes must be those of the first call, {self.classes_}, got {labels}")
+            self.classes_ = self.classes_ if not first else labels
+        unknown = ~np.isin(y, self.classes_)
+        if unknown.any():
+            raise ValueError(f"y must have labels of classes, {self.classes_}, got {y[unknown][0]!r}")
+        target = np.searchsorted(self.classes_, y)
+        rows = solvers.Rows(X, target, self._weigh(X, target, sample_weight))
+        layer = self._layer()
+        adam: solvers.Adam | None = getattr(self, "_adam", None)
+        if adam is None:
+            fitted = hasattr(self, "coef_")
+            start = self._start(X, self.classes_) if fitted else np.zeros((X.shape[1] + 1, layer.n_outputs))
+            self._adam = adam = solvers.Adam(start)
+            self._weight_seen = 0.0
+        self._weight_seen += solvers.total_weight(rows)
+        rng = check_random_state(self.random_state)
+        adam.run(layer, rows, 1 / (self.C * self._weight_seen), rng)
+        self._finish(adam.average, 1, X.dtype)
+        return self
+
+    def predict_proba(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """Return the classes' probabilities.
+
+        Parameters
+        ----------
+        X : array_like or sparse, shape (n_samples, n_features)
+            Features.
+
+        Returns
+        -------
+        proba : ndarray, shape (n_samples, n_classes)
+            In the order of `classes_`.
+        """
+        return fastce.softmax(self._logits(X), n_threads=self.n_threads)
+
+    def predict_log_proba(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        """Return the logarithms of the classes' probabilities, exact where the probabilities round to 0 or 1.
+
+        Parameters
+        ----------
+        X : array_like or sparse, shape (n_samples, n_features)
+            Features.
+
+        Returns
+        -------
+        log_proba : ndarray, shape (n_samples, n_classes)
+            In the order of `classes_`.
+        """
+        return fastce.log_softmax(self._logits(X), n_threads=self.n_threads)
+
+    def _logits(self, X: Any) -> NDArray[Any]:  # noqa: N803
+        check_is_fitted(self)
+        logits: NDArray[Any] = self.decision_function(X)
+        return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
+
+    def _check_parameters(self) -> None:
+        check_scalar(self.C, "C", Real, min_val=0, max_val=np.inf, include_boundaries="right")
+        check_scalar(self.tol, "tol", Real, min_val=0)
+        check_scalar(self.max_iter, "max_iter", Integral, min_val=0)
+        if self.solver not in _SOLVERS:
+            raise ValueError(f"solver must be one of {', '.join(map(repr, _SOLVERS))}, got {self.solver!r}")
+        if not (self.class_weight is None or isinstance(self.class_weight, dict) or self.class_weight == "balanced"):
+            raise ValueError(f"class_weight must be None, a dict or 'balanced', got {self.class_weight!r}")
+        # These two are checked by those who own them.
+        fastce.CrossEntropyLoss(label_smoothing=self.label_smoothing, n_threads=self.n_threads)
+
+    def _check_rows(self, X: Any, y: ArrayLike, reset: bool) -> tuple[Any, NDArray[Any]]:  # noqa: N803
+        X, labels = validate_data(
+            self, X, y, accept_sparse="csr", dtype=[np.float64, np.float32], order="C", reset=reset
+        )
+        check_classification_targets(labels)
+        return X, labels
+
+    def _weigh(self, X: Any, target: NDArray[np.intp], sample_weight: ArrayLike | None) -> NDArray[Any] | None:  # noqa: N803
+        """Return the rows' weights, or None if all are 1."""
+        if sample_weight is None and self.class_weight is None:
+            return None
+        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True, copy=True)
+        n_classes = len(self.classes_)
+        if self.class_weight == "balanced":
+            counts = np.bincount(target, weight, n_classes)
+            weight *= np.divide(counts.sum() / n_classes, counts, out=np.zeros(n_classes), where=counts > 0)[target]
+        elif self.class_weight is not None:
+            weight *= compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[target])[target]
+        if not weight.any():
+            raise ValueError("sample_weight, times class_weight, must not be 0 in all rows, got zeros")
+        return weight  # type: ignore[no-any-return]
+
+    def _layer(self) -> solvers.Layer:
+        return solvers.Layer(len(self.classes_), float(self.label_smoothing), bool(self.fit_intercept))
+
+    def _start(self, X: Any, classes: NDArray[Any]) -> NDArray[np.float64]:  # noqa: N803
+        """Return the coefficients that are there as parameters."""
+        shape = (1 if len(classes) == 2 else len(classes), X.shape[1])
+        if self.coef_.shape != shape:
+            raise ValueError(f"coef_ must have shape {shape} to start from, got {self.coef_.shape}")
+        coef = self.coef_.toarray() if hasattr(self.coef_, "toarray") else self.coef_
+        intercept = self.intercept_ if self.fit_intercept else np.zeros(shape[0])
+        return np.vstack([coef.T, intercept]).astype(np.float64)
+
+    def _finish(self, theta: NDArray[np.float64], n_iter: int, dtype: Any) -> None:
+        """Set the attributes."""
+        if theta.shape[1] > 1:
+            theta = theta - theta.mean(axis=1, keepdims=True)  # shifts all logits of a row alike
+        self.coef_ = np.ascontiguousarray(theta[:-1].T, dtype=dtype)
+        self.intercept_ = theta[-1].astype(dtype)
+        self.n_iter_ = np.array([n_iter], np.int32)
+
+    def _report(self, value: float, steepest: float) -> None:
+        if self.verbose:
+            print(f"{self.solver}: objective {value:.8f}, largest gradient {steepest:.2e}")
+
+
+class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
+    """The loss under scikit-learn's own models, in the place of ``sklearn._loss.HalfMultinomialLoss``.
+
+    It may be given as `loss` to ``HistGradientBoostingClassifier``, and does in ``LinearModelLoss`` what it replaces.
+
+    Parameters
+    ----------
+    sample_weight : ignored
+        scikit-learn's.
+    n_classes : int, default 3
+        The number of classes.
+    xp, device : ignored
+        scikit-learn's.
+
+    Raises
+    ------
+    IndexError, ValueError, TypeError
+        From its methods, as from `fastce.cross_entropy_with_grad`.
+
+    Notes
+    -----
+    The methods have scikit-learn's parameters: `y_true`, class indices of any real dtype, shape (n_samples,);
+    `raw_prediction`, the logits, shape (n_samples, n_classes), of any memory layout; `sample_weight`, shape
+    (n_samples,); `n_threads`; and places for the results, which may be of another dtype than `raw_prediction`, and
+    `gradient_out` may be `raw_prediction` itself. With p the softmax of a row and y its class, they make
+
+        loss = -log p_y,  gradient_k = p_k - [k = y],  hessian_k = p_k (1 - p_k),
+
+    each times the row's weight. Confident rows keep their digits: see `fastce.cross_entropy_with_grad`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.sklearn import HalfMultinomialLoss
+    >>> loss = HalfMultinomialLoss(n_classes=3)
+    >>> value, grad = loss.loss_gradient(np.array([0, 2]), np.array([[2.0, 0.0, 0.0], [0.0, 3.0, 0.0]]))
+    >>> print(value.round(4), grad[0].round(4))
+    [0.2395 3.0949] [-0.213   0.1065  0.1065]
+    """
+
+    def loss(
+        self,
+        y_true: NDArray[Any],
+        raw_prediction: NDArray[Any],
+        sample_weight: ArrayLike | None = None,
+        loss_out: NDArray[Any] | None = None,
+        n_threads: int = 1,
+    ) -> NDArray[Any]:
+        """Return the losses of the rows."""
+        loss = fastce.cross_entropy(raw_prediction, **_options(y_true, sample_weight, n_threads))
+        return _put(loss, loss_out)
+
+    def loss_gradient(
+        self,
+        y_true: NDArray[Any],
+        raw_prediction: NDArray[Any],
+        sample_weight: ArrayLike | None = None,
+        loss_out: NDArray[Any] | None = None,
+        gradient_out: NDArray[Any] | None = None,
+        n_threads: int = 1,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the losses of the rows and the gradient, by one sweep."""
+        loss, grad = fastce.cross_entropy_with_grad(
+            raw_prediction,
+            out=_place(gradient_out, raw_prediction),
+            **_options(y_true, sample_weight, n_threads),
+        )
+        return _put(loss, loss_out), _put(grad, gradient_out)
+
+    def gradient(
+        self,
+        y_true: NDArray[Any],
+        raw_prediction: NDArray[Any],
+        sample_weight: ArrayLike | None = None,
+        gradient_out: NDArray[Any] | None = None,
+        n_threads: int = 1,
+    ) -> NDArray[Any]:
+        """Return the gradient."""
+        return self.loss_gradient(y_true, raw_prediction, sample_weight, None, gradient_out, n_threads)[1]
+
+    def gradient_hessian(
+        self,
+        y_true: NDArray[Any],
+        raw_prediction: NDArray[Any],
+        sample_weight: ArrayLike | None = None,
+        gradient_out: NDArray[Any] | None = None,
+        hessian_out: NDArray[Any] | None = None,
+        n_threads: int = 1,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the gradient and the diagonal of the Hessian."""
+        grad, hess = fastce.cross_entropy_grad_hess(
+            raw_prediction,
+            out=_place(gradient_out, raw_prediction),
+            hess_out=_place(hessian_out, raw_prediction),
+            **_options(y_true, sample_weight, n_threads),
+        )
+        return _put(grad, gradient_out), _put(hess, hessian_out)
+
+    def gradient_proba(
+        self,
+        y_true: NDArray[Any],
+        raw_prediction: NDArray[Any],
+        sample_weight: ArrayLike | None = None,
+        gradient_out: NDArray[Any] | None = None,
+        proba_out: NDArray[Any] | None = None,
+        n_threads: int = 1,
+    ) -> tuple[NDArray[Any], NDArray[Any]]:
+        """Return the gradient and the probabilities."""
+        place = None if proba_out is raw_prediction else _place(proba_out, raw_prediction)
+        proba = fastce.softmax(raw_prediction, out=place, n_threads=n_threads)
+        grad = self.gradient(y_true, raw_prediction, sample_weight, gradient_out, n_threads)
+        return grad, _put(proba, proba_out)
+
+    def predict_proba(self, raw_prediction: NDArray[Any]) -> NDArray[Any]:
+        """Return the probabilities."""
+        return fastce.softmax(raw_prediction)
+
+
+def _options(y_true: NDArray[Any], sample_weight: ArrayLike | None, n_threads: int) -> dict[str, Any]:
+    return {
+        "target": np.asarray(y_true).astype(np.int64, copy=False),
+        "sample_weight": sample_weight,
+        "reduction": "none",
+        "n_threads": n_threads,
+    }
+
+
+def _place(out: NDArray[Any] | None, raw_prediction: NDArray[Any]) -> NDArray[Any] | None:
+    """Return where the kernels may write a result at once."""
+    return out if out is not None and out.dtype == raw_prediction.dtype else None
+
+
+def _put(result: Any, out: NDArray[Any] | None) -> NDArray[Any]:
+    """Return the result where the caller wants it."""
+    if out is None:
+        return result  # type: ignore[no-any-return]
+    if out is not result:
+        out[...] = result
+    return out
