@@ -188,7 +188,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         layer = self._layer()
         if theta is None:
             theta = np.zeros((X.shape[1] + 1, layer.n_outputs))
-        self._adam = None
+        self._adam, self._weight_seen = None, solvers.total_weight(rows)  # for partial_fit
         with solvers.Objective(layer, rows, self.C, self.n_threads) as objective:
             if self.solver == "sgd":
                 self._adam = solvers.Adam(theta)
@@ -262,8 +262,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             fitted = hasattr(self, "coef_")
             start = self._start(X, self.classes_) if fitted else np.zeros((X.shape[1] + 1, layer.n_outputs))
             self._adam = adam = solvers.Adam(start)
-            self._weight_seen = 0.0
-        self._weight_seen += solvers.total_weight(rows)
+        self._weight_seen = getattr(self, "_weight_seen", 0.0) + solvers.total_weight(rows)
         rng = check_random_state(self.random_state)
         adam.run(layer, rows, 1 / (self.C * self._weight_seen), rng)
         self._finish(adam.average, 1, X.dtype)
