@@ -2,8 +2,8 @@
 
 First how far the coefficients of both are apart at a tight tolerance. Then the times to fit by L-BFGS, in rounds that
 take turns, with the objectives that both end at, computed anew in float64. The classes are Gaussian clouds around
-centres that are Gaussian as well, of a third of their width in every direction, with correlated features: each is
-mixed with the others by a random matrix. Both have the same tolerance and as many threads. Needs a quiet machine.
+centres that are Gaussian as well, of a third of their width in every direction; to each feature a random mixture of all
+is added, which correlates them. Both have the same tolerance and as many threads. Needs a quiet machine.
 """
 
 import argparse
@@ -22,14 +22,15 @@ from fastce.sklearn import LogisticRegression
 SHAPES = ((100_000, 64, 10), (20_000, 64, 1000))
 
 
-def make_clouds(n_rows, n_features, n_classes, dtype):
+def make_clouds(n_rows, n_features, n_classes, dtype, mixed=True):
     """Return features and classes."""
     rng = np.random.default_rng(0)
     target = rng.integers(0, n_classes, n_rows)
     centres = rng.standard_normal((n_classes, n_features)) / 3
     features = centres[target] + rng.standard_normal((n_rows, n_features))
-    mixing = np.eye(n_features) + rng.standard_normal((n_features, n_features)) / n_features**0.5
-    return (features @ mixing).astype(dtype), target
+    if mixed:
+        features = features + features @ (rng.standard_normal((n_features, n_features)) / n_features**0.5)
+    return features.astype(dtype), target
 
 
 def objective(model, features, target):
@@ -54,9 +55,9 @@ def compare_coefficients(tol):
             print(f"  {name}, {solver}: coef_ {next(apart):.1e} of up to {size:.2g}, intercept_ {next(apart):.1e}")
 
 
-def compare_times(shape, dtype, rounds, tol):
+def compare_times(shape, dtype, mixed, rounds, tol):
     """Print times to fit."""
-    features, target = make_clouds(*shape, dtype)
+    features, target = make_clouds(*shape, dtype, mixed)
     models = {
         "scikit-learn": Sklearn(tol=tol, max_iter=1000),
         "fastce": LogisticRegression(tol=tol, max_iter=1000),
@@ -81,14 +82,16 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--tol", type=float, default=1e-4)
+    parser.add_argument("--classes", type=int, nargs="*", default=[10, 1000], help="time only these shapes")
+    parser.add_argument("--unmixed", action="store_true", help="time with features that are not correlated")
     parser.add_argument("--skip-coefficients", action="store_true")
     options = parser.parse_args(arguments)
     warnings.simplefilter("error", ConvergenceWarning)
     if not options.skip_coefficients:
         compare_coefficients(1e-9)
-    for shape in SHAPES:
+    for shape in (shape for shape in SHAPES if shape[2] in options.classes):
         for dtype in (np.float32, np.float64):
-            compare_times(shape, dtype, options.rounds, options.tol)
+            compare_times(shape, dtype, not options.unmixed, options.rounds, options.tol)
 
 
 if __name__ == "__main__":
