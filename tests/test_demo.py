@@ -23,6 +23,9 @@ def test_the_demo_trains_and_all_losses_agree():
     for name in ("fastce", "NumPy", "scikit-learn"):
         assert any(line.split()[:1] == [name] for line in lines)
     assert "all agree" in done.stdout
+    fits = [line.split() for line in lines if "iterations" in line]
+    assert [words[0] for words in fits] == ["fastce", "scikit-learn"]
+    assert all(float(words[-1].rstrip("%")) > 90 for words in fits)
 
 
 def test_the_demo_needs_sensible_arguments():
