@@ -110,9 +110,8 @@ def compare(name, library, features, target, n_classes, rounds, n_threads):
     own_margins = models["built-in"][1]()
     for who, (_, margins) in models.items():
         median = statistics.median(seconds[who][1:])
-        line = (
-            f"  {name} {library.__version__}, {who + ':':9} {1e3 * median:8.2f} ms a round, ratio {median / own_seconds:.3f}"
-        )
+        title = f"{name} {library.__version__}, {who}:"
+        line = f"  {title:26} {1e3 * median:8.2f} ms a round, ratio {median / own_seconds:.3f}"
         if objectives[who] is not None:
             of_it = 1e3 * statistics.median(objectives[who].seconds[1:])
             line += f", objective {of_it:.2f} ms, margins differ by {np.abs(margins() - own_margins).max():.1e}"
