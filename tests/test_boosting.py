@@ -230,6 +230,9 @@ def test_xgboost_holds_distributions_itself(digits, weight):
     expected = library.train(library.data(X, y, weight), library.objective())
     booster = library.train(library.data(X, np.eye(N_CLASSES)[y], weight), library.objective(), n_classes=None)
     np.testing.assert_allclose(library.margins(booster, X), library.margins(expected, X), rtol=0, atol=SAME)
+    regressor = library.library.XGBRegressor(objective=library.objective(), n_estimators=ROUNDS, **library.params)
+    regressor.fit(X, np.eye(N_CLASSES)[y], sample_weight=weight)
+    np.testing.assert_allclose(regressor.predict(X), library.margins(expected, X), rtol=0, atol=SAME)
     metric = library.metric()
     margins = library.margins(booster, X)
     _, value = metric(margins, library.data(X, np.eye(N_CLASSES)[y], weight))
@@ -265,9 +268,14 @@ def test_metrics_have_the_options(digits, rng):
     x = rng.standard_normal((len(y), N_CLASSES))
     weight = rng.uniform(0.5, 2, N_CLASSES)
     logs = -np.log(softmax(x))
-    expected = np.sum(weight[y] * logs[np.arange(len(y)), y]) / weight[y].sum()
+    row_weight = rng.uniform(0.5, 2, len(y))
+    both = row_weight * weight[y]
+    expected = np.sum(both * logs[np.arange(len(y)), y]) / both.sum()
     for factory in (boosting.xgboost_metric, boosting.lightgbm_metric):
-        value = factory(weight=weight)(x, Data(y, None))[1]
+        metric = factory(weight=weight)
+        assert metric(x, Data(y, row_weight))[:2] == ("cross_entropy", pytest.approx(expected, rel=1e-12))
+        for_sklearn = metric(y, x, sample_weight=row_weight)
+        value = for_sklearn if factory is boosting.xgboost_metric else for_sklearn[1]
         assert value == pytest.approx(expected, rel=1e-12)
         value = factory(label_smoothing=0.3)(x, Data(y, np.empty(0)))[1]
         smooth = 0.7 * logs[np.arange(len(y)), y].mean() + 0.3 * logs.mean()
@@ -317,8 +325,10 @@ def test_soft_labels_follow_their_rows_through_cross_validation(library, digits)
             params = library.params | {"num_class": N_CLASSES, "objective": objective}
             log = library.library.cv(params, data, 2, nfold=2, feval=metric, stratified=False)
             results.append(log["valid cross_entropy-mean"])
-    assert results[0][-1] < results[0][0] < np.log(N_CLASSES)
-    np.testing.assert_allclose(*results, rtol=0, atol=SAME)
+    assert results[0][-1] < results[0][0] < np.log(N_CLASSES) - 0.1
+    # Splits that are as good as each other may send some of the 450 held-out images elsewhere. Labels that stay behind
+    # when their images move cost more than knowing nothing does, log(10).
+    np.testing.assert_allclose(*results, rtol=0, atol=0.02)
 
 
 def test_two_classes_have_two_margins(library, digits):
