@@ -1,6 +1,6 @@
 """Softmax objectives and metrics for XGBoost and LightGBM, with what their own lack: soft labels and options.
 
-Imports neither library: works with whichever is there, from XGBoost 3.0 and LightGBM 4.7 on, with data on the host.
+Imports neither library: works with whichever is there, from XGBoost 3.0 and LightGBM 4.6 on, with data on the host.
 
 Design
 ------
@@ -81,8 +81,8 @@ def xgboost_objective(
     *Many rows with distributions of their own*: ``soft_labels`` of shape (n, n_classes) for all rows, training and
     validation alike, and ``label=numpy.arange(n)`` or parts of it. A table of shape (n_classes, n_classes) is a model
     of noisy labels, or a smoothing that knows which classes are alike. Where labels are more than classes XGBoost's own
-    metric refuses them: set ``"disable_default_eval_metric": True`` to watch a validation set. XGBoost also holds
-    distributions itself: with ``DMatrix(X, label=distributions)``, or ``XGBRegressor(objective=objective).fit(X,
+    metric refuses them: set ``"disable_default_eval_metric": True`` to watch a validation set. XGBoost from 3.2 on
+    also holds distributions itself: with ``DMatrix(X, label=distributions)``, or ``XGBRegressor(objective=objective).fit(X,
     distributions)``, of shape (n, n_classes), no `soft_labels` and no ``num_class``.
 
     *Parameters.* With ``num_class`` and ``"objective": "multi:softprob"`` beside ``obj``, gradients are from here and
