@@ -81,9 +81,10 @@ def xgboost_objective(
     *Many rows with distributions of their own*: ``soft_labels`` of shape (n, n_classes) for all rows, training and
     validation alike, and ``label=numpy.arange(n)`` or parts of it. A table of shape (n_classes, n_classes) is a model
     of noisy labels, or a smoothing that knows which classes are alike. Where labels are more than classes XGBoost's own
-    metric refuses them: set ``"disable_default_eval_metric": True`` to watch a validation set. XGBoost from 3.2 on
-    also holds distributions itself: with ``DMatrix(X, label=distributions)``, or ``XGBRegressor(objective=objective).fit(X,
-    distributions)``, of shape (n, n_classes), no `soft_labels` and no ``num_class``.
+    metric refuses them: set ``"disable_default_eval_metric": True`` to watch a validation set.
+
+    XGBoost from 3.2 on also holds distributions itself, of shape (n, n_classes), without `soft_labels` and
+    ``num_class``: ``DMatrix(X, label=distributions)``, or ``XGBRegressor(objective=objective).fit(X, distributions)``.
 
     *Parameters.* With ``num_class`` and ``"objective": "multi:softprob"`` beside ``obj``, gradients are from here and
     predictions are probabilities. Without the latter, and with distributions in the DMatrix, they are
