@@ -273,6 +273,7 @@ class _Softmax:
         for name in sorted(options):
             if name in _FIXED:
                 raise TypeError(f"options must not be {', '.join(_FIXED)}, for they are fixed here, got {name}")
+        fastce.CrossEntropyLoss(**options)  # refuses what is no option of the loss
         self._factory = factory
         self._own = own
         self._soft_labels = None if soft_labels is None else _check_soft_labels(soft_labels)
@@ -282,7 +283,7 @@ class _Softmax:
             n_classes = self._soft_labels.shape[1]
         else:
             n_classes = 1 if weight is None else np.size(weight)
-        self(np.zeros(0), np.zeros((0, n_classes)))  # without rows: checks the options, and no more
+        self(np.zeros(0), np.zeros((0, n_classes)))  # without rows: checks all that the options say
 
     def __call__(self, preds: Any, data: Any, sample_weight: Any = None) -> Any:
         raise NotImplementedError
