@@ -32,7 +32,7 @@ def benchmarks(monkeypatch):
     monkeypatch.setattr(modules["problems"], "parse_shape", tiny)
     monkeypatch.setattr(modules["measure"], "SAMPLE_SECONDS", 0)
     yield modules
-    ours = ("benchmarks", "ratios", "linear", "training")
+    ours = ("benchmarks", "boosting", "linear", "logistic", "ratios", "training")
     for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
         del sys.modules[name]
 
@@ -163,6 +163,21 @@ def test_steps_of_training_are_printed(benchmarks, capsys):
     pattern = rf"  [a-z. ]+: {number} ms \({number} to {number}\), ratio {number}, largest difference \d\.\de[+-]\d+"
     assert all(re.fullmatch(pattern, row) for row in rows)
     assert all(float(row.rpartition(" ")[2]) < 1e-5 for row in rows)
+
+
+def test_rounds_of_boosting_are_printed(benchmarks, capsys):
+    versions = [pytest.importorskip(name).__version__ for name in ("xgboost", "lightgbm")]
+    pytest.importorskip("sklearn")
+    importlib.import_module("boosting").main(["--shape", "300", "5", "4", "--rounds", "2", "--n-threads", "1"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "digits: 1797 x 64, 10 classes, 2 rounds" and lines[7] == "made up: 300 x 5, 4 classes, 2 rounds"
+    time = r" +\d+\.\d+ ms a round, ratio \d+\.\d+"
+    others = r", objective \d+\.\d+ ms, margins differ by \d\.\de[-+]\d\d"
+    for first in (1, 8):
+        for start, version in zip((first, first + 3), versions, strict=True):
+            for line, who in zip(lines[start:], ("built-in", "fastce", "NumPy"), strict=False):
+                tail = "" if who == "built-in" else others
+                assert re.fullmatch(rf"  \w+ {re.escape(version)}, {who}:{time}{tail}", line)
 
 
 def split_output(capsys):

@@ -53,6 +53,7 @@ PROGRAMS = {
     "_contenders": {"_reference"},
     "_machine": set(),
     "_progress": set(),
+    "boosting": set(),
     "torch": set(),
     "sklearn": {"_sklearn_solvers"},
     "_sklearn_solvers": set(),

@@ -128,7 +128,8 @@ cdef inline void store_row(const Task* task, const Matrix* matrix, const Tiles* 
     if matrix.format == NATIVE:
         store(tiles.body + k * matrix.class_stride, matrix.class_stride, n, stage + k)
     else:
-        store_array(stage + k, <real>1, n, tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride)
+        store_array(
+            stage + k, <real>1, True, n, tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride)
 
 
 cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real* arrays, Unit* unit) noexcept nogil:

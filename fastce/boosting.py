@@ -1,0 +1,405 @@
+"""Softmax objectives and metrics for XGBoost and LightGBM, with what their own lack: soft labels and options.
+
+Imports neither library: works with whichever is there, from XGBoost 3.0 and LightGBM 4.6 on, with data on the host.
+
+Design
+------
+1. One object serves a library's native form, called with predictions and data, and scikit-learn's, called with labels
+   and predictions: native data tells its labels by `get_label`, as arrays of labels do not. The third parameter must be
+   called `sample_weight`, by which XGBoost's scikit-learn form looks for it, and there must be no fourth: LightGBM's
+   counts them, and passes weights by position if there are three.
+2. Neither library weighs what a custom objective returns, in either form, so the objective does.
+3. Both take gradients in the layout of their predictions, rows after rows in XGBoost and classes after classes in
+   LightGBM, which is the layout that gradients get from `fastce.cross_entropy_grad_hess`: nothing is transposed.
+4. Soft labels are a table of what labels mean, not an array that runs parallel to a data set. Both libraries call a
+   metric with one data set after another, take rows out for cross-validation, and, LightGBM, copy parameters: labels
+   follow their rows through all that, whereas guesses by identity or number of rows go wrong.
+5. Objects do not change once made, so they are their own copies: LightGBM copies its parameters before each training,
+   scikit-learn whatever it clones, and soft labels may be large.
+"""
+
+from collections.abc import Callable
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+import fastce
+
+__all__ = ["lightgbm_metric", "lightgbm_objective", "xgboost_metric", "xgboost_objective"]
+
+Array = NDArray[Any]
+
+_FIXED = ("axis", "on_empty", "reduction", "sample_weight")  # options that are not the caller's here
+_MAX_LABELS = 2**24  # both libraries keep labels in float32, where 2**24 + 1 is 2**24
+
+
+def xgboost_objective(
+    *, curvature: str = "xgboost", soft_labels: ArrayLike | None = None, **options: Any
+) -> "SoftmaxObjective":
+    """Make a softmax objective for XGBoost, with options and soft labels that ``multi:softprob`` does not have.
+
+    Parameters
+    ----------
+    curvature : str, default "xgboost"
+        What stands for the second derivative: a name that `fastce.cross_entropy_grad_hess` knows. The default is that
+        of ``multi:softprob`` in XGBoost up to 3.2.
+    soft_labels : array_like of floats, shape (n_labels, n_classes), optional
+        What labels mean: label i is the distribution ``soft_labels[i]``, finite and not negative. Without it label i is
+        class i. At most 2**24 rows; not copied.
+    **options
+        Those of `fastce.cross_entropy` except axis, sample_weight, reduction and on_empty: `weight`,
+        `label_smoothing`, `ignore_index`, `logit_scale`, `softcap`, `z_loss`, `n_threads`.
+
+    Returns
+    -------
+    objective : callable
+        For ``xgboost.train(params, dtrain, obj=objective)``, called with margins of shape (n, n_classes) and a DMatrix;
+        or for ``XGBClassifier(objective=objective)``, called with labels, margins and perhaps `sample_weight`. Returns
+        gradient and second derivative, of the margins' shape, dtype and layout. Can be pickled.
+
+    Raises
+    ------
+    TypeError
+        If an option is unknown, not the caller's to choose, or of the wrong kind.
+    ValueError
+        If an option is out of range, `curvature` unknown, or `soft_labels` no such table. When called: if the margins
+        are not two-dimensional, or a label is no whole number.
+    IndexError
+        When called: if a label is no class, or no row of `soft_labels`.
+
+    See Also
+    --------
+    xgboost_metric : The same loss as a metric.
+    fastce.cross_entropy : The formula, and what the options mean.
+    fastce.cross_entropy_grad_hess : The names of curvatures.
+
+    Notes
+    -----
+    The objective is the sum of the rows' losses, each times its weight in the DMatrix, if that has weights.
+
+    *Many rows with distributions of their own*: ``soft_labels`` of shape (n, n_classes) for all rows, training and
+    validation alike, and ``label=numpy.arange(n)`` or parts of it. A table of shape (n_classes, n_classes) is a model
+    of noisy labels, or a smoothing that knows which classes are alike. Where labels are more than classes XGBoost's own
+    metric refuses them: set ``"disable_default_eval_metric": True`` to watch a validation set.
+
+    XGBoost from 3.2 on also holds distributions itself, of shape (n, n_classes), without `soft_labels` and
+    ``num_class``: ``DMatrix(X, label=distributions)``, or ``XGBRegressor(objective=objective).fit(X, distributions)``.
+
+    *Parameters.* With ``num_class`` and ``"objective": "multi:softprob"`` beside ``obj``, gradients are from here and
+    predictions are probabilities. Without the latter, and with distributions in the DMatrix, they are
+    ``fastce.softmax(booster.predict(data, output_margin=True))``. ``XGBClassifier`` sets these parameters itself; a
+    model of two classes has one margin there, which is refused: use ``xgboost.train`` with ``num_class=2``.
+
+    *Margins of the built-in objective* come out the same, to 1e-6 on scikit-learn's digits, if `base_score` is given:
+    without it XGBoost from 3.1 on starts its own objectives, and no others, from the classes' frequencies.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.boosting import xgboost_objective
+    >>> objective = xgboost_objective(label_smoothing=0.1)
+    >>> objective
+    xgboost_objective(label_smoothing=0.1)
+    >>> grad, hess = objective(np.array([0, 1]), np.zeros((2, 2)))  # as scikit-learn's form is called
+    >>> print(grad)
+    [[-0.45  0.45]
+     [ 0.45 -0.45]]
+    >>> print(hess)
+    [[0.5 0.5]
+     [0.5 0.5]]
+    """
+    return SoftmaxObjective(xgboost_objective, curvature, soft_labels, options)
+
+
+def lightgbm_objective(
+    *, curvature: str = "lightgbm", soft_labels: ArrayLike | None = None, **options: Any
+) -> "SoftmaxObjective":
+    """Make a softmax objective for LightGBM, with options and soft labels that ``multiclass`` does not have.
+
+    Parameters
+    ----------
+    curvature : str, default "lightgbm"
+        What stands for the second derivative: a name that `fastce.cross_entropy_grad_hess` knows. The default is that
+        of ``multiclass`` in LightGBM.
+    soft_labels, **options
+        As for `xgboost_objective`.
+
+    Returns
+    -------
+    objective : callable
+        For ``lightgbm.train({"objective": objective, "num_class": n_classes}, train_set)``, called with scores of
+        shape (n, n_classes) and a Dataset; or for ``LGBMClassifier(objective=objective)``, called with labels, scores
+        and weights, if any. Returns gradient and second derivative, of the scores' shape, dtype and layout. Can be
+        pickled.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `xgboost_objective`.
+
+    See Also
+    --------
+    lightgbm_metric : The same loss as a metric.
+    xgboost_objective : The same for XGBoost; what soft labels are good for.
+
+    Notes
+    -----
+    The objective is the sum of the rows' losses, each times its weight in the Dataset, if that has weights.
+
+    *Predictions* of a model with an objective of one's own are scores: ``fastce.softmax(booster.predict(X))``, and in
+    scikit-learn's form ``fastce.softmax(classifier.predict(X, raw_score=True))``. ``LGBMClassifier`` makes classes of
+    all labels it meets, so soft labels that are more than classes need ``LGBMRegressor(num_class=n_classes,
+    metric="None")``; and a model of two classes has one score there, which is refused: use ``lightgbm.train`` with
+    ``num_class=2``.
+
+    *Scores of the built-in objective* come out the same, on scikit-learn's digits to the last bit, with
+    ``boost_from_average=False``: otherwise LightGBM starts its own objectives, and no others, from the classes'
+    frequencies. An ``init_score`` does that for any objective, but predictions leave it out.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.boosting import lightgbm_objective
+    >>> objective = lightgbm_objective(soft_labels=[[1.0, 0.0], [0.25, 0.75]])
+    >>> grad, hess = objective(np.array([0, 1]), np.zeros((2, 2), order="F"))  # as scikit-learn's form is called
+    >>> print(grad)
+    [[-0.5   0.5 ]
+     [ 0.25 -0.25]]
+    >>> print(hess)
+    [[0.5 0.5]
+     [0.5 0.5]]
+    """
+    return SoftmaxObjective(lightgbm_objective, curvature, soft_labels, options)
+
+
+def xgboost_metric(
+    *, name: str = "cross_entropy", soft_labels: ArrayLike | None = None, **options: Any
+) -> "XGBoostMetric":
+    """Make a metric for XGBoost: the mean loss that `xgboost_objective` lowers.
+
+    Parameters
+    ----------
+    name : str, default "cross_entropy"
+        What the metric is called in the logs. With another name than the built-in ``mlogloss``, both can be watched.
+    soft_labels, **options
+        As for `xgboost_objective`.
+
+    Returns
+    -------
+    metric : callable
+        For ``xgboost.train(..., obj=objective, custom_metric=metric)``, returning (name, value); or for
+        ``XGBClassifier(objective=objective, eval_metric=metric)``, returning the value. Can be pickled.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `xgboost_objective`.
+
+    Notes
+    -----
+    The mean is that of `fastce.cross_entropy`, with the data's weights as sample weights: without options it is
+    ``mlogloss``. The data must be margins, which XGBoost passes if the objective, too, is not one of its own.
+    Early stopping lowers it, as the name is none of those that XGBoost raises.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.boosting import xgboost_metric
+    >>> metric = xgboost_metric()
+    >>> print(f"{metric(np.array([0, 1]), np.zeros((2, 2))):.6f}")  # as scikit-learn's form is called
+    0.693147
+    """
+    return XGBoostMetric(xgboost_metric, name, soft_labels, options)
+
+
+def lightgbm_metric(
+    *, name: str = "cross_entropy", soft_labels: ArrayLike | None = None, **options: Any
+) -> "LightGBMMetric":
+    """Make a metric for LightGBM: the mean loss that `lightgbm_objective` lowers.
+
+    Parameters
+    ----------
+    name : str, default "cross_entropy"
+        What the metric is called in the logs. With another name than the built-in ``multi_logloss``, both can be
+        watched.
+    soft_labels, **options
+        As for `xgboost_objective`.
+
+    Returns
+    -------
+    metric : callable
+        For ``lightgbm.train({"objective": objective, ...}, ..., feval=metric)``, or for
+        ``LGBMClassifier(objective=objective).fit(..., eval_metric=metric)``; returns (name, value, False), for lower
+        is better. Can be pickled.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As `xgboost_objective`.
+
+    Notes
+    -----
+    The mean is that of `fastce.cross_entropy`, with the data's weights as sample weights: without options it is
+    ``multi_logloss``. The data must be raw scores, which LightGBM passes if the objective, too, is not one of its own.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastce.boosting import lightgbm_metric
+    >>> name, value, is_higher_better = lightgbm_metric()(np.array([0, 1]), np.zeros((2, 2)))
+    >>> print(f"{name} {value:.6f} {is_higher_better}")
+    cross_entropy 0.693147 False
+    """
+    return LightGBMMetric(lightgbm_metric, name, soft_labels, options)
+
+
+class _Softmax:
+    """What objectives and metrics share: options and soft labels, and how a call is read.
+
+    Parameters
+    ----------
+    factory : callable
+        The public function that makes such an object, for its `repr`.
+    own : dict
+        What that takes besides soft labels and options.
+    soft_labels, options
+        As for `xgboost_objective`.
+    """
+
+    def __init__(
+        self, factory: Callable[..., Any], own: dict[str, str], soft_labels: ArrayLike | None, options: dict[str, Any]
+    ) -> None:
+        for name in sorted(options):
+            if name in _FIXED:
+                raise TypeError(f"options must not be {', '.join(_FIXED)}, for they are fixed here, got {name}")
+        fastce.CrossEntropyLoss(**options)  # refuses what is no option of the loss
+        self._factory = factory
+        self._own = own
+        self._soft_labels = None if soft_labels is None else _check_soft_labels(soft_labels)
+        self._options = options
+        weight = options.get("weight")
+        if self._soft_labels is not None:
+            n_classes = self._soft_labels.shape[1]
+        else:
+            n_classes = 1 if weight is None else np.size(weight)
+        self(np.zeros(0), np.zeros((0, n_classes)))  # without rows: checks all that the options say
+
+    def __call__(self, preds: Any, data: Any, sample_weight: Any = None) -> Any:
+        raise NotImplementedError
+
+    def __repr__(self) -> str:
+        """Show the call that makes such an object."""
+        defaults = self._factory.__kwdefaults__ or {}
+        shown = [f"{name}={value!r}" for name, value in self._own.items() if value != defaults[name]]
+        if self._soft_labels is not None:
+            n_labels, n_classes = self._soft_labels.shape
+            shown.append(f"soft_labels=<{n_labels} x {n_classes}, {self._soft_labels.dtype.name}>")
+        shown += [f"{name}={value!r}" for name, value in self._options.items()]
+        return f"{self._factory.__name__}({', '.join(shown)})"
+
+    def __deepcopy__(self, memo: object) -> Self:
+        return self
+
+    def _read(self, preds: Any, data: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
+        """Return margins, target and weights from the arguments of either form."""
+        if hasattr(data, "get_label"):
+            labels, sample_weight = data.get_label(), data.get_weight()
+        else:
+            labels, preds = preds, data
+        logits = np.asarray(preds)
+        if logits.ndim != 2:
+            raise ValueError(
+                f"predictions must have shape (n, n_classes), got {logits.shape}: for two classes train with "
+                f"num_class=2, and not by the classes for scikit-learn, which then have one margin"
+            )
+        if sample_weight is not None and len(sample_weight) == 0:
+            sample_weight = None  # so XGBoost says that there are none
+        return logits, self._as_target(np.asarray(labels)), sample_weight
+
+    def _as_target(self, labels: Array) -> Array:
+        """Return class indices or probabilities."""
+        table = self._soft_labels
+        if labels.ndim == 2:
+            if table is not None:
+                raise ValueError(
+                    f"labels must be one number per row where soft_labels say what they mean, got shape {labels.shape}"
+                )
+            return labels
+        with np.errstate(invalid="ignore"):  # NaN, refused below
+            index = labels.astype(np.int64)
+        if not np.array_equal(index, labels):
+            raise ValueError(f"labels must be whole numbers, got {labels[index != labels][0]}")
+        if table is None:
+            return index
+        if index.size and not (index.min() >= 0 and index.max() < len(table)):
+            bad = int(((index < 0) | (index >= len(table))).argmax())
+            raise IndexError(f"label[{bad}] is {index[bad]}, but soft_labels has {len(table)} rows")
+        target: Array = table[index]
+        return target
+
+
+class SoftmaxObjective(_Softmax):
+    """What `xgboost_objective` and `lightgbm_objective` make."""
+
+    def __init__(
+        self, factory: Callable[..., Any], curvature: str, soft_labels: ArrayLike | None, options: dict[str, Any]
+    ) -> None:
+        super().__init__(factory, {"curvature": curvature}, soft_labels, options)
+
+    def __call__(self, preds: Any, data: Any, sample_weight: ArrayLike | None = None) -> tuple[Array, Array]:
+        """Return gradient and second derivative, from (predictions, data) or (labels, predictions, weights)."""
+        logits, target, sample_weight = self._read(preds, data, sample_weight)
+        return fastce.cross_entropy_grad_hess(
+            logits, target, sample_weight=sample_weight, reduction="sum", **self._own, **self._options
+        )
+
+
+class _Metric(_Softmax):
+    """The mean loss under a name."""
+
+    def __init__(
+        self, factory: Callable[..., Any], name: str, soft_labels: ArrayLike | None, options: dict[str, Any]
+    ) -> None:
+        if not isinstance(name, str):
+            raise TypeError(f"name must be a string, got {name!r}")
+        self.__name__ = name  # where XGBoost's form for scikit-learn looks for it
+        super().__init__(factory, {"name": name}, soft_labels, options)
+
+    def _mean(self, preds: Any, data: Any, sample_weight: ArrayLike | None) -> float:
+        logits, target, sample_weight = self._read(preds, data, sample_weight)
+        return float(fastce.cross_entropy(logits, target, sample_weight=sample_weight, **self._options))
+
+
+class XGBoostMetric(_Metric):
+    """What `xgboost_metric` makes."""
+
+    def __call__(self, preds: Any, data: Any, sample_weight: ArrayLike | None = None) -> float | tuple[str, float]:
+        """Return (name, value) from (predictions, data), or the value from (labels, predictions, weights)."""
+        value = self._mean(preds, data, sample_weight)
+        return (self.__name__, value) if hasattr(data, "get_label") else value
+
+
+class LightGBMMetric(_Metric):
+    """What `lightgbm_metric` makes."""
+
+    def __call__(self, preds: Any, data: Any, sample_weight: ArrayLike | None = None) -> tuple[str, float, bool]:
+        """Return (name, value, False) from (predictions, data) or (labels, predictions, weights)."""
+        return self.__name__, self._mean(preds, data, sample_weight), False
+
+
+def _check_soft_labels(soft_labels: ArrayLike) -> Array:
+    """Return the table; that the options go with it is checked later."""
+    table = np.asarray(soft_labels)
+    if table.ndim != 2:
+        raise ValueError(f"soft_labels must have shape (n_labels, n_classes), got {table.shape}")
+    if table.dtype.kind != "f":
+        raise TypeError(f"soft_labels must be floats, got {table.dtype.name}")
+    if len(table) > _MAX_LABELS:
+        raise ValueError(
+            f"soft_labels must have at most {_MAX_LABELS} rows, as labels are float32 numbers, got {len(table)}"
+        )
+    if table.size and not (table.min() >= 0 and table.max() < np.inf):
+        bad = table[~((table >= 0) & (table < np.inf))][0]
+        raise ValueError(f"soft_labels must be finite and not negative, got {bad}")
+    return table
