@@ -10,7 +10,8 @@ Design
    OpenBLAS and OpenMP in turn, they wait for each other's, which spin: 100 instead of 34 ms for 20000 x 64 features
    and 1000 classes in float32 on two cores.
 3. SciPy minimises in other coordinates, in which the Hessian at the start is about the identity; see `Scaling`.
-   Convergence is judged in the original ones, as scikit-learn does: no entry of the gradient above `tol`.
+   Convergence is judged in the original ones, as scikit-learn does, no entry of the gradient above `tol`, and by what
+   there is left to gain: half the squared gradient, in coordinates in which the Hessian is the identity.
 4. Whatever depends on the number of rows is allocated once.
 """
 
@@ -46,6 +47,9 @@ _BASIS_WORTH = 10
 # Units of rounding, of the largest variance, that are none. Derived: the noise of a gradient, of one unit, is stretched
 # by the root of the inverse, to 4e-5 in float32 and 2e-9 in float64.
 _NO_VARIANCE = 64
+# What may be left to gain of the objective, in units of `tol`. Without this, 100000 x 64 features and 10 classes ended
+# 6e-7 above scikit-learn's objective with the same tol of 1e-4.
+_GAIN = 1e-3
 # The share of its loss at which a solver takes new coordinates.
 _RESCALE = 0.25
 
@@ -335,7 +339,7 @@ def minimize(objective: Objective, theta: Floats, method: str, tol: float, max_i
     n_iter = 0
     while True:
         descent = _Descent(objective, theta, tol, report)
-        if descent.steepest <= tol:
+        if descent.has_converged:
             return Outcome(theta, n_iter, "")
         result = descent.run(method, max_iter - n_iter)
         theta = descent.theta
@@ -373,6 +377,11 @@ class _Descent:
         return self._scaling.pull_back(self._objective.hvp(theta, v)).ravel()
 
     @property
+    def has_converged(self) -> bool:
+        """Tell whether gradient and gain are small enough."""
+        return self.steepest <= self._tol and 0.5 * float(self._grad @ self._grad) <= _GAIN * self._tol
+
+    @property
     def wants_rescaling(self) -> bool:
         """Tell whether the curvature is no longer what it was: p (1 - p) is less than the loss of its row."""
         return self._loss < _RESCALE * self._first_loss
@@ -380,7 +389,7 @@ class _Descent:
     def _callback(self, intermediate_result: Any) -> None:
         self._evaluate(intermediate_result.x)
         self._report(self._value, self.steepest)
-        if self.steepest <= self._tol or self.wants_rescaling:
+        if self.has_converged or self.wants_rescaling:
             raise StopIteration
 
     def run(self, method: str, max_iter: int) -> Any:

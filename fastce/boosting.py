@@ -18,6 +18,7 @@ Design
    scikit-learn whatever it clones, and soft labels may be large.
 """
 
+import operator
 from collections.abc import Callable
 from typing import Any, Self
 
@@ -113,12 +114,19 @@ def xgboost_objective(
 
 
 def lightgbm_objective(
-    *, curvature: str = "lightgbm", soft_labels: ArrayLike | None = None, **options: Any
+    num_class: int | None = None,
+    *,
+    curvature: str = "lightgbm",
+    soft_labels: ArrayLike | None = None,
+    **options: Any,
 ) -> "SoftmaxObjective":
     """Make a softmax objective for LightGBM, with options and soft labels that ``multiclass`` does not have.
 
     Parameters
     ----------
+    num_class : int, optional
+        The number of classes, which LightGBM is told as well: scores of another number are refused, and so are class
+        weights and soft labels, here and now.
     curvature : str, default "lightgbm"
         What stands for the second derivative: a name that `fastce.cross_entropy_grad_hess` knows. The default is that
         of ``multiclass`` in LightGBM.
@@ -161,7 +169,7 @@ def lightgbm_objective(
     --------
     >>> import numpy as np
     >>> from fastce.boosting import lightgbm_objective
-    >>> objective = lightgbm_objective(soft_labels=[[1.0, 0.0], [0.25, 0.75]])
+    >>> objective = lightgbm_objective(2, soft_labels=[[1.0, 0.0], [0.25, 0.75]])
     >>> grad, hess = objective(np.array([0, 1]), np.zeros((2, 2), order="F"))  # as scikit-learn's form is called
     >>> print(grad)
     [[-0.5   0.5 ]
@@ -170,7 +178,7 @@ def lightgbm_objective(
     [[0.5 0.5]
      [0.5 0.5]]
     """
-    return SoftmaxObjective(lightgbm_objective, curvature, soft_labels, options)
+    return SoftmaxObjective(lightgbm_objective, curvature, soft_labels, options, num_class)
 
 
 def xgboost_metric(
@@ -214,12 +222,18 @@ def xgboost_metric(
 
 
 def lightgbm_metric(
-    *, name: str = "cross_entropy", soft_labels: ArrayLike | None = None, **options: Any
+    num_class: int | None = None,
+    *,
+    name: str = "cross_entropy",
+    soft_labels: ArrayLike | None = None,
+    **options: Any,
 ) -> "LightGBMMetric":
     """Make a metric for LightGBM: the mean loss that `lightgbm_objective` lowers.
 
     Parameters
     ----------
+    num_class : int, optional
+        As for `lightgbm_objective`.
     name : str, default "cross_entropy"
         What the metric is called in the logs. With another name than the built-in ``multi_logloss``, both can be
         watched.
@@ -251,7 +265,7 @@ def lightgbm_metric(
     >>> print(f"{name} {value:.6f} {is_higher_better}")
     cross_entropy 0.693147 False
     """
-    return LightGBMMetric(lightgbm_metric, name, soft_labels, options)
+    return LightGBMMetric(lightgbm_metric, name, soft_labels, options, num_class)
 
 
 class _Softmax:
@@ -265,10 +279,17 @@ class _Softmax:
         What that takes besides soft labels and options.
     soft_labels, options
         As for `xgboost_objective`.
+    num_class
+        As for `lightgbm_objective`.
     """
 
     def __init__(
-        self, factory: Callable[..., Any], own: dict[str, str], soft_labels: ArrayLike | None, options: dict[str, Any]
+        self,
+        factory: Callable[..., Any],
+        own: dict[str, Any],
+        soft_labels: ArrayLike | None,
+        options: dict[str, Any],
+        num_class: int | None,
     ) -> None:
         for name in sorted(options):
             if name in _FIXED:
@@ -278,8 +299,11 @@ class _Softmax:
         self._own = own
         self._soft_labels = None if soft_labels is None else _check_soft_labels(soft_labels)
         self._options = options
+        self._num_class = None if num_class is None else _check_num_class(num_class)
         weight = options.get("weight")
-        if self._soft_labels is not None:
+        if self._num_class is not None:
+            n_classes = self._num_class
+        elif self._soft_labels is not None:
             n_classes = self._soft_labels.shape[1]
         else:
             n_classes = 1 if weight is None else np.size(weight)
@@ -291,7 +315,8 @@ class _Softmax:
     def __repr__(self) -> str:
         """Show the call that makes such an object."""
         defaults = self._factory.__kwdefaults__ or {}
-        shown = [f"{name}={value!r}" for name, value in self._own.items() if value != defaults[name]]
+        shown = [] if self._num_class is None else [str(self._num_class)]
+        shown += [f"{name}={value!r}" for name, value in self._own.items() if value != defaults[name]]
         if self._soft_labels is not None:
             n_labels, n_classes = self._soft_labels.shape
             shown.append(f"soft_labels=<{n_labels} x {n_classes}, {self._soft_labels.dtype.name}>")
@@ -313,6 +338,8 @@ class _Softmax:
                 f"predictions must have shape (n, n_classes), got {logits.shape}: for two classes train with "
                 f"num_class=2, and not by the classes for scikit-learn, which then have one margin"
             )
+        if self._num_class not in (None, logits.shape[1]):
+            raise ValueError(f"predictions must be of num_class={self._num_class} classes, got shape {logits.shape}")
         if sample_weight is not None and len(sample_weight) == 0:
             sample_weight = None  # so XGBoost says that there are none
         return logits, self._as_target(np.asarray(labels)), sample_weight
@@ -343,9 +370,14 @@ class SoftmaxObjective(_Softmax):
     """What `xgboost_objective` and `lightgbm_objective` make."""
 
     def __init__(
-        self, factory: Callable[..., Any], curvature: str, soft_labels: ArrayLike | None, options: dict[str, Any]
+        self,
+        factory: Callable[..., Any],
+        curvature: str,
+        soft_labels: ArrayLike | None,
+        options: dict[str, Any],
+        num_class: int | None = None,
     ) -> None:
-        super().__init__(factory, {"curvature": curvature}, soft_labels, options)
+        super().__init__(factory, {"curvature": curvature}, soft_labels, options, num_class)
 
     def __call__(self, preds: Any, data: Any, sample_weight: ArrayLike | None = None) -> tuple[Array, Array]:
         """Return gradient and second derivative, from (predictions, data) or (labels, predictions, weights)."""
@@ -359,12 +391,17 @@ class _Metric(_Softmax):
     """The mean loss under a name."""
 
     def __init__(
-        self, factory: Callable[..., Any], name: str, soft_labels: ArrayLike | None, options: dict[str, Any]
+        self,
+        factory: Callable[..., Any],
+        name: str,
+        soft_labels: ArrayLike | None,
+        options: dict[str, Any],
+        num_class: int | None = None,
     ) -> None:
         if not isinstance(name, str):
             raise TypeError(f"name must be a string, got {name!r}")
         self.__name__ = name  # where XGBoost's form for scikit-learn looks for it
-        super().__init__(factory, {"name": name}, soft_labels, options)
+        super().__init__(factory, {"name": name}, soft_labels, options, num_class)
 
     def _mean(self, preds: Any, data: Any, sample_weight: ArrayLike | None) -> float:
         logits, target, sample_weight = self._read(preds, data, sample_weight)
@@ -386,6 +423,14 @@ class LightGBMMetric(_Metric):
     def __call__(self, preds: Any, data: Any, sample_weight: ArrayLike | None = None) -> tuple[str, float, bool]:
         """Return (name, value, False) from (predictions, data) or (labels, predictions, weights)."""
         return self.__name__, self._mean(preds, data, sample_weight), False
+
+
+def _check_num_class(num_class: int) -> int:
+    """Return a number of classes."""
+    number = operator.index(num_class)
+    if number < 2:
+        raise ValueError(f"num_class must be at least 2, got {number}")
+    return number
 
 
 def _check_soft_labels(soft_labels: ArrayLike) -> Array:

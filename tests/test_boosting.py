@@ -385,6 +385,23 @@ def test_options_are_checked_when_objects_are_made(factory, options, error, mess
         factory(**options)
 
 
+@pytest.mark.parametrize("factory", [boosting.lightgbm_objective, boosting.lightgbm_metric])
+def test_the_number_of_classes_is_checked(factory):
+    made = factory(3, label_smoothing=0.1)
+    assert repr(made) == f"{factory.__name__}(3, label_smoothing=0.1)"
+    made(np.zeros(2), np.zeros((2, 3)))
+    with pytest.raises(ValueError, match=re.escape("predictions must be of num_class=3 classes, got shape (2, 4)")):
+        made(np.zeros(2), np.zeros((2, 4)))
+    with pytest.raises(ValueError, match=re.escape("weight must have shape (3,), got (2,)")):
+        factory(3, weight=[1.0, 2.0])
+    with pytest.raises(ValueError, match=re.escape("target of class probabilities must have the logits' shape")):
+        factory(3, soft_labels=np.eye(2))
+    with pytest.raises(ValueError, match="num_class must be at least 2, got 1"):
+        factory(1)
+    with pytest.raises(TypeError):
+        factory("multiclass")
+
+
 @pytest.mark.parametrize("factory", OBJECTIVES)
 def test_unknown_curvatures_are_refused(factory):
     with pytest.raises(ValueError, match="curvature must be one of"):
