@@ -10,8 +10,7 @@ Design
    OpenBLAS and OpenMP in turn, they wait for each other's, which spin: 100 instead of 34 ms for 20000 x 64 features
    and 1000 classes in float32 on two cores.
 3. SciPy minimises in other coordinates, in which the Hessian at the start is about the identity; see `Scaling`.
-   Convergence is judged in the original ones, as scikit-learn does, no entry of the gradient above `tol`, and by what
-   there is left to gain: half the squared gradient, in coordinates in which the Hessian is the identity.
+   Convergence is judged in the original ones, as scikit-learn does: no entry of the gradient above `tol`.
 4. Whatever depends on the number of rows is allocated once.
 """
 
@@ -47,9 +46,9 @@ _BASIS_WORTH = 10
 # Units of rounding, of the largest variance, that are none. Derived: the noise of a gradient, of one unit, is stretched
 # by the root of the inverse, to 4e-5 in float32 and 2e-9 in float64.
 _NO_VARIANCE = 64
-# What may be left to gain of the objective, in units of `tol`. Without this, 100000 x 64 features and 10 classes ended
-# 6e-7 above scikit-learn's objective with the same tol of 1e-4.
-_GAIN = 1e-3
+# How far below `tol` the solvers go on. Where they stop at `tol` itself, the objective of features without correlation
+# ends a millionth above scikit-learn's; with 0.7 it ended below on all data of asv_bench/logistic.py, for 4 iterations.
+_MARGIN = 0.7
 # The share of its loss at which a solver takes new coordinates.
 _RESCALE = 0.25
 
@@ -344,7 +343,7 @@ def minimize(objective: Objective, theta: Floats, method: str, tol: float, max_i
         result = descent.run(method, max_iter - n_iter)
         theta = descent.theta
         n_iter += result.nit
-        if descent.steepest <= tol or result.status == 0:
+        if descent.met_tol or result.status == 0:
             return Outcome(theta, n_iter, "")
         if not descent.wants_rescaling or n_iter >= max_iter:
             return Outcome(theta, n_iter, f"{result.message} (largest gradient {descent.steepest:.2e}, tol {tol:.2e})")
@@ -358,6 +357,8 @@ class _Descent:
         self._scaling = Scaling(objective, theta)
         self._start = self._scaling.from_theta(theta)
         self._x: Floats = np.full(theta.size, np.nan)
+        # At any place: where rounding rules, the gradient may grow again while the objective falls.
+        self.met_tol = False
         self._evaluate(self._start.ravel())
         self._first_loss = self._loss
 
@@ -368,6 +369,7 @@ class _Descent:
             self._value, grad = self._objective.loss_and_grad(self.theta)
             self._loss = self._value - self._objective.penalty(self.theta)
             self.steepest = float(np.abs(grad).max(initial=0))
+            self.met_tol = self.met_tol or self.steepest <= self._tol
             self._grad = self._scaling.pull_back(grad).ravel()
             self._x[:] = x
         return self._value, self._grad
@@ -378,8 +380,8 @@ class _Descent:
 
     @property
     def has_converged(self) -> bool:
-        """Tell whether gradient and gain are small enough."""
-        return self.steepest <= self._tol and 0.5 * float(self._grad @ self._grad) <= _GAIN * self._tol
+        """Tell whether the gradient is small enough."""
+        return self.steepest <= _MARGIN * self._tol
 
     @property
     def wants_rescaling(self) -> bool:
