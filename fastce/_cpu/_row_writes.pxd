@@ -19,7 +19,8 @@ cdef inline void put_block(
     const Task* task, const real* row, real factor, bint may_be_nan, Py_ssize_t k, Py_ssize_t n, char* target
 ) noexcept nogil:
     """Round n classes of a staged row, from class k on and times a factor, to where the caller wants them."""
-    store_array(row + k, factor, may_be_nan, n, target + k * task.out.class_stride, task.out.format, task.out.class_stride)
+    store_array(
+        row + k, factor, may_be_nan, n, target + k * task.out.class_stride, task.out.format, task.out.class_stride)
 
 
 cdef inline void write_plain(
