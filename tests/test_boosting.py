@@ -42,14 +42,14 @@ class XGBoost:
     raw = {"output_margin": True}  # noqa: RUF012
 
     def __init__(self):
-        self.library = pytest.importorskip("xgboost")
+        self.package = pytest.importorskip("xgboost")
 
     def data(self, images, labels, weight=None):
-        return self.library.DMatrix(images, label=labels, weight=weight)
+        return self.package.DMatrix(images, label=labels, weight=weight)
 
     def train(self, data, objective=None, n_classes=N_CLASSES, rounds=ROUNDS, **options):
         params = self.params | ({"num_class": n_classes, "objective": self.own_objective} if n_classes else {})
-        return self.library.train(params, data, rounds, obj=objective, **options)
+        return self.package.train(params, data, rounds, obj=objective, **options)
 
     def watch(self, train, valid, objective, metric, patience):
         """Return the booster and what was logged of the validation set."""
@@ -67,10 +67,10 @@ class XGBoost:
         return booster, log["valid"]
 
     def margins(self, booster, images):
-        return booster.predict(self.library.DMatrix(images), **self.raw)
+        return booster.predict(self.package.DMatrix(images), **self.raw)
 
     def classifier(self, objective):
-        return self.library.XGBClassifier(objective=objective, n_estimators=ROUNDS, **self.params)
+        return self.package.XGBClassifier(objective=objective, n_estimators=ROUNDS, **self.params)
 
     def fit(self, classifier, images, y, weight, valid, metric):
         classifier.set_params(eval_metric=metric)
@@ -94,18 +94,18 @@ class LightGBM:
     raw = {"raw_score": True}  # noqa: RUF012
 
     def __init__(self):
-        self.library = pytest.importorskip("lightgbm")
+        self.package = pytest.importorskip("lightgbm")
 
     def data(self, images, labels, weight=None):
-        return self.library.Dataset(images, labels, weight=weight, free_raw_data=False)
+        return self.package.Dataset(images, labels, weight=weight, free_raw_data=False)
 
     def train(self, data, objective=None, n_classes=N_CLASSES, rounds=ROUNDS, **options):
         params = self.params | {"objective": objective or self.own_objective, "num_class": n_classes}
-        return self.library.train(params, data, rounds, **options)
+        return self.package.train(params, data, rounds, **options)
 
     def watch(self, train, valid, objective, metric, patience):
         log = {}
-        callbacks = [self.library.early_stopping(patience, verbose=False), self.library.record_evaluation(log)]
+        callbacks = [self.package.early_stopping(patience, verbose=False), self.package.record_evaluation(log)]
         booster = self.train(
             train, objective, rounds=100, valid_sets=[valid], valid_names=["valid"], feval=metric, callbacks=callbacks
         )
@@ -115,7 +115,7 @@ class LightGBM:
         return booster.predict(images, **self.raw)
 
     def classifier(self, objective):
-        return self.library.LGBMClassifier(objective=objective, n_estimators=ROUNDS, **self.params)
+        return self.package.LGBMClassifier(objective=objective, n_estimators=ROUNDS, **self.params)
 
     def fit(self, classifier, images, y, weight, valid, metric):
         classifier.fit(images, y, sample_weight=weight, eval_X=valid[0], eval_y=valid[1], eval_metric=metric)
@@ -230,7 +230,7 @@ def test_xgboost_holds_distributions_itself(digits, weight):
     expected = library.train(library.data(X, y, weight), library.objective())
     booster = library.train(library.data(X, np.eye(N_CLASSES)[y], weight), library.objective(), n_classes=None)
     np.testing.assert_allclose(library.margins(booster, X), library.margins(expected, X), rtol=0, atol=SAME)
-    regressor = library.library.XGBRegressor(objective=library.objective(), n_estimators=ROUNDS, **library.params)
+    regressor = library.package.XGBRegressor(objective=library.objective(), n_estimators=ROUNDS, **library.params)
     regressor.fit(X, np.eye(N_CLASSES)[y], sample_weight=weight)
     np.testing.assert_allclose(regressor.predict(X), library.margins(expected, X), rtol=0, atol=SAME)
     metric = library.metric()
@@ -305,7 +305,7 @@ def test_lightgbm_regressors_take_soft_labels(digits):
     X, y = digits
     table = np.eye(N_CLASSES)[y]
     params = {"n_estimators": ROUNDS, "num_class": N_CLASSES} | library.params
-    regressor = library.library.LGBMRegressor(objective=library.objective(soft_labels=table), **params)
+    regressor = library.package.LGBMRegressor(objective=library.objective(soft_labels=table), **params)
     regressor.fit(X, np.arange(len(y)))
     expected = library.margins(library.train(library.data(X, y), library.objective()), X)
     np.testing.assert_allclose(regressor.predict(X), expected, rtol=0, atol=SAME)
@@ -319,11 +319,11 @@ def test_soft_labels_follow_their_rows_through_cross_validation(library, digits)
         data = library.data(X, labels)
         if isinstance(library, XGBoost):
             params = library.params | {"num_class": N_CLASSES}
-            log = library.library.cv(params, data, 2, nfold=2, obj=objective, custom_metric=metric, as_pandas=False)
+            log = library.package.cv(params, data, 2, nfold=2, obj=objective, custom_metric=metric, as_pandas=False)
             results.append(log["test-cross_entropy-mean"])
         else:
             params = library.params | {"num_class": N_CLASSES, "objective": objective}
-            log = library.library.cv(params, data, 2, nfold=2, feval=metric, stratified=False)
+            log = library.package.cv(params, data, 2, nfold=2, feval=metric, stratified=False)
             results.append(log["valid cross_entropy-mean"])
     assert results[0][-1] < results[0][0] < np.log(N_CLASSES) - 0.1
     # Splits that are as good as each other may send some of the 450 held-out images elsewhere. Labels that stay behind
