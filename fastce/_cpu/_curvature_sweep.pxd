@@ -26,17 +26,20 @@ cdef struct Moments:
 
 cdef inline void fold_max_and_w(const real* x, const real* w, real* top, real* w_top) noexcept nogil:
     """Do the maximum's pass over a tile, and take w along."""
-    cdef real a, b, w_a, w_b
+    cdef real a, b, c, d, t, w_a, w_b, w_c, w_d, w_t
     cdef Py_ssize_t j
     for j in range(LANES):
-        a = x[j] if x[j] > x[j + 16] else x[j + 16]
-        w_a = w[j] if x[j] > x[j + 16] else w[j + 16]
-        b = x[j + 32] if x[j + 32] > x[j + 48] else x[j + 48]
-        w_b = w[j + 32] if x[j + 32] > x[j + 48] else w[j + 48]
+        # All are read before any is chosen: else the baseline's loop becomes jumps between loads.
+        a, b, c, d, t = x[j], x[j + 16], x[j + 32], x[j + 48], top[j]
+        w_a, w_b, w_c, w_d, w_t = w[j], w[j + 16], w[j + 32], w[j + 48], w_top[j]
         w_a = w_a if a > b else w_b
         a = a if a > b else b
-        w_top[j] = w_a if a > top[j] else w_top[j]
-        top[j] = a if a > top[j] else top[j]
+        w_c = w_c if c > d else w_d
+        c = c if c > d else d
+        w_a = w_a if a > c else w_c
+        a = a if a > c else c
+        w_top[j] = w_a if a > t else w_t
+        top[j] = a if a > t else t
 
 
 cdef inline bint has_larger(const Unit* unit, Py_ssize_t start, Py_ssize_t stop, const real* top) noexcept nogil:
