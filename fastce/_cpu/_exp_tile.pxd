@@ -17,8 +17,8 @@ from fastce._cpu._registers cimport HAS_REGISTERS, Format
 cdef extern from *:
     """
     #if FASTCE_HAS_REGISTERS
-    /* e^x * 2^32 for x <= 1, within 2 ulp; -inf gives 0 and NaN gives NaN. */
-    static CYTHON_INLINE fastce_floats fastce_exp(fastce_floats x) {
+    /* e^x * 2^32 for -104.5 <= x <= 1, within 2 ulp; NaN gives NaN. */
+    static CYTHON_INLINE fastce_floats fastce_exp_in_range(fastce_floats x) {
         fastce_floats sum, n, r, p, power;
     #if FASTCE_WIDTH == 16
         /* The bits of 2^(32 + j/16), less what j adds when n is shifted into the exponent's place. */
@@ -48,7 +48,15 @@ cdef extern from *:
         p = FASTCE_V(fmadd_ps)(p, r, fastce_fill(FASTCE_EXP_0));
     #endif
         p = FASTCE_V(fmadd_ps)(p, FASTCE_V(mul_ps)(r, r), r);
-        return fastce_zero_if_less(x, fastce_fill(-104.5f), FASTCE_V(fmadd_ps)(p, power, power));
+        return FASTCE_V(fmadd_ps)(p, power, power);
+    }
+    /* Likewise for all x <= 1; -inf gives 0. */
+    static CYTHON_INLINE fastce_floats fastce_exp(fastce_floats x) {
+        return fastce_zero_if_less(x, fastce_fill(-104.5f), fastce_exp_in_range(x));
+    }
+    /* Likewise, but 0 where y is k. */
+    static CYTHON_INLINE fastce_floats fastce_exp_of_other(fastce_floats x, fastce_ints y, int32_t k) {
+        return fastce_zero_if_less_or_target(x, fastce_fill(-104.5f), y, k, fastce_exp_in_range(x));
     }
     static CYTHON_INLINE fastce_floats fastce_exp_of(fastce_floats x, fastce_floats top, float scale) {
         fastce_floats d = FASTCE_V(sub_ps)(x, top);

@@ -142,27 +142,33 @@ cdef inline real sech2(real x) noexcept nogil:
     return 4 * t / ((1 + t) * (1 + t))
 
 
-cdef inline real log1p(real x, real inverse) noexcept nogil:
-    """Return log(1 + x) within 2 ulp for x >= 0; `inverse` is 1 / (1 + x). NaN gives NaN."""
+cdef inline void split_log1p(real x, real inverse, real* k, real* f, real* lost) noexcept nogil:
+    """Write log(1 + x) as k log(2) + log(1 + f) + lost with 1 + f in [sqrt(1/2), sqrt(2)); for x >= 0 or NaN.
+
+    `inverse` is 1 / (1 + x).
+    """
     # u = 1 + x loses the low bits of x; `lost` brings them back, for log(u + t) = log(u) + t / u.
     cdef real u = <real>1 + x
-    cdef real lost = (x - (u - <real>1)) * inverse
-    cdef real k, f, s, z, h, p
     cdef uint32_t bits32
     cdef uint64_t bits
-    # u = 2^k v with v in [sqrt(1/2), sqrt(2)); the constants hold the bits of sqrt(1/2), 1 and 2^(mantissa bits).
+    lost[0] = (x - (u - <real>1)) * inverse
+    # The constants hold the bits of sqrt(1/2), 1 and 2^(mantissa bits).
     if real is float:
         bits32 = bits_of_float(u) - <uint32_t>0x3F3504F3
-        k = float_of_bits((bits32 >> 23) | <uint32_t>0x4B000000) - <float>8388608.0
-        f = float_of_bits((bits32 & <uint32_t>0x007FFFFF) + <uint32_t>0x3F3504F3) - <real>1
+        k[0] = float_of_bits((bits32 >> 23) | <uint32_t>0x4B000000) - <float>8388608.0
+        f[0] = float_of_bits((bits32 & <uint32_t>0x007FFFFF) + <uint32_t>0x3F3504F3) - <real>1
     else:
         bits = bits_of_double(u) - <uint64_t>0x3FE6A09E667F3BCD
-        k = double_of_bits((bits >> 52) | <uint64_t>0x4330000000000000) - 4503599627370496.0
-        f = double_of_bits((bits & <uint64_t>0x000FFFFFFFFFFFFF) + <uint64_t>0x3FE6A09E667F3BCD) - <real>1
-    # log(1 + f) = f - f^2/2 + s (f^2/2 + z P(z)), s = f / (2 + f), z = s^2; error 3e-9 and 1e-17
-    s = f / (<real>2 + f)
-    z = s * s
-    h = <real>0.5 * f * f
+        k[0] = double_of_bits((bits >> 52) | <uint64_t>0x4330000000000000) - 4503599627370496.0
+        f[0] = double_of_bits((bits & <uint64_t>0x000FFFFFFFFFFFFF) + <uint64_t>0x3FE6A09E667F3BCD) - <real>1
+
+
+cdef inline real join_log1p(real k, real f, real s, real lost) noexcept nogil:
+    """Return log(1 + x) from its parts and s = f / (2 + f)."""
+    # log(1 + f) = f - f^2/2 + s (f^2/2 + z P(z)), z = s^2; error 3e-9 and 1e-17
+    cdef real z = s * s
+    cdef real h = <real>0.5 * f * f
+    cdef real p
     if real is float:
         p = <float>0.29579949392007568008
         p = p * z + <float>0.39988780566020703557
@@ -177,3 +183,10 @@ cdef inline real log1p(real x, real inverse) noexcept nogil:
         p = p * z + 0.39999999999898890514
         p = p * z + 0.66666666666666697077
         return k * 0.6931471803691238 + (f - (h - (s * (h + z * p) + (lost + k * 1.9082149292705877e-10))))
+
+
+cdef inline real log1p(real x, real inverse) noexcept nogil:
+    """Return log(1 + x) within 2 ulp for x >= 0; `inverse` is 1 / (1 + x). NaN gives NaN."""
+    cdef real k, f, lost
+    split_log1p(x, inverse, &k, &f, &lost)
+    return join_log1p(k, f, f / (<real>2 + f), lost)

@@ -10,23 +10,21 @@ Design
    options goes through `_columns`, which does the same in float64.
 """
 from libc.math cimport INFINITY, fabs
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._convert cimport NATIVE, is_array
-from fastce._cpu._math cimport exp, exp_unit, log1p, real
+from fastce._cpu._math cimport real
+from fastce._cpu._plain_scalars cimport finish_lanes, read_targets, sum_losses
 from fastce._cpu._plain_stage cimport (
-    GAP, MAX_ROWS, PLAIN_STAGE_BYTES, Feed, fetch_piece, load_rows, plain_group, plan_feed, run_length, store_rows
+    GAP, MAX_ROWS, PLAIN_STAGE_BYTES, Feed, begin_feed, fetch_piece, load_rows, plain_group, plan_feed, rows_to_line,
+    run_length, store_rows
 )
 from fastce._cpu._plain_tile cimport (
     exp_and_sum, exp_pairs, find_tops_and_peaks, pick_peaks, put_pairs, scale_and_put, shift_and_scale
 )
-from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
-from fastce._cpu._tiles cimport LANES, TILE, wide_lane_sum
-
-cdef enum:
-    TARGETS_AHEAD = 256  # rows; they come from memory, for nothing has read them for the length of a sweep
+from fastce._cpu._tiles cimport LANES, TILE
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:
@@ -49,101 +47,23 @@ cdef inline void multiply_rows(
             x[k * pitch + j] *= factor[j]
 
 
-cdef inline void finish_lanes(
-    real scale, double factor, bint is_pair, bint with_grad, const int32_t* y, bint has_skipped, const real* top,
-    const real* x_peak, const real* rest_units, real* loss, real* alpha, real* grad_peak
-) noexcept nogil:
-    """Turn the sums of 16 rows, times exp_unit, into losses and, if asked, what makes gradients of exponentials.
-
-    Every intermediate result is one vector or two, so it stays in registers although each loop stores an array.
-    """
-    cdef real units[LANES]
-    cdef real rest[LANES]
-    cdef real inverse[LANES]
-    cdef real d_peak[LANES]
-    cdef real log_sum[LANES]
-    cdef real others[LANES]
-    cdef real unit = <real>1 / exp_unit(scale)
-    cdef real unscaled = <real>(factor * unit)  # the factor of the gradient, freed of `exp_unit`
-    cdef Py_ssize_t j
-    # top - top: NaN where no logit is above -inf.
-    for j in range(LANES):
-        units[j] = rest_units[j] + (top[j] - top[j])
-    for j in range(LANES):
-        rest[j] = units[j] * unit
-    for j in range(LANES):
-        inverse[j] = <real>1 / (<real>1 + rest[j])
-    for j in range(LANES):
-        log_sum[j] = log1p(rest[j], inverse[j])
-    for j in range(LANES):
-        d_peak[j] = scale * (top[j] - x_peak[j])
-    for j in range(LANES):
-        loss[j] = log_sum[j] + d_peak[j]
-    if has_skipped:
-        for j in range(LANES):
-            loss[j] = <real>0 if y[j] < 0 else loss[j]
-    if not with_grad:
-        return
-    # From the other classes' terms, times exp_unit: tiny ones are no normal numbers without.
-    if is_pair:
-        # Either the target is the larger one, or its term is the rest.
-        for j in range(LANES):
-            others[j] = units[j] if x_peak[j] == top[j] else <real>1 / unit
-        for j in range(LANES):
-            grad_peak[j] = -unscaled * (others[j] * inverse[j])
-    else:
-        # Divided, so that it is -1 exactly where p is 0.
-        for j in range(LANES):
-            grad_peak[j] = -unscaled * ((units[j] + (<real>1 / unit - exp(-d_peak[j]))) / (<real>1 + rest[j]))
-    for j in range(LANES):
-        alpha[j] = unscaled * inverse[j]
-    if has_skipped:
-        for j in range(LANES):
-            alpha[j] = <real>0 if y[j] < 0 else alpha[j]
-        for j in range(LANES):
-            grad_peak[j] = <real>0 if y[j] < 0 else grad_peak[j]
-
-
-cdef inline int32_t read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, int32_t* y) noexcept nogil:
-    """Write the targets of n rows, and -1 for rows that are skipped or fill up the tile; return how many these are."""
-    cdef int64_t target[TILE]
-    cdef int64_t ignored = task.ignore_index
-    cdef int32_t n_skipped = 0
-    cdef Py_ssize_t j
-    for j in range(TILE * <Py_ssize_t>sizeof(int64_t) // CACHE_LINE):
-        prefetch(<const char*>(task.target + start + TARGETS_AHEAD) + j * CACHE_LINE)
-    if n == TILE:
-        memcpy(target, task.target + start, sizeof(target))
-    else:
-        for j in range(TILE):
-            target[j] = ignored
-        memcpy(target, task.target + start, n * sizeof(int64_t))
-    for j in range(TILE):
-        y[j] = -1 if target[j] == ignored else <int32_t>target[j]
-    for j in range(TILE):
-        n_skipped += y[j] < 0
-    return n_skipped
-
-
 cdef inline void process_tile(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed, real* alpha,
-    int32_t* targets, real* grad_peaks
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed, int32_t* y, real* loss,
+    real* alpha, real* grad_peak
 ) noexcept nogil:
-    """Do n <= 64 staged rows, up to the factors of the gradient; what is staged beyond them is finite."""
-    cdef int32_t y[TILE]  # -1 for rows that are skipped
+    """Do n <= 64 staged rows, up to the factors of the gradient; what is staged beyond them is finite.
+
+    y is -1 for rows that are skipped.
+    """
     cdef real top[TILE]
     cdef real shift[TILE]
     cdef real x_peak[TILE]
-    cdef real rest[TILE]  # times exp_unit
-    cdef real loss[TILE]
-    cdef real a[TILE]
-    cdef real grad_peak[TILE]
-    cdef double sums[LANES]
-    cdef int32_t n_skipped = read_targets(task, start, n, y)
+    cdef real terms[TILE]  # times exp_unit
+    cdef bint has_skipped = read_targets(task, start, n, y)
     cdef real scale = <real>task.logit_scale
     cdef double factor = task.factor * task.logit_scale
     cdef Py_ssize_t j, k, n_classes = task.n_classes
-    if n_skipped:
+    if has_skipped:
         # whatever is there, NaN included
         for j in range(TILE):
             if y[j] < 0:
@@ -151,34 +71,23 @@ cdef inline void process_tile(
                     stage[k * pitch + j] = 0
     if n_classes == 2:
         pick_peaks(stage, pitch, n_classes, y, x_peak)
-        exp_pairs(stage, pitch, scale, top, rest)
-        fetch_piece(feed, scale)
-        fetch_piece(feed, scale)
+        exp_pairs(stage, pitch, scale, top, terms)
+        fetch_piece(feed, sizeof(real))
+        fetch_piece(feed, sizeof(real))
     else:
         find_tops_and_peaks(stage, pitch, n_classes, y, top, x_peak)
         for j in range(TILE):
             shift[j] = <real>0 if top[j] == -INFINITY else top[j]
         if scale != 1:
             shift_and_scale(stage, pitch, n_classes, scale, shift)
-        exp_and_sum(stage, pitch, n_classes, shift, rest, feed)
+        exp_and_sum(stage, pitch, n_classes, shift, y, terms, feed)
     for k in range(TILE // LANES):
         j = k * LANES
         finish_lanes(
-            scale, factor, n_classes == 2, task.out.data != NULL, y + j, n_skipped > 0, top + j, x_peak + j, rest + j,
-            loss + j, a + j, grad_peak + j)
-    if task.loss != NULL:
-        memcpy(<real*>task.loss + start, loss, n * sizeof(real))
-    for j in range(LANES):
-        sums[j] = (<double>loss[j] + loss[j + 16]) + (<double>loss[j + 32] + loss[j + 48])
-    task.loss_parts[start // TILE] = wide_lane_sum(sums)
-    if task.out.data == NULL:
-        return
-    if n_classes == 2:
+            scale, factor, n_classes == 2, task.out.data != NULL, y + j, has_skipped, top + j, x_peak + j, terms + j,
+            loss + j, alpha + j, grad_peak + j)
+    if task.out.data != NULL and n_classes == 2:
         put_pairs(grad_peak, y, stage, pitch)
-    else:
-        memcpy(alpha, a, sizeof(a))
-        memcpy(grad_peaks, grad_peak, sizeof(grad_peak))
-    memcpy(targets, y, sizeof(y))
 
 
 cdef inline void write_rows(
@@ -208,9 +117,9 @@ cdef inline void write_rows(
 
 
 cdef inline void process_group(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed, real* loss
 ) noexcept nogil:
-    """Do n staged rows."""
+    """Do n staged rows; write their losses."""
     cdef real alpha[MAX_ROWS]
     cdef int32_t y[MAX_ROWS]
     cdef real grad_peak[MAX_ROWS]
@@ -221,8 +130,11 @@ cdef inline void process_group(
     i = 0
     while i < n:
         process_tile(
-            task, start + i, min(n - i, <Py_ssize_t>TILE), stage + i, pitch, feed, alpha + i, y + i, grad_peak + i)
+            task, start + i, min(n - i, <Py_ssize_t>TILE), stage + i, pitch, feed, y + i, loss + i, alpha + i,
+            grad_peak + i)
         i += TILE
+    if task.loss != NULL:
+        memcpy(<real*>task.loss + start, loss, n * sizeof(real))
     if task.out.data != NULL:
         write_rows(task, start, n, filled, stage, pitch, alpha, y, grad_peak)
 
@@ -232,23 +144,26 @@ cdef inline void process_plain(
 ) noexcept nogil:
     """Do the rows start .. stop - 1."""
     cdef Feed feed
+    cdef real losses[MAX_ROWS + TILE]
     cdef Py_ssize_t i = start, n, after, group = plain_group(task, like)
     cdef Py_ssize_t pitch = group + GAP
     cdef real* stage = <real*>workspace
     cdef real* other = <real*>(workspace + PLAIN_STAGE_BYTES)
     n = 0
-    after = min(stop - i, group)
-    feed = plan_feed(task, i, after, other, pitch)
+    after = min(stop - i, rows_to_line(task, start, group, like))
+    feed = begin_feed(task, start, group, like)
+    plan_feed(&feed, task, i, after, other, pitch)
     while True:
         if feed.stage == NULL:
             load_rows(task, i + n, after, other, pitch)
         while feed.stage != NULL and feed.n_left > 0:
-            fetch_piece(&feed, like)
+            fetch_piece(&feed, sizeof(real))
         stage, other = other, stage
         i += n
         n = after
         if n == 0:
             return
         after = min(stop - i - n, group)
-        feed = plan_feed(task, i + n, after, other, pitch)
-        process_group(task, i, n, stage, pitch, &feed)
+        plan_feed(&feed, task, i + n, after, other, pitch)
+        process_group(task, i, n, stage, pitch, &feed, losses + i % TILE)
+        sum_losses(task, i, n, i + n == stop, losses)

@@ -12,8 +12,8 @@ Design
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._exp_tile cimport LANES, TILE, exp_and_fold
-from fastce._cpu._math cimport exp, exp_unit, real
+from fastce._cpu._exp_tile cimport LANES, TILE, exp_row_floats, fold_groups  # for its functions in C
+from fastce._cpu._math cimport exp, real
 from fastce._cpu._plain_stage cimport Feed, fetch_piece
 from fastce._cpu._registers cimport HAS_REGISTERS
 from fastce._cpu._tiles cimport fill
@@ -51,6 +51,33 @@ cdef extern from *:
         for (int i = 0; i < 64; i += FASTCE_WIDTH)
             fastce_store(x_peak + i, fastce_gather(x, fastce_load_ints(place + i)));
     }
+    /* n = 4, 2 or 1 classes from class k on */
+    static CYTHON_INLINE void fastce_exp_classes(
+            float* x, ptrdiff_t pitch, int n, const float* top, const int32_t* y, int32_t k, float* others,
+            fastce_feed* feed) {
+        for (int i = 0; i < 64; i += FASTCE_WIDTH) {
+            fastce_floats e[4];
+            const fastce_floats m = fastce_load(top + i);
+            const fastce_ints t = fastce_load_ints(y + i);
+            for (int g = 0; g < n; g++)
+                e[g] = fastce_exp_of_other(FASTCE_V(sub_ps)(fastce_load(x + (k + g) * pitch + i), m), t, k + g);
+            for (int g = 0; g < n; g++) fastce_store(x + (k + g) * pitch + i, e[g]);
+            fastce_add_to(others + i, fastce_total(e, n));
+            if ((i + FASTCE_WIDTH) % (64 / n) == 0) fastce_fetch_piece(feed, sizeof(float));
+        }
+    }
+    static CYTHON_INLINE void fastce_exp_and_sum(
+            float* x, ptrdiff_t pitch, int n_classes, const float* top, const int32_t* y, float* others,
+            fastce_feed* feed) {
+        int32_t k = 0;
+        for (int i = 0; i < 64; i++) others[i] = 0;
+        for (; k + 4 <= n_classes; k += 4) fastce_exp_classes(x, pitch, 4, top, y, k, others, feed);
+        if (k + 2 <= n_classes) {
+            fastce_exp_classes(x, pitch, 2, top, y, k, others, feed);
+            k += 2;
+        }
+        if (k < n_classes) fastce_exp_classes(x, pitch, 1, top, y, k, others, feed);
+    }
     static CYTHON_INLINE void fastce_scale_and_put(
             const float* x, ptrdiff_t pitch, ptrdiff_t n, int n_classes, const float* alpha, const int32_t* y,
             const float* grad_peak, float* out, ptrdiff_t out_pitch) {
@@ -73,6 +100,7 @@ cdef extern from *:
     #else
     #define fastce_tops_and_peaks(x, pitch, n_classes, y, pick, top, x_peak) ((void)0)
     #define fastce_gather_peaks(x, pitch, y, x_peak) ((void)0)
+    #define fastce_exp_and_sum(x, pitch, n_classes, top, y, others, feed) ((void)0)
     #define fastce_scale_and_put(x, pitch, n, n_classes, alpha, y, grad_peak, out, out_pitch) ((void)0)
     #endif
     """
@@ -81,6 +109,9 @@ cdef extern from *:
     ) noexcept nogil
     void gather_peaks_floats "fastce_gather_peaks"(
         const float* x, Py_ssize_t pitch, const int32_t* y, float* x_peak) noexcept nogil
+    void exp_and_sum_floats "fastce_exp_and_sum"(
+        float* x, Py_ssize_t pitch, int n_classes, const float* top, const int32_t* y, float* others, Feed* feed
+    ) noexcept nogil
     void scale_and_put_floats "fastce_scale_and_put"(
         const float* x, Py_ssize_t pitch, Py_ssize_t n, int n_classes, const float* alpha, const int32_t* y,
         const float* grad_peak, float* out, Py_ssize_t out_pitch) noexcept nogil
@@ -154,38 +185,44 @@ cdef inline void shift_and_scale(
 
 
 cdef inline void exp_classes(
-    real* x, Py_ssize_t pitch, int n, const real* shift, real* all_terms, real* rest, Feed* feed
+    real* x, Py_ssize_t pitch, int n, const real* top, const int32_t* y, int32_t k, real* others, Feed* feed
 ) noexcept nogil:
-    """Do the part of `exp_and_sum` for 4, 2 or 1 classes, and fetch as many pieces, spread evenly."""
-    cdef Py_ssize_t j = 0
-    while j < TILE:
-        exp_and_fold(x + j, pitch, n, shift + j, <real>1, x + j, pitch, all_terms + j, rest + j)
-        j += LANES
-        if n == 4 or (n == 2 and j & 16 == 0) or j == TILE:
-            fetch_piece(feed, shift[0])
+    """Do the part of `exp_and_sum` for 4, 2 or 1 classes from class k on, and fetch as many pieces, spread evenly."""
+    cdef real e[LANES]
+    cdef int32_t t[LANES]
+    cdef int32_t g
+    cdef Py_ssize_t i = 0, j
+    while i < TILE:
+        memcpy(t, y + i, sizeof(t))
+        for g in range(n):
+            for j in range(LANES):
+                e[j] = exp(x[(k + g) * pitch + i + j] - top[i + j])
+            for j in range(LANES):
+                x[(k + g) * pitch + i + j] = <real>0 if t[j] == k + g else e[j]
+        fold_groups(x + k * pitch + i, pitch, n, others + i)
+        i += LANES
+        if i % (TILE // n) == 0:
+            fetch_piece(feed, sizeof(real))
 
 
 cdef inline void exp_and_sum(
-    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const real* shift, real* rest, Feed* feed
+    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const real* top, const int32_t* y, real* others, Feed* feed
 ) noexcept nogil:
-    """Turn the logits of 64 rows into exponentials; write their sums without the largest terms."""
-    cdef real all_terms[TILE]
-    cdef real others[TILE]
-    cdef real unit = exp_unit(shift[0])
-    cdef Py_ssize_t j, k = 0
-    fill(all_terms, 0, TILE, <real>0)
+    """Turn the logits of 64 rows into exponentials, but 0 for the targets; write their sums."""
+    cdef int32_t k = 0
+    if real is float:
+        if HAS_REGISTERS:
+            exp_and_sum_floats(x, pitch, <int>n_classes, top, y, others, feed)
+            return
     fill(others, 0, TILE, <real>0)
     while k + 4 <= n_classes:
-        exp_classes(x + k * pitch, pitch, 4, shift, all_terms, others, feed)
+        exp_classes(x, pitch, 4, top, y, k, others, feed)
         k += 4
     if k + 2 <= n_classes:
-        exp_classes(x + k * pitch, pitch, 2, shift, all_terms, others, feed)
+        exp_classes(x, pitch, 2, top, y, k, others, feed)
         k += 2
     if k < n_classes:
-        exp_classes(x + k * pitch, pitch, 1, shift, all_terms, others, feed)
-    # As `rest_of` does it, still times exp_unit.
-    for j in range(TILE):
-        rest[j] = others[j] if all_terms[j] < 2 * unit else all_terms[j] - unit
+        exp_classes(x, pitch, 1, top, y, k, others, feed)
 
 
 cdef inline void scale_and_put(
@@ -197,7 +234,7 @@ cdef inline void scale_and_put(
     cdef int32_t k
     cdef real g, p
     if real is float:
-        if HAS_REGISTERS and x == out:
+        if HAS_REGISTERS:
             scale_and_put_floats(x, pitch, n, <int>n_classes, alpha, y, grad_peak, out, out_pitch)
             return
     for k in range(<int32_t>n_classes):

@@ -51,6 +51,12 @@ cdef extern from *:
     static CYTHON_INLINE fastce_floats fastce_zero_if_less(fastce_floats x, fastce_floats bound, fastce_floats e) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), e);
     }
+    /* likewise, or y is k */
+    static CYTHON_INLINE fastce_floats fastce_zero_if_less_or_target(
+            fastce_floats x, fastce_floats bound, fastce_ints y, int32_t k, fastce_floats e) {
+        __mmask16 is_other = _mm512_cmpneq_epi32_mask(y, _mm512_set1_epi32(k));
+        return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(is_other, x, bound, _CMP_NLT_UQ), e);
+    }
     static CYTHON_INLINE fastce_floats fastce_zero_if_equal(fastce_floats e, fastce_floats one) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(e, one, _CMP_NEQ_UQ), e);
     }
@@ -76,6 +82,11 @@ cdef extern from *:
     }
     static CYTHON_INLINE fastce_floats fastce_zero_if_less(fastce_floats x, fastce_floats bound, fastce_floats e) {
         return _mm256_and_ps(_mm256_cmp_ps(x, bound, _CMP_NLT_UQ), e);
+    }
+    static CYTHON_INLINE fastce_floats fastce_zero_if_less_or_target(
+            fastce_floats x, fastce_floats bound, fastce_ints y, int32_t k, fastce_floats e) {
+        __m256 is_target = _mm256_castsi256_ps(_mm256_cmpeq_epi32(y, _mm256_set1_epi32(k)));
+        return _mm256_andnot_ps(is_target, fastce_zero_if_less(x, bound, e));
     }
     static CYTHON_INLINE fastce_floats fastce_zero_if_equal(fastce_floats e, fastce_floats one) {
         return _mm256_and_ps(_mm256_cmp_ps(e, one, _CMP_NEQ_UQ), e);
