@@ -1,7 +1,8 @@
 """Rows come and go in groups: planes, strides and remainders must not show, down to the last bit.
 
-The kernel for calls without options stages up to 512 rows, fetches the next ones meanwhile and works on 64 at a time.
-Whatever the layout, its result for a row is the one it has when a few rows are all there are.
+The kernel for calls without options stages 64 to 512 rows, fetches the next ones meanwhile and works on 64 at a time.
+Where planes allow it, rows begin with a cache line. Whatever the layout, the result for a row is the one it has when a
+few rows are all there are.
 """
 
 import ml_dtypes
@@ -100,3 +101,24 @@ def test_two_classes_at_the_extremes(dtype, values):
         usual_loss, usual_grad = fastce.cross_entropy_with_grad(three, target, reduction="none")
         np.testing.assert_allclose(loss, usual_loss, rtol=4 * np.finfo(dtype).eps)
         np.testing.assert_allclose(grad, usual_grad[:, :2], rtol=4 * np.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("n_classes", [2, 3, 10, 21, 150])
+@pytest.mark.parametrize("size", [40, 64, 2999])
+def test_no_bit_depends_on_the_place_in_memory(rng, n_classes, size):
+    """Rows are taken up from the first cache line on: neither the sum of the losses nor a gradient may show which."""
+    planes = rng.standard_normal((3, n_classes, size), dtype=np.float32)
+    target = rng.integers(0, n_classes, (3, size))
+    target[rng.random(target.shape) < 0.1] = -100
+    results = set()
+    for shift in (0, 1, 4, 15):
+        for n_threads in (1, 2):
+            work = np.empty(planes.size + 32, np.float32)
+            skip = -work.ctypes.data % 64 // 4 + shift
+            work = work[skip : skip + planes.size].reshape(planes.shape)
+            work[...] = planes
+            loss, grad = fastce.cross_entropy_with_grad(work, target, out=work, reduction="sum", n_threads=n_threads)
+            alone = fastce.cross_entropy(planes, target, reduction="sum", n_threads=n_threads)
+            results.add((float(loss), float(alone), grad.tobytes()))
+    assert len(results) == 1
+    assert_matches_reference(fastce.cross_entropy_with_grad, planes, target, reduction="sum")

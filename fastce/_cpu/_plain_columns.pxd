@@ -6,7 +6,11 @@ Design
    own type: float64 would double their cost and, without options, none of them needs it.
 2. 64 rows are a few independent vectors, whatever the instruction set. Maxima and exponentials are separate passes over
    all of them, so that the latency of one vector hides behind the others. The loops are those of `_plain_tile`.
-3. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are. Whatever has
+3. Exponentials are relative to the largest logit, but their sum leaves out the target: -(1 - p) of the target is that
+   sum over the whole, without cancellation, and the loss has what it needs in it as well. One sum does where `_columns`
+   needs two, for a comparison with the class is all that it takes.
+4. Groups of rows begin with a cache line where planes allow it: a store across two lines costs twice.
+5. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are. Whatever has
    options goes through `_columns`, which does the same in float64.
 """
 from libc.math cimport INFINITY, fabs

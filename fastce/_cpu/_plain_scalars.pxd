@@ -2,8 +2,8 @@
 
 Design
 ------
-1. Every plain loop over rows stores one array, as in `_plain_tile`; for 16 rows that is one vector or two, which stay in
-   registers from loop to loop.
+1. Every plain loop over rows stores one array, as in `_plain_tile`; for 16 rows that is one vector or two, which stay
+   in registers from loop to loop.
 2. Nothing is divided that need not be: with 10 classes this file is a quarter of all work, and a division of 512 bits
    keeps Zen 4 busy for ten cycles, an estimate and its correction for three.
 """

@@ -2,8 +2,8 @@
 
 Design
 ------
-1. Rows are staged class by class, as many as two stages fit into L1. A stage is also needed where nothing is transposed:
-   planes a power of two apart share the same few cache sets, and would evict each other between the passes. For the
+1. Rows are staged class by class, as many as two stages fit into L1 beside what is read and written. Planes need that
+   too: a power of two apart they share the same few cache sets, and would evict each other between the passes. For the
    same reason a class is followed by a gap of one cache line.
 2. The logits of the next rows are fetched piece by piece while the exponentials of these are computed, which takes
    memory no time of its own: reading planes is waiting for memory, and it was half of the time of 21 planes.
@@ -79,7 +79,7 @@ cdef extern from *:
 
 cdef enum:
     PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
-    L1_STAGE_BYTES = 6144  # two of them in an L1 of 32 KiB; 32768 took a fifteenth longer for 32 classes
+    L1_STAGE_BYTES = 6144  # 12288 was no better for planes; 64 rows for any classes took a fifteenth longer for 3
     MAX_ROWS = 512
     FEWEST_GROUPS = 16
     GAP = 16             # a cache line of floats

@@ -70,7 +70,7 @@ cdef extern from *:
             float* x, ptrdiff_t pitch, int n_classes, const float* top, const int32_t* y, float* others,
             fastce_feed* feed) {
         int32_t k = 0;
-        for (int i = 0; i < 64; i++) others[i] = 0;
+        for (int i = 0; i < 64; i += FASTCE_WIDTH) fastce_store(others + i, fastce_fill(0)); /* no call of memset */
         for (; k + 4 <= n_classes; k += 4) fastce_exp_classes(x, pitch, 4, top, y, k, others, feed);
         if (k + 2 <= n_classes) {
             fastce_exp_classes(x, pitch, 2, top, y, k, others, feed);
