@@ -17,7 +17,7 @@ from fastce._cpu._registers cimport HAS_REGISTERS, Format
 cdef extern from *:
     """
     #if FASTCE_HAS_REGISTERS
-    /* e^x * 2^32 for -104.5 <= x <= 1, within 2 ulp; NaN gives NaN. */
+    /* e^x * 2^32 for FASTCE_EXP_FLOOR <= x <= 1, within 2 ulp; NaN gives NaN. */
     static CYTHON_INLINE fastce_floats fastce_exp_in_range(fastce_floats x) {
         fastce_floats sum, n, r, p, power;
     #if FASTCE_WIDTH == 16
@@ -52,11 +52,11 @@ cdef extern from *:
     }
     /* Likewise for all x <= 1; -inf gives 0. */
     static CYTHON_INLINE fastce_floats fastce_exp(fastce_floats x) {
-        return fastce_zero_if_less(x, fastce_fill(-104.5f), fastce_exp_in_range(x));
+        return fastce_zero_if_less(x, fastce_fill(FASTCE_EXP_FLOOR), fastce_exp_in_range(x));
     }
     /* Likewise, but 0 where y is k. */
     static CYTHON_INLINE fastce_floats fastce_exp_of_other(fastce_floats x, fastce_ints y, int32_t k) {
-        return fastce_zero_if_less_or_target(x, fastce_fill(-104.5f), y, k, fastce_exp_in_range(x));
+        return fastce_zero_if_less_or_target(x, fastce_fill(FASTCE_EXP_FLOOR), y, k, fastce_exp_in_range(x));
     }
     static CYTHON_INLINE fastce_floats fastce_exp_of(fastce_floats x, fastce_floats top, float scale) {
         fastce_floats d = FASTCE_V(sub_ps)(x, top);

@@ -26,6 +26,8 @@ cdef extern from *:
     #define FASTCE_EXP_2 0.041666554617204574203f
     #define FASTCE_EXP_1 0.16666576989698775683f
     #define FASTCE_EXP_0 0.5f
+    /* Below it, e^x is less than half of the smallest subnormal. */
+    #define FASTCE_EXP_FLOOR -104.5f
     """
     const bint HAS_FMA "FASTCE_HAS_FMA"
     const float EXP_4 "FASTCE_EXP_4"
@@ -33,6 +35,7 @@ cdef extern from *:
     const float EXP_2 "FASTCE_EXP_2"
     const float EXP_1 "FASTCE_EXP_1"
     const float EXP_0 "FASTCE_EXP_0"
+    const float EXP_FLOOR "FASTCE_EXP_FLOOR"
 
 ctypedef fused real:
     float
@@ -74,7 +77,7 @@ cdef inline real exp_unit(real like) noexcept nogil:
 cdef inline real exp_floor(real like) noexcept nogil:
     """Return an argument below which e^x is less than half of the smallest subnormal."""
     if real is float:
-        return <float>-104.5
+        return EXP_FLOOR
     else:
         return -746.5
 

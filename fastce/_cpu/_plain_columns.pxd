@@ -160,7 +160,7 @@ cdef inline void process_plain(
     while True:
         if feed.stage == NULL:
             load_rows(task, i + n, after, other, pitch)
-        while feed.stage != NULL and feed.n_left > 0:
+        while feed.stage != NULL and feed.logits.n_left > 0:
             fetch_piece(&feed, sizeof(real))
         stage, other = other, stage
         i += n

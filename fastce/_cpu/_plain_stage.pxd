@@ -24,57 +24,57 @@ cdef extern from *:
     """
     #define FASTCE_PIECE 64
     typedef struct {
-        ptrdiff_t n_left, run, run_left, source_jump, stage_jump;
-        const char* source;
+        const char* at;
+        ptrdiff_t n_left, run, run_left, jump;
+    } fastce_walk;
+    typedef struct {
+        fastce_walk logits, asked;
         char* stage;
-        ptrdiff_t asked_left, asked_run, asked_run_left, asked_jump;
-        const char* asked;
-        ptrdiff_t strip, ahead, turn;
+        ptrdiff_t stage_jump, strip, ahead, turn;
     } fastce_feed;
+    /* Go a piece of so many bytes further; tell whether a run ended. */
+    static CYTHON_INLINE int fastce_step(fastce_walk* walk, ptrdiff_t n_bytes) {
+        walk->at += n_bytes;
+        walk->n_left--;
+        if (--walk->run_left > 0) return 0;
+        walk->run_left = walk->run;
+        walk->at += walk->jump;
+        return 1;
+    }
     /* Fetch 64 numbers of so many bytes. In C, where the loop in `_plain_tile` needs it. */
     static CYTHON_INLINE void fastce_fetch_piece(fastce_feed* feed, ptrdiff_t size) {
-        if (feed->asked_left > 0) {
-            for (ptrdiff_t j = 0; j < FASTCE_PIECE * size; j += 64) FASTCE_PREFETCH_L2(feed->asked + j);
-            feed->asked += FASTCE_PIECE * size;
-            feed->asked_left--;
-            if (--feed->asked_run_left == 0) {
-                feed->asked_run_left = feed->asked_run;
-                feed->asked += feed->asked_jump;
-            }
+        const ptrdiff_t n_bytes = FASTCE_PIECE * size;
+        if (feed->asked.n_left > 0) {
+            for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L2(feed->asked.at + j);
+            fastce_step(&feed->asked, n_bytes);
         }
-        if (feed->n_left == 0) return;
-        if (feed->stage != NULL) {
-            memcpy(feed->stage, feed->source, FASTCE_PIECE * size);
-            feed->stage += FASTCE_PIECE * size;
+        if (feed->logits.n_left == 0) return;
+        if (feed->stage == NULL) {
+            for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L1(feed->logits.at + j);
+            fastce_step(&feed->logits, n_bytes);
+            return;
         }
-        else
-            for (ptrdiff_t j = 0; j < FASTCE_PIECE * size; j += 64) FASTCE_PREFETCH_L1(feed->source + j);
-        feed->source += FASTCE_PIECE * size;
-        feed->n_left--;
-        if (--feed->run_left == 0) {
-            feed->run_left = feed->run;
-            feed->source += feed->source_jump;
-            if (feed->stage != NULL) feed->stage += feed->stage_jump;
-        }
+        memcpy(feed->stage, feed->logits.at, n_bytes);
+        feed->stage += n_bytes;
+        if (fastce_step(&feed->logits, n_bytes)) feed->stage += feed->stage_jump;
     }
     """
-    # The rows to come: their logits are fetched piece by piece, 64 numbers of a class, while exponentials are computed.
-    ctypedef struct Feed "fastce_feed":
-        Py_ssize_t n_left        # pieces
-        Py_ssize_t run           # pieces that follow each other in memory, and of them
+    # A way through memory in pieces: 64 numbers of a class.
+    ctypedef struct Walk "fastce_walk":
+        const char* at
+        Py_ssize_t n_left    # pieces
+        Py_ssize_t run       # pieces that follow each other in memory, and of them
         Py_ssize_t run_left
-        Py_ssize_t source_jump   # from the end of a run to the next
+        Py_ssize_t jump      # from the end of a run to the next
+    # The rows to come: their logits are fetched piece by piece while exponentials are computed.
+    ctypedef struct Feed "fastce_feed":
+        Walk logits
+        Walk asked           # the strip that is asked for
+        char* stage          # where the next piece goes; NULL: the logits are only asked for
         Py_ssize_t stage_jump
-        const char* source
-        char* stage              # NULL: only asked for
-        Py_ssize_t asked_left    # likewise the strip that is asked for
-        Py_ssize_t asked_run
-        Py_ssize_t asked_run_left
-        Py_ssize_t asked_jump
-        const char* asked
-        Py_ssize_t strip         # rows
-        Py_ssize_t ahead         # rows from what is fetched to what is asked for
-        Py_ssize_t turn          # the row that begins the next strip
+        Py_ssize_t strip     # rows
+        Py_ssize_t ahead     # rows from what is fetched to what is asked for
+        Py_ssize_t turn      # the row that begins the next strip
     void fetch_piece "fastce_fetch_piece"(Feed* feed, Py_ssize_t size) noexcept nogil
 
 cdef enum:
@@ -153,43 +153,53 @@ cdef inline Feed begin_feed(const Task* task, Py_ssize_t start, Py_ssize_t group
     return feed
 
 
-cdef inline void ask_for_strip(Feed* feed, const Task* task, Py_ssize_t start, Py_ssize_t piece) noexcept nogil:
+cdef inline Walk walk_through(
+    const char* first, Py_ssize_t run, Py_ssize_t n_runs, Py_ssize_t distance, real like
+) noexcept nogil:
+    """Return the way through runs of so many pieces whose beginnings are `distance` bytes apart."""
+    cdef Walk walk
+    walk.at = first
+    walk.n_left = run * n_runs
+    walk.run = run
+    walk.run_left = run
+    walk.jump = distance - run * TILE * <Py_ssize_t>sizeof(real)
+    return walk
+
+
+cdef inline void ask_for_strip(Feed* feed, const Task* task, Py_ssize_t start, real like) noexcept nogil:
     """Ask for a strip of planes from row `start` on, if there is one, instead of what has been asked for."""
-    feed.asked_left = 0
-    if start >= task.n_rows:
-        return
-    feed.asked_run = (run_length(task, start, min(feed.strip, task.n_rows - start)) + TILE - 1) // TILE
-    feed.asked_run_left = feed.asked_run
-    feed.asked_left = feed.asked_run * task.n_classes
-    feed.asked = task.logits.data + row_offset(task, &task.logits, start)
-    feed.asked_jump = task.logits.class_stride - feed.asked_run * piece
+    cdef Py_ssize_t n
+    feed.asked.n_left = 0
+    if start < task.n_rows:
+        n = run_length(task, start, min(feed.strip, task.n_rows - start))
+        feed.asked = walk_through(
+            task.logits.data + row_offset(task, &task.logits, start), (n + TILE - 1) // TILE, task.n_classes,
+            task.logits.class_stride, like)
 
 
 cdef inline void plan_feed(
     Feed* feed, const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch
 ) noexcept nogil:
     """Describe how to fetch n rows, or none: planes as a copy, rows whose classes lie side by side into the caches."""
+    cdef real like = stage[0]
     cdef const Matrix* x = &task.logits
     cdef Py_ssize_t row_stride = x.row_strides[task.n_dims - 1]
-    cdef Py_ssize_t size = size_of(x.format, stage[0])
-    cdef Py_ssize_t piece = TILE * <Py_ssize_t>sizeof(real)
-    feed.n_left = 0
+    cdef Py_ssize_t size = size_of(x.format, like)
+    cdef const char* first
+    feed.logits.n_left = 0
     feed.stage = NULL
     if n == 0 or run_length(task, start, n) < n:
         return
-    feed.source = x.data + row_offset(task, x, start)
+    first = x.data + row_offset(task, x, start)
     if x.format == NATIVE and row_stride == size and n % TILE == 0:
         feed.stage = <char*>stage
-        feed.run = n // TILE
-        feed.n_left = feed.run * task.n_classes
-        feed.source_jump = x.class_stride - feed.run * piece
         feed.stage_jump = (pitch - n) * <Py_ssize_t>sizeof(real)
+        feed.logits = walk_through(first, n // TILE, task.n_classes, x.class_stride, like)
         if start >= feed.turn:
-            ask_for_strip(feed, task, start + feed.ahead, piece)
-            feed.turn += feed.strip
+            ask_for_strip(feed, task, start + feed.ahead, like)
+            feed.turn = start + feed.strip
     elif x.class_stride == size and 0 < row_stride and row_stride <= 2 * task.n_classes * size:
-        feed.n_left = feed.run = n * row_stride // piece
-    feed.run_left = feed.run
+        feed.logits = walk_through(first, n * row_stride // (TILE * <Py_ssize_t>sizeof(real)), 1, 0, like)
 
 
 cdef inline void store_rows(

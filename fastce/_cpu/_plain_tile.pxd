@@ -12,7 +12,7 @@ Design
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._exp_tile cimport LANES, TILE, exp_row_floats, fold_groups  # for its functions in C
+from fastce._cpu._exp_tile cimport LANES, TILE, fold_groups  # and for its functions in C
 from fastce._cpu._math cimport exp, real
 from fastce._cpu._plain_stage cimport Feed, fetch_piece
 from fastce._cpu._registers cimport HAS_REGISTERS
