@@ -78,6 +78,21 @@ def test_gradients_are_rounded_to_the_nearest_number(dtype, order):
     np.testing.assert_array_equal(grad[:, 1], -expected)
 
 
+@pytest.mark.parametrize("n_classes", [1, 2, 63, 64, 65, 130, 4095, 4097, 9000])
+def test_the_maximum_is_found_whatever_the_signs(rng, dtype, n_classes):
+    """Where all other logits are far below, it is the log-sum-exp; any other shift would lose or overflow it."""
+    places = sorted({0, n_classes // 2, n_classes - 1})
+    for top, low in ((-2000.0, -60000.0), (-0.0, -3000.0), (0.0, -3000.0), (2000.0, -2000.0), (60000.0, 1.0)):
+        x = rng.uniform(low, (top + low) / 2, (len(places), n_classes)).astype(dtype)
+        x[:, ::7] = -np.inf
+        x[range(len(places)), places] = top
+        expected = x[range(len(places)), places].astype(np.float32)
+        np.testing.assert_array_equal(fastce.logsumexp(x), expected)
+        loss, grad = fastce.cross_entropy_with_grad(x, np.array(places), reduction="none")
+        np.testing.assert_array_equal(loss, 0)
+        np.testing.assert_array_equal(grad, 0)
+
+
 @pytest.mark.parametrize("n_classes", [2, 10, 100, 1000, 5000])
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_results_are_those_of_float32_rounded(rng, dtype, n_classes, order):

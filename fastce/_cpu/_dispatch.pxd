@@ -6,8 +6,8 @@ from fastce._cpu._math cimport real
 from fastce._cpu._plain_columns cimport is_plain_call
 from fastce._cpu._plain_stage cimport PLAIN_STAGE_BYTES, plain_group
 from fastce._cpu._prefetch cimport CACHE_LINE
-from fastce._cpu._rows cimport row_group
-from fastce._cpu._spans cimport BLOCK_BYTES, row_block
+from fastce._cpu._rows cimport block_bytes, row_group
+from fastce._cpu._row_sweep cimport row_block
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, TILE
 from fastce._cpu._units cimport curvature_bytes
@@ -64,9 +64,9 @@ cdef inline Py_ssize_t group_of(const Task* task, Kernel kernel, real like) noex
     return row_group(task, like) if kernel == ROWS else column_group(task, like)
 
 
-cdef inline Py_ssize_t block_of(Kernel kernel, real like) noexcept nogil:
+cdef inline Py_ssize_t block_of(const Task* task, Kernel kernel, real like) noexcept nogil:
     """Return how many classes a kernel does at once."""
-    return column_block(like) if kernel == COLUMNS or kernel == PLAIN_COLUMNS else row_block(like)
+    return column_block(like) if kernel == COLUMNS or kernel == PLAIN_COLUMNS else row_block(task, like)
 
 
 cdef inline Py_ssize_t rows_of_part(const Task* task, Kernel kernel, real like) noexcept nogil:
@@ -85,7 +85,7 @@ cdef inline Py_ssize_t workspace_bytes(const Task* task, Kernel kernel, real lik
     if kernel == PLAIN_COLUMNS:
         return 2 * PLAIN_STAGE_BYTES
     if kernel == ROWS:
-        size = BLOCK_BYTES + align((task.n_classes // row_block(like) + 1) * <Py_ssize_t>sizeof(double))
+        size = block_bytes(task, like) + align((task.n_classes // task.block + 1) * <Py_ssize_t>sizeof(double))
         if is_16_bit(task.logits.format):
             size += align(row_group(task, like) * row_bytes(task))
         return size

@@ -115,6 +115,8 @@ cdef extern from *:
         for (k = 0; k + 64 <= n; k += 64) {
             for (int j = 0; j < (format == FASTCE_NATIVE ? 256 : 128); j += 64)
                 FASTCE_PREFETCH_L1(ahead + k * size + j);
+            if (format != FASTCE_NATIVE)  /* in place, what is written has just been read */
+                for (int j = 0; j < 64; j += 16) FASTCE_PREFETCH_L1(e + k + 256 + j);
             fastce_exp_lanes(format, x, k, 0, m, scale, e, s);
         }
         if (k < n) fastce_exp_lanes(format, x, n - 64, (int)(64 - (n - k)), m, scale, e, s);

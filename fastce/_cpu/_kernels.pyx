@@ -25,8 +25,7 @@ from fastce._cpu._platform cimport (
 )
 from fastce._cpu._plain_columns cimport process_plain
 from fastce._cpu._prefetch cimport CACHE_LINE
-from fastce._cpu._rows cimport process_rows, row_group
-from fastce._cpu._spans cimport BLOCK_BYTES
+from fastce._cpu._rows cimport block_bytes, process_rows, row_group
 from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector, weight_of
 from fastce._cpu._units cimport plan_curvature
 from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
@@ -75,7 +74,7 @@ cdef inline void process_by_rows(
     cdef Py_ssize_t i = start
     cdef Py_ssize_t step = row_group(task, like)
     while i < stop:
-        process_rows(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + BLOCK_BYTES))
+        process_rows(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + block_bytes(task, like)))
         i += step
 
 
@@ -155,8 +154,9 @@ cdef process_t kernel_of_floats(Kernel kernel, int itemsize) noexcept:
     return columns_float if kernel == COLUMNS else plain_columns_float
 
 
-cdef void sum_block_weights(Task* task, Py_ssize_t block, double* sums, real like) noexcept nogil:
+cdef void sum_block_weights(Task* task, double* sums, real like) noexcept nogil:
     """Write what merging needs under label smoothing: the weight of all classes before each block, and of all."""
+    cdef Py_ssize_t block = task.block
     cdef Py_ssize_t b, k, n_blocks = (task.n_classes + block - 1) // block
     cdef double total = 0
     task.block_weights = sums
@@ -175,11 +175,11 @@ cdef void sum_block_weights(Task* task, Py_ssize_t block, double* sums, real lik
 
 cdef double process_all(Task* task, process_t do_rows, Kernel kernel, int n_threads, real like) except? -1:
     """Do all rows; return the sum of their losses."""
+    task.block = block_of(task, kernel, like)
     if kernel == CURVATURE:
         plan_curvature(task, like)
-    cdef Py_ssize_t block = block_of(kernel, like)
     cdef Py_ssize_t group = group_of(task, kernel, like)
-    cdef Py_ssize_t shared = align((task.n_classes // block + 2) * <Py_ssize_t>sizeof(double))
+    cdef Py_ssize_t shared = align((task.n_classes // task.block + 2) * <Py_ssize_t>sizeof(double))
     cdef Py_ssize_t size = workspace_bytes(task, kernel, like)
     cdef Py_ssize_t numbers = PLAIN_CHUNK_NUMBERS if kernel == PLAIN_COLUMNS else CHUNK_NUMBERS
     cdef Py_ssize_t step = max(CHUNK_GROUPS * group, numbers // task.n_classes)
@@ -201,7 +201,7 @@ cdef double process_all(Task* task, process_t do_rows, Kernel kernel, int n_thre
     task.loss_parts = <double*>workspace
     memset(workspace, 0, n_parts * sizeof(double))
     workspace += align(n_parts * <Py_ssize_t>sizeof(double))
-    sum_block_weights(task, block, <double*>workspace, like)
+    sum_block_weights(task, <double*>workspace, like)
     workspace += shared
     if n_threads == 1:
         with nogil:

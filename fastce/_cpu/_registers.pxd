@@ -44,8 +44,11 @@ cdef extern from *:
         return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)source));
     }
     static CYTHON_INLINE fastce_floats fastce_load_bfloat16s(const uint16_t* source) {
-        __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i*)source));
-        return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+        /* Each to the upper half of its float; zeros below. */
+        const __m512i place = _mm512_set_epi16(
+            15, 0, 14, 0, 13, 0, 12, 0, 11, 0, 10, 0, 9, 0, 8, 0, 7, 0, 6, 0, 5, 0, 4, 0, 3, 0, 2, 0, 1, 0, 0, 0);
+        __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)source));
+        return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, place, words));
     }
     /* 0 where x is less than the bound, else e */
     static CYTHON_INLINE fastce_floats fastce_zero_if_less(fastce_floats x, fastce_floats bound, fastce_floats e) {
@@ -106,6 +109,23 @@ cdef extern from *:
     #define FASTCE_HAS_REGISTERS 0
     #endif
     #if FASTCE_HAS_REGISTERS
+    static CYTHON_INLINE float fastce_float_of(fastce_format format, uint16_t bits) {
+        __m128i word = _mm_cvtsi32_si128(bits);
+        return _mm_cvtss_f32(format == FASTCE_HALF ? _mm_cvtph_ps(word) : _mm_castsi128_ps(_mm_slli_epi32(word, 16)));
+    }
+    /* The smallest of 16-bit numbers without a sign; the largest of those with one. */
+    static CYTHON_INLINE uint16_t fastce_min_word(fastce_ints x) {
+    #if FASTCE_WIDTH == 16
+        __m256i y = _mm256_min_epu16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
+    #else
+        __m256i y = x;
+    #endif
+        __m128i z = _mm_min_epu16(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+        return (uint16_t)_mm_cvtsi128_si32(_mm_minpos_epu16(z));
+    }
+    static CYTHON_INLINE uint16_t fastce_max_word(fastce_ints x) {
+        return 0x7FFF - fastce_min_word(FASTCE_V(sub_epi16)(FASTCE_V(set1_epi16)(0x7FFF), x));
+    }
     /* The sum of 16 floats in double and their maximum, halves added to each other. */
     static CYTHON_INLINE double fastce_sum_lanes(const float* x) {
         __m256d low = _mm256_add_pd(_mm256_cvtps_pd(_mm_loadu_ps(x)), _mm256_cvtps_pd(_mm_loadu_ps(x + 8)));
@@ -141,9 +161,35 @@ cdef extern from *:
         for (int g = 0; g < 16 / FASTCE_WIDTH; g++) fastce_store(lanes + g * FASTCE_WIDTH, m[g]);
         return fastce_max_lanes(lanes);
     }
+    /* The same of 16 bits, taken for integers. Of those with a sign the largest is the maximum if it is positive; if all
+       are negative, it is the smallest without. NaN would be the largest number, or the smallest negative one. */
+    static CYTHON_INLINE float fastce_max_of_16_bits(fastce_format format, const uint16_t* x, ptrdiff_t n) {
+        fastce_ints high[64 / (2 * FASTCE_WIDTH)], low[64 / (2 * FASTCE_WIDTH)];
+        uint16_t found;
+        for (int g = 0; g < 64 / (2 * FASTCE_WIDTH); g++) {
+            high[g] = FASTCE_V(set1_epi16)(-0x8000);
+            low[g] = FASTCE_V(set1_epi16)(-1);
+        }
+        for (ptrdiff_t k = 0; k < n; k += 64) {
+            if (k > n - 64) k = n - 64;
+            for (int g = 0; g < 64 / (2 * FASTCE_WIDTH); g++) {
+                fastce_ints words = fastce_load_ints((const int32_t*)(x + k + 2 * FASTCE_WIDTH * g));
+                high[g] = FASTCE_V(max_epi16)(high[g], words);
+                low[g] = FASTCE_V(min_epu16)(low[g], words);
+            }
+        }
+        for (int g = 1; g < 64 / (2 * FASTCE_WIDTH); g++) {
+            high[0] = FASTCE_V(max_epi16)(high[0], high[g]);
+            low[0] = FASTCE_V(min_epu16)(low[0], low[g]);
+        }
+        found = fastce_max_word(high[0]);
+        if (found & 0x8000) found = fastce_min_word(low[0]);
+        if ((found & 0x7FFF) > (format == FASTCE_HALF ? 0x7C00 : 0x7F80)) return fastce_max_of(format, x, n);
+        return fastce_float_of(format, found);
+    }
     static CYTHON_INLINE float fastce_max(fastce_format format, const void* x, ptrdiff_t n) {
-        if (format == FASTCE_HALF) return fastce_max_of(FASTCE_HALF, x, n);
-        if (format == FASTCE_BFLOAT16) return fastce_max_of(FASTCE_BFLOAT16, x, n);
+        if (format == FASTCE_HALF) return fastce_max_of_16_bits(FASTCE_HALF, (const uint16_t*)x, n);
+        if (format == FASTCE_BFLOAT16) return fastce_max_of_16_bits(FASTCE_BFLOAT16, (const uint16_t*)x, n);
         return fastce_max_of(FASTCE_NATIVE, x, n);
     }
     #else

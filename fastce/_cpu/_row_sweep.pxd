@@ -11,7 +11,7 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._convert cimport NATIVE, is_array, size_of
+from fastce._cpu._convert cimport NATIVE, is_16_bit, is_array, size_of
 from fastce._cpu._exp_tile cimport exp_row_floats
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch, prefetch_to_l2
@@ -21,13 +21,21 @@ from fastce._cpu._spans cimport Row, Span, logit_tile, prob_at, prob_tile, row_t
 from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task
 from fastce._cpu._tiles cimport *
 
+cdef enum:
+    BLOCK_BYTES = 8192  # logits, what is prefetched for the next block, and as much of class probabilities fit into L1
 
-cdef inline bint sweeps_16_bits(const Task* task, const char* logits, Py_ssize_t n, real like) noexcept nogil:
-    """Tell whether the sweep of n classes can read the caller's logits of 16 bits, which need not be widened then."""
+
+cdef inline bint sweeps_16_bits(const Task* task, real like) noexcept nogil:
+    """Tell whether the sweep can read logits of 16 bits that are an array, which need not be widened then."""
     return (
-        real is float and HAS_REGISTERS and n >= TILE and not task.extras and not task.find_argmax
-        and not task.normalized and task.softcap == 0 and task.logit_scale == 1 and task.out_kind != LOG_SOFTMAX
-        and is_array(logits, task.source.logits.format, task.source.logits.class_stride, like))
+        real is float and HAS_REGISTERS and not task.extras and not task.find_argmax and not task.normalized
+        and task.softcap == 0 and task.logit_scale == 1 and task.out_kind != LOG_SOFTMAX)
+
+
+cdef inline Py_ssize_t row_block(const Task* task, real like) noexcept nogil:
+    """Return how many of the caller's classes make a block."""
+    cdef bint narrow = is_16_bit(task.logits.format) and sweeps_16_bits(task, like)
+    return BLOCK_BYTES // (2 if narrow else <Py_ssize_t>sizeof(real))
 
 
 cdef inline Py_ssize_t tile_lines(real like) noexcept nogil:

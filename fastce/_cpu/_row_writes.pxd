@@ -6,7 +6,7 @@ from fastce._cpu._convert cimport NATIVE, is_array, size_of, store_array, write_
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, unscaled_exp
 from fastce._cpu._spans cimport (
-    Row, Span, locate_row, logit_tile, prob_at, prob_tile, row_block, row_tile, span_at, weight_tile
+    Row, Span, locate_row, logit_tile, prob_at, prob_tile, row_tile, span_at, weight_tile
 )
 from fastce._cpu._task cimport LOG_SOFTMAX, OutKind, Task
 from fastce._cpu._tiles cimport (
@@ -37,10 +37,10 @@ cdef inline void write_plain(
     cdef Py_ssize_t n, j, k = 0, step
     cdef double factor
     while k < task.n_classes:
-        n = min(row_block(like), task.n_classes - k)
+        n = min(task.block, task.n_classes - k)
         factor = rows.alpha[lane]
-        if task.n_classes > row_block(like) and tops[k // row_block(like)] != rows.top[lane]:
-            factor *= unscaled_exp(scale_of(task) * (tops[k // row_block(like)] - rows.top[lane]))
+        if task.n_classes > task.block and tops[k // task.block] != rows.top[lane]:
+            factor *= unscaled_exp(scale_of(task) * (tops[k // task.block] - rows.top[lane]))
         if fabs(factor) < unit:
             # Freed of exp_unit it might become subnormal; the exponentials are, instead.
             multiply(out + k, n, unit)
@@ -92,9 +92,9 @@ cdef inline void write_row(
     fill(beta, 0, LANES, <real>rows.beta[lane])
     fill(gamma, 0, LANES, <real>rows.gamma[lane])
     while k < n_classes:
-        if cap_factor == 0 and kind != LOG_SOFTMAX and n_classes > row_block(like) and k % row_block(like) == 0:
+        if cap_factor == 0 and kind != LOG_SOFTMAX and n_classes > task.block and k % task.block == 0:
             fill(alpha, 0, LANES, <real>(rows.alpha[lane] * unscaled_exp(
-                scale_of(task) * (tops[k // row_block(like)] - rows.top[lane]))))
+                scale_of(task) * (tops[k // task.block] - rows.top[lane]))))
         span = span_at(k, n_classes)
         k += TILE
         if kind == LOG_SOFTMAX or cap_factor != 0:

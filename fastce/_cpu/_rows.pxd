@@ -17,14 +17,14 @@ Design
 from libc.math cimport NAN
 from libc.stdint cimport int32_t
 
-from fastce._cpu._convert cimport NATIVE, load_array
+from fastce._cpu._convert cimport NATIVE, is_array, load_array
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._row_sweep cimport find_top, sweep_block, sweeps_16_bits
 from fastce._cpu._row_writes cimport write_lane
 from fastce._cpu._scalars cimport (
     Scalars, add, begin, cap_factor_of, describe_argmax_peaks, finish, merge, read_peaks, take
 )
-from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, row_block, row_tile, span_at
+from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, row_tile, span_at
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES, NO_CLASS, TILE, fill, fold_argmax
 
@@ -35,9 +35,14 @@ cdef enum:
 
 cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
     """Return how many rows go through each pass together; long rows, which need `tops`, go alone."""
-    if task.n_classes > row_block(like):
+    if task.n_classes > task.block:
         return 1
     return max(1, min(LANES, GROUP_BYTES // (task.n_classes * <Py_ssize_t>sizeof(real))))
+
+
+cdef inline Py_ssize_t block_bytes(const Task* task, real like) noexcept nogil:
+    """Return the size of a block's exponentials."""
+    return task.block * <Py_ssize_t>sizeof(real)
 
 
 cdef inline Py_ssize_t find_peak(
@@ -57,8 +62,8 @@ cdef inline Py_ssize_t find_peak(
     fill(top, 0, LANES, exp_unit(like) if in_out else <real>rows.top[lane])
     while k < task.n_classes:
         start = k
-        stop = min(k + row_block(like), task.n_classes)
-        if tops[k // row_block(like)] != rows.top[lane]:
+        stop = min(k + task.block, task.n_classes)
+        if tops[k // task.block] != rows.top[lane]:
             k = stop
             continue
         for j in range(LANES):
@@ -82,20 +87,20 @@ cdef inline const char* ahead_of(
     return here + k * matrix.class_stride if k < n_classes else after
 
 
-cdef inline Py_ssize_t stop_of_block(const Task* task, Py_ssize_t start, real like) noexcept nogil:
-    return min(start + row_block(like), task.n_classes)
+cdef inline Py_ssize_t stop_of_block(const Task* task, Py_ssize_t start) noexcept nogil:
+    return min(start + task.block, task.n_classes)
 
 
 cdef inline void load_block(const Task* task, Row* row, Py_ssize_t i, Py_ssize_t start, real like) noexcept nogil:
     """Put a block of 16-bit logits where the sweep finds it, on the row's stage if it must; not for others."""
     cdef const Matrix* given
     cdef const char* logits
-    cdef Py_ssize_t n = stop_of_block(task, start, like) - start
+    cdef Py_ssize_t n = stop_of_block(task, start) - start
     if task.source == NULL:
         return
     given = &task.source.logits
     logits = given.data + row_offset(task.source, given, i)
-    if sweeps_16_bits(task, logits, n, like):
+    if sweeps_16_bits(task, like) and n >= TILE and is_array(logits, given.format, given.class_stride, like):
         row.logits = logits
         row.format = given.format
         return
@@ -110,7 +115,7 @@ cdef inline real begin_row(const Task* task, Py_ssize_t i, Row* row, real like) 
     """Locate a row; return the maximum of its first block."""
     row[0] = locate_row(task, i, like)
     load_block(task, row, i, 0, like)
-    return find_top(task, row, 0, stop_of_block(task, 0, like), like)
+    return find_top(task, row, 0, stop_of_block(task, 0), like)
 
 
 cdef inline void sweep_row(
@@ -122,7 +127,7 @@ cdef inline void sweep_row(
     cdef const Task* given = task if task.source == NULL else task.source
     cdef Py_ssize_t i = rows.start + lane
     cdef Py_ssize_t k = 0, stop
-    cdef Py_ssize_t step = row_block(like)
+    cdef Py_ssize_t step = task.block
     cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
     cdef Row row = begun[0]
     cdef Row here = row if task.source == NULL else locate_row(given, i, like)
@@ -136,7 +141,7 @@ cdef inline void sweep_row(
         row.exps = <char*>scratch
         row.exp_stride = sizeof(real)
     while k < task.n_classes:
-        stop = stop_of_block(task, k, like)
+        stop = stop_of_block(task, k)
         row.ahead_logits = ahead_of(here.logits, after.logits, &given.logits, k + far, task.n_classes)
         if row.prob != NULL:
             row.ahead_prob = ahead_of(here.prob, after.prob, &given.prob, k + far, task.n_classes)

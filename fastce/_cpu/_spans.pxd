@@ -9,10 +9,6 @@ from fastce._cpu._task cimport Task, row_offset
 from fastce._cpu._tiles cimport TILE, cap, copy, fill, gather, is_plain, keep_lanes
 
 
-cdef enum:
-    BLOCK_BYTES = 8192  # logits, what is prefetched for the next block, and as much of class probabilities fit into L1
-
-
 # Where the operands of one row start; NULL if absent.
 cdef struct Row:
     const char* logits
@@ -32,11 +28,6 @@ cdef struct Span:
     Py_ssize_t k
     Py_ssize_t first
     Py_ssize_t limit
-
-
-cdef inline Py_ssize_t row_block(real like) noexcept nogil:
-    """Return the number of classes in a block."""
-    return BLOCK_BYTES // <Py_ssize_t>sizeof(real)
 
 
 cdef inline Row locate_row(const Task* task, Py_ssize_t i, real like) noexcept nogil:

@@ -70,6 +70,7 @@ cdef struct Task:
     Vector sample_weight
     Vector grad_output
     const Task* source     # what stands behind a task that works on a stage, see `_halves`; else NULL
+    Py_ssize_t block       # how many classes of a row the kernel does at once
     # options
     int64_t ignore_index
     double label_smoothing
