@@ -162,7 +162,7 @@ cdef extern from *:
         return fastce_max_lanes(lanes);
     }
     /* The same of 16 bits, taken for integers, 2 instructions for a register of them. With a sign, the largest is the
-       maximum unless all are negative; then it is the smallest without. Where that is NaN, there are NaN to leave out. */
+       maximum unless all are negative; then it is the smallest without. Where that is NaN, NaN must be left out. */
     static CYTHON_INLINE float fastce_max_of_16_bits(fastce_format format, const uint16_t* x, ptrdiff_t n) {
         fastce_ints high[64 / (2 * FASTCE_WIDTH)], low[64 / (2 * FASTCE_WIDTH)];
         uint16_t found;
