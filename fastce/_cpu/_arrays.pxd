@@ -4,6 +4,10 @@ cimport numpy as cnp
 from fastce._cpu._convert cimport BFLOAT16, DOUBLE, FLOAT, HALF, NATIVE, Format
 from fastce._cpu._task cimport Matrix, Task, Vector
 
+cdef extern from "numpy/arrayobject.h":  # what Cython's own declarations lack
+    enum: NPY_USERDEF
+    object PyArray_Scalar(void* data, cnp.dtype dtype, object base)
+
 
 cdef inline Format format_of(int type_num, int arithmetic) noexcept:
     if type_num == arithmetic:
@@ -13,6 +17,11 @@ cdef inline Format format_of(int type_num, int arithmetic) noexcept:
     if type_num == cnp.NPY_FLOAT64:
         return DOUBLE
     return HALF if type_num == cnp.NPY_FLOAT16 else BFLOAT16
+
+
+cdef inline int arithmetic_of(cnp.ndarray logits) noexcept:
+    """Return the number of the type in which logits are computed with."""
+    return cnp.NPY_FLOAT64 if cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
 
 
 cdef inline void set_matrix(
@@ -54,7 +63,7 @@ cdef inline void set_matrices(
     """Describe the N x C operands, classes last, by as few row axes as their strides allow."""
     cdef Py_ssize_t kept[64]
     cdef Py_ssize_t k, n_row_axes = cnp.PyArray_NDIM(logits) - 1
-    cdef int arithmetic = cnp.NPY_FLOAT64 if cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
+    cdef int arithmetic = arithmetic_of(logits)
     task.row_shape[0] = 1
     for k in range(n_row_axes):
         if cnp.PyArray_DIM(logits, k) == 1:
@@ -80,6 +89,15 @@ cdef inline bint is_ordinary(object array, int n_dims) noexcept:
     return (
         cnp.PyArray_CheckExact(array) and cnp.PyArray_NDIM(<cnp.ndarray>array) == n_dims
         and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array))
+
+
+cdef inline bint are_logits(cnp.ndarray array):
+    """Tell whether the elements are of a type that logits can have."""
+    cdef int type_num = cnp.PyArray_TYPE(array)
+    if type_num == cnp.NPY_FLOAT32 or type_num == cnp.NPY_FLOAT64 or type_num == cnp.NPY_FLOAT16:
+        return True
+    # Types from other packages have numbers that depend on the order of imports.
+    return type_num >= NPY_USERDEF and array.dtype.type.__name__ == "bfloat16"
 
 
 cdef inline bint share_bytes(cnp.ndarray a, cnp.ndarray b) noexcept:

@@ -1,22 +1,19 @@
 """The kernels as Python sees them: one module for each instruction set, all compiled from this source.
 
-Arguments are trusted: everything was checked before. Threads share the rows in chunks and write results of single rows
-only; whatever is summed over rows is summed here, by one thread and in a fixed order, so no bit depends on their
-number.
+Arguments are trusted: everything was checked before.
 """
-from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t
-from libc.stdlib cimport free, malloc
 from libc.string cimport memset
 
 cimport numpy as cnp
 
-from fastce._cpu._arrays cimport address, is_ordinary, set_matrices, set_vector, share_bytes
+from fastce._cpu._arrays cimport (
+    PyArray_Scalar, address, are_logits, arithmetic_of, is_ordinary, set_matrices, set_vector, share_bytes
+)
 from fastce._cpu._columns cimport STAGE_BYTES, column_group, process_columns
 from fastce._cpu._curvature cimport process_curvature
 from fastce._cpu._dispatch cimport (
-    COLUMNS, CURVATURE, PLAIN_COLUMNS, ROWS, Kernel, align, block_of, choose_kernel, goes_by_rows, group_of,
-    rows_of_part, workspace_bytes
+    COLUMNS, CURVATURE, ROWS, Kernel, align, choose_kernel, goes_by_rows, workspace_bytes
 )
 from fastce._cpu._halves cimport choose_stage, row_bytes, task_on_stage
 from fastce._cpu._math cimport real
@@ -24,29 +21,12 @@ from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
 )
 from fastce._cpu._plain_columns cimport process_plain
-from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._rows cimport block_bytes, process_rows, row_group
-from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector, weight_of
-from fastce._cpu._units cimport plan_curvature
-from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
+from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector
+from fastce._cpu._team cimport process_all, process_t, scan_targets
+from fastce._cpu._vectors cimport sum_vector
 
 cnp.import_array()
-
-cdef enum:
-    # A chunk, the unit that threads take, has about so many numbers, a tenth of a millisecond's work, and so many
-    # groups of rows that a kernel does together: the first group of each is not fetched ahead. Of planes the first 128
-    # KiB are not asked for ahead, so their chunks are larger: 21 planes took a tenth longer in small ones. Threads get
-    # this many chunks each, or more, unless these were very small: 256 x 1000 took a twentieth longer in eight than in
-    # two.
-    CHUNK_NUMBERS = 262144
-    PLAIN_CHUNK_NUMBERS = 2097152
-    CHUNK_GROUPS = 16
-    CHUNKS_PER_THREAD = 4
-    SMALL_CHUNK_NUMBERS = 131072
-    MOST_SPARE_BYTES = 4194304
-    # Rows whose targets are looked at as one piece, and the fewest pieces that are worth a thread: 10 microseconds.
-    SCAN_ROWS = 16384
-    SCAN_PIECES_PER_THREAD = 4
 
 
 def build_info():
@@ -91,9 +71,6 @@ cdef inline void process_by_columns(
 # Each kernel is one C function of its own, called through a pointer, for two reasons. Copies of inlined code may be
 # contracted to FMA differently, and a result would depend on which of them computed it. And GCC keeps fewer constants
 # in registers in larger functions: row and column kernel in one cost a tenth of the speed of both.
-ctypedef void (*process_t)(const Task*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
-
-
 cdef void rows_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
     """Do the rows start .. stop - 1."""
     process_by_rows(task, start, stop, workspace, <float>0)
@@ -154,127 +131,6 @@ cdef process_t kernel_of_floats(Kernel kernel, int itemsize) noexcept:
     return columns_float if kernel == COLUMNS else plain_columns_float
 
 
-cdef void sum_block_weights(Task* task, double* sums, real like) noexcept nogil:
-    """Write what merging needs under label smoothing: the weight of all classes before each block, and of all."""
-    cdef Py_ssize_t block = task.block
-    cdef Py_ssize_t b, k, n_blocks = (task.n_classes + block - 1) // block
-    cdef double total = 0
-    task.block_weights = sums
-    if not task.sum_weight:
-        return
-    for b in range(n_blocks):
-        sums[b] = total
-        if task.weight == NULL:
-            total += min(block, task.n_classes - b * block)
-        else:
-            for k in range(b * block, min((b + 1) * block, task.n_classes)):
-                total += weight_of(task, k, like)
-                task.has_zero_weight |= weight_of(task, k, like) == 0
-    sums[n_blocks] = total
-
-
-cdef double process_all(Task* task, process_t do_rows, Kernel kernel, int n_threads, real like) except? -1:
-    """Do all rows; return the sum of their losses."""
-    task.block = block_of(task, kernel, like)
-    if kernel == CURVATURE:
-        plan_curvature(task, like)
-    cdef Py_ssize_t group = group_of(task, kernel, like)
-    cdef Py_ssize_t shared = align((task.n_classes // task.block + 2) * <Py_ssize_t>sizeof(double))
-    cdef Py_ssize_t size = workspace_bytes(task, kernel, like)
-    cdef Py_ssize_t numbers = PLAIN_CHUNK_NUMBERS if kernel == PLAIN_COLUMNS else CHUNK_NUMBERS
-    cdef Py_ssize_t step = max(CHUNK_GROUPS * group, numbers // task.n_classes)
-    cdef Py_ssize_t small_step = min((task.n_rows + n_threads - 1) // n_threads, SMALL_CHUNK_NUMBERS // task.n_classes)
-    cdef Py_ssize_t n_chunks, n_parts, n_bytes, c
-    cdef Vector parts
-    cdef double total_loss
-    cdef char* memory
-    cdef char* workspace
-    step = max(1, min(step, max(small_step, task.n_rows // (CHUNKS_PER_THREAD * n_threads))))
-    step = (step + group - 1) // group * group
-    n_chunks = (task.n_rows + step - 1) // step
-    n_threads = <int>min(n_threads, n_chunks)
-    task.part_rows = rows_of_part(task, kernel, like)
-    n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
-    n_bytes = CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * size
-    memory = take_memory(&n_bytes)
-    workspace = <char*>align(<Py_ssize_t>memory)
-    task.loss_parts = <double*>workspace
-    memset(workspace, 0, n_parts * sizeof(double))
-    workspace += align(n_parts * <Py_ssize_t>sizeof(double))
-    sum_block_weights(task, <double*>workspace, like)
-    workspace += shared
-    if n_threads == 1:
-        with nogil:
-            do_rows(task, 0, task.n_rows, workspace)
-    else:
-        # dynamic: rows that are skipped cost nothing, so chunks differ
-        for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
-            do_rows(task, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size)
-    parts.data = <const char*>task.loss_parts
-    parts.is_double = True
-    total_loss = sum_vector(&parts, n_parts)
-    give_memory(memory, n_bytes)
-    return total_loss
-
-
-cdef char* spare = NULL  # memory left by an earlier call: the pages of new memory took a tenth of some calls' time
-cdef Py_ssize_t spare_bytes = 0
-
-
-cdef char* take_memory(Py_ssize_t* n_bytes) except NULL:
-    """Return memory of at least so many bytes; write how many. The GIL guards the spare."""
-    global spare
-    cdef char* memory = spare
-    if memory != NULL and spare_bytes >= n_bytes[0]:
-        n_bytes[0] = spare_bytes
-        spare = NULL
-        return memory
-    memory = <char*>malloc(n_bytes[0])
-    if memory == NULL:
-        raise MemoryError(f"no {n_bytes[0]} bytes for the workspace")
-    return memory
-
-
-cdef void give_memory(char* memory, Py_ssize_t n_bytes) noexcept:
-    """Keep it for the next call, or free it."""
-    global spare, spare_bytes
-    if n_bytes > MOST_SPARE_BYTES or (spare != NULL and spare_bytes >= n_bytes):
-        free(memory)
-        return
-    free(spare)
-    spare = memory
-    spare_bytes = n_bytes
-
-
-cdef Py_ssize_t scan_targets(
-    const int64_t* target, Py_ssize_t n_rows, int64_t ignore_index, int64_t n_classes, const Vector* weight,
-    const Vector* sample_weight, int n_threads, double* normalizer
-) except -2:
-    """Return the first row with an invalid target, or -1; write the sum of a_i w_y over kept rows."""
-    cdef Py_ssize_t c, n_pieces = (n_rows + SCAN_ROWS - 1) // SCAN_ROWS
-    cdef Py_ssize_t n_bytes = n_pieces * <Py_ssize_t>sizeof(TargetCount)
-    cdef TargetCount* counts = <TargetCount*>take_memory(&n_bytes)
-    cdef int64_t n_bad = 0
-    n_threads = <int>min(n_threads, n_pieces // SCAN_PIECES_PER_THREAD)
-    if n_threads <= 1:
-        with nogil:
-            for c in range(n_pieces):
-                counts[c] = count_targets(
-                    target, c * SCAN_ROWS, min((c + 1) * SCAN_ROWS, n_rows), ignore_index, n_classes, weight,
-                    sample_weight)
-    else:
-        for c in prange(n_pieces, nogil=True, num_threads=n_threads, schedule="static"):
-            counts[c] = count_targets(
-                target, c * SCAN_ROWS, min((c + 1) * SCAN_ROWS, n_rows), ignore_index, n_classes, weight,
-                sample_weight)
-    normalizer[0] = 0
-    for c in range(n_pieces):
-        normalizer[0] += counts[c].weight
-        n_bad += counts[c].n_bad
-    give_memory(<char*>counts, n_bytes)
-    return -1 if n_bad == 0 else first_bad(target, n_rows, ignore_index, n_classes)
-
-
 cdef inline void add_sum(Task* task, int k) noexcept:
     task.sums[task.n_sums] = k
     task.n_sums += 1
@@ -296,6 +152,8 @@ cdef inline void describe(
 cdef double dispatch(Task* task, int itemsize, int n_threads) except? -1:
     """Run the kernel for a task; return the sum of the losses."""
     cdef Kernel kernel = choose_kernel(task, itemsize)
+    if kernel == CURVATURE:
+        task.by_rows = goes_by_rows(task, itemsize)
     if itemsize == 8:
         return process_all(task, kernel_of_doubles(kernel), kernel, n_threads, <double>0)
     return process_all(task, kernel_of_floats(kernel, itemsize), kernel, n_threads, <float>0)
@@ -349,7 +207,6 @@ def run(
     task.is_product = v is not None
     task.curvature.factor, task.curvature.z_factor, task.curvature.bends = curvature[:3]
     task.curvature.absolute, task.curvature.floor = curvature[3:]
-    task.by_rows = goes_by_rows(&task, <int>cnp.PyArray_ITEMSIZE(logits))
     # sums of t d before those of t: `merge` needs the latter as they were
     if task.sum_entropy:
         add_sum(&task, E_D)
@@ -381,9 +238,9 @@ def solve_ordinary(
 ):
     """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
 
-    Ordinary is what could break no rule: aligned arrays in C order and native byte order, matrices of float32 or
-    float64 and vectors of int64, all options, ignore_index the first, at their defaults. Return the mean loss, or loss
-    and gradient. Problems of less than `serial_size` numbers are left to one thread, for others `choose_n_threads` says
+    Ordinary is what could break no rule: aligned arrays in C order and native byte order, matrices of logits' types and
+    vectors of int64, all options, ignore_index the first, at their defaults. Return the mean loss, or loss and
+    gradient. Problems of less than `serial_size` numbers are left to one thread, for others `choose_n_threads` says
     how many.
     """
     cdef Task task
@@ -391,15 +248,13 @@ def solve_ordinary(
     cdef double normalizer = 0
     cdef double loss
     cdef float loss_float
-    cdef bint is_double
+    cdef int arithmetic
     cdef const int64_t* y
     cdef Py_ssize_t n_rows, n_classes, bad
     cdef int team = 1
     cdef int64_t ignore_index = defaults[0]
-    if not (is_ordinary(logits, 2) and is_ordinary(target, 1) and cnp.PyArray_TYPE(target) == cnp.NPY_INT64):
-        return None
-    is_double = cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT64
-    if not (is_double or cnp.PyArray_TYPE(logits) == cnp.NPY_FLOAT32):
+    if not (is_ordinary(logits, 2) and are_logits(logits)
+            and is_ordinary(target, 1) and cnp.PyArray_TYPE(target) == cnp.NPY_INT64):
         return None
     if not (0 < cnp.PyArray_SIZE(logits) and cnp.PyArray_DIM(target, 0) == cnp.PyArray_DIM(logits, 0)):
         return None
@@ -425,9 +280,12 @@ def solve_ordinary(
     describe(&task, logits, target, None, out, None)
     task.ignore_index = ignore_index
     task.factor = 1 / normalizer
-    loss = dispatch(&task, 8 if is_double else 4, team) / normalizer
+    loss = dispatch(&task, <int>cnp.PyArray_ITEMSIZE(logits), team) / normalizer
     loss_float = <float>loss
-    result = cnp.PyArray_ToScalar(<void*>&loss if is_double else <void*>&loss_float, logits)
+    arithmetic = arithmetic_of(logits)
+    result = PyArray_Scalar(
+        <void*>&loss if arithmetic == cnp.NPY_FLOAT64 else <void*>&loss_float, cnp.PyArray_DescrFromType(arithmetic),
+        None)
     return (result, out) if with_grad else result
 
 

@@ -1,0 +1,126 @@
+"""Rows shared among threads, and what is summed over them.
+
+Threads take the rows in chunks and write results of single rows only; whatever is summed over rows is summed here, by
+one thread and in a fixed order, so no bit depends on their number.
+"""
+from cython.parallel cimport prange, threadid
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
+from fastce._cpu._dispatch cimport (
+    CURVATURE, PLAIN_COLUMNS, Kernel, align, block_of, group_of, rows_of_part, workspace_bytes
+)
+from fastce._cpu._math cimport real
+from fastce._cpu._memory cimport give_memory, take_memory
+from fastce._cpu._prefetch cimport CACHE_LINE
+from fastce._cpu._task cimport Task, Vector, weight_of
+from fastce._cpu._units cimport plan_curvature
+from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
+
+cdef enum:
+    # A chunk, the unit that threads take, has about so many numbers, a tenth of a millisecond's work, and so many
+    # groups of rows that a kernel does together: the first group of each is not fetched ahead. Of planes the first 128
+    # KiB are not asked for ahead, so their chunks are larger: 21 planes took a tenth longer in small ones. Threads get
+    # this many chunks each, or more, unless these were very small: 256 x 1000 took a twentieth longer in eight than in
+    # two.
+    CHUNK_NUMBERS = 262144
+    PLAIN_CHUNK_NUMBERS = 2097152
+    CHUNK_GROUPS = 16
+    CHUNKS_PER_THREAD = 4
+    SMALL_CHUNK_NUMBERS = 131072
+    # Rows whose targets are looked at as one piece, and the fewest pieces that are worth a thread: 10 microseconds.
+    SCAN_ROWS = 16384
+    SCAN_PIECES_PER_THREAD = 4
+
+# Does the rows start .. stop - 1.
+ctypedef void (*process_t)(const Task*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
+
+
+cdef inline void sum_block_weights(Task* task, double* sums, real like) noexcept nogil:
+    """Write what merging needs under label smoothing: the weight of all classes before each block, and of all."""
+    cdef Py_ssize_t block = task.block
+    cdef Py_ssize_t b, k, n_blocks = (task.n_classes + block - 1) // block
+    cdef double total = 0
+    task.block_weights = sums
+    if not task.sum_weight:
+        return
+    for b in range(n_blocks):
+        sums[b] = total
+        if task.weight == NULL:
+            total += min(block, task.n_classes - b * block)
+        else:
+            for k in range(b * block, min((b + 1) * block, task.n_classes)):
+                total += weight_of(task, k, like)
+                task.has_zero_weight |= weight_of(task, k, like) == 0
+    sums[n_blocks] = total
+
+
+cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int n_threads, real like) except? -1:
+    """Do all rows; return the sum of their losses."""
+    task.block = block_of(task, kernel, like)
+    if kernel == CURVATURE:
+        plan_curvature(task, like)
+    cdef Py_ssize_t group = group_of(task, kernel, like)
+    cdef Py_ssize_t shared = align((task.n_classes // task.block + 2) * <Py_ssize_t>sizeof(double))
+    cdef Py_ssize_t size = workspace_bytes(task, kernel, like)
+    cdef Py_ssize_t numbers = PLAIN_CHUNK_NUMBERS if kernel == PLAIN_COLUMNS else CHUNK_NUMBERS
+    cdef Py_ssize_t step = max(CHUNK_GROUPS * group, numbers // task.n_classes)
+    cdef Py_ssize_t small_step = min((task.n_rows + n_threads - 1) // n_threads, SMALL_CHUNK_NUMBERS // task.n_classes)
+    cdef Py_ssize_t n_chunks, n_parts, c
+    cdef Vector parts
+    cdef double total_loss
+    cdef char* memory
+    cdef char* workspace
+    step = max(1, min(step, max(small_step, task.n_rows // (CHUNKS_PER_THREAD * n_threads))))
+    step = (step + group - 1) // group * group
+    n_chunks = (task.n_rows + step - 1) // step
+    n_threads = <int>min(n_threads, n_chunks)
+    task.part_rows = rows_of_part(task, kernel, like)
+    n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
+    memory = take_memory(CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * size)
+    workspace = <char*>align(<Py_ssize_t>memory)
+    task.loss_parts = <double*>workspace
+    memset(workspace, 0, n_parts * sizeof(double))
+    workspace += align(n_parts * <Py_ssize_t>sizeof(double))
+    sum_block_weights(task, <double*>workspace, like)
+    workspace += shared
+    if n_threads == 1:
+        with nogil:
+            do_rows(task, 0, task.n_rows, workspace)
+    else:
+        # dynamic: rows that are skipped cost nothing, so chunks differ
+        for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
+            do_rows(task, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size)
+    parts.data = <const char*>task.loss_parts
+    parts.is_double = True
+    total_loss = sum_vector(&parts, n_parts)
+    give_memory(memory)
+    return total_loss
+
+
+cdef inline Py_ssize_t scan_targets(
+    const int64_t* target, Py_ssize_t n_rows, int64_t ignore_index, int64_t n_classes, const Vector* weight,
+    const Vector* sample_weight, int n_threads, double* normalizer
+) except -2:
+    """Return the first row with an invalid target, or -1; write the sum of a_i w_y over kept rows."""
+    cdef Py_ssize_t c, n_pieces = (n_rows + SCAN_ROWS - 1) // SCAN_ROWS
+    cdef TargetCount* counts = <TargetCount*>take_memory(n_pieces * <Py_ssize_t>sizeof(TargetCount))
+    cdef int64_t n_bad = 0
+    n_threads = <int>min(n_threads, n_pieces // SCAN_PIECES_PER_THREAD)
+    if n_threads <= 1:
+        with nogil:
+            for c in range(n_pieces):
+                counts[c] = count_targets(
+                    target, c * SCAN_ROWS, min((c + 1) * SCAN_ROWS, n_rows), ignore_index, n_classes, weight,
+                    sample_weight)
+    else:
+        for c in prange(n_pieces, nogil=True, num_threads=n_threads, schedule="static"):
+            counts[c] = count_targets(
+                target, c * SCAN_ROWS, min((c + 1) * SCAN_ROWS, n_rows), ignore_index, n_classes, weight,
+                sample_weight)
+    normalizer[0] = 0
+    for c in range(n_pieces):
+        normalizer[0] += counts[c].weight
+        n_bad += counts[c].n_bad
+    give_memory(<char*>counts)
+    return -1 if n_bad == 0 else first_bad(target, n_rows, ignore_index, n_classes)
