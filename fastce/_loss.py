@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce._backend import solve_ordinary
-from fastce._options import DEFAULTS, LossOptions
+from fastce._options import LossOptions
 from fastce._problem import check_out, check_problem, put_back, put_last
 from fastce._solve import CrossEntropyStats, empty_stats, solve
 
@@ -107,9 +107,11 @@ def cross_entropy(
     >>> print(f"{fastce.cross_entropy(np.float32([60, 0]), 0):.4e}")  # log1p(e**-60)
     8.7565e-27
     """
-    if axis is None and weight is None and sample_weight is None:
+    if axis is None:
         options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-        ordinary: Loss | None = solve_ordinary(logits, target, None, False, options, n_threads, DEFAULTS)
+        ordinary: Loss | None = solve_ordinary(
+            logits, target, None, False, weight, sample_weight, None, options, n_threads
+        )
         if ordinary is not None:
             return ordinary
     problem, _ = check_problem(
@@ -226,10 +228,10 @@ def cross_entropy_with_grad(
     [[-0.1065  0.0533  0.0533]
      [ 0.0226  0.4547 -0.4774]]
     """
-    if axis is None and weight is None and sample_weight is None and grad_output is None and not return_stats:
+    if axis is None and not return_stats:
         options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
         ordinary: tuple[Loss, NDArray[Any]] | None = solve_ordinary(
-            logits, target, out, True, options, n_threads, DEFAULTS
+            logits, target, out, True, weight, sample_weight, grad_output, options, n_threads
         )
         if ordinary is not None:
             return ordinary

@@ -43,10 +43,6 @@ class Options(NamedTuple):
     n_threads: int | None = None
 
 
-# Of what describes the result, n_threads left out.
-DEFAULTS: tuple[object, ...] = tuple(Options())[:-1]
-
-
 def check_options(
     *,
     ignore_index: int = DEFAULT_IGNORE_INDEX,

@@ -7,35 +7,82 @@ import pytest
 import fastce
 from cases import make_logits, make_target
 from fastce import _backend
-from fastce._options import DEFAULT_IGNORE_INDEX, DEFAULTS, Options
+from fastce._options import DEFAULT_IGNORE_INDEX, Options
 
 SHAPES = [(32, 10), (1, 1), (1, 300), (64, 2), (3, 5), (5, 130), (3000, 10), (20, 5000)]
+OPTIONS = {
+    "defaults": {},
+    "ignore_index": {"ignore_index": 0},
+    "sum": {"reduction": "sum", "on_empty": "zero"},
+    "label_smoothing": {"label_smoothing": 0.1},
+    "logit_scale": {"logit_scale": np.float64(0.3)},  # a float too
+    "softcap": {"softcap": 5},
+    "z_loss": {"z_loss": 1e-3, "label_smoothing": 0, "logit_scale": 1},
+    "grad_output": {"grad_output": -2.5, "reduction": "sum"},
+    "all": {
+        "ignore_index": 1,
+        "label_smoothing": 0.2,
+        "logit_scale": 0.5,
+        "softcap": 3.0,
+        "z_loss": 0.01,
+        "grad_output": 3,
+    },
+}
 
 
-def solve(logits, target, out=None, options=DEFAULTS, n_threads=None):
-    return _backend.solve_ordinary(logits, target, out, True, options, n_threads, DEFAULTS)
+def solve(
+    logits,
+    target,
+    out=None,
+    weight=None,
+    sample_weight=None,
+    grad_output=None,
+    n_threads=None,
+    with_grad=True,
+    **changes,
+):
+    """Try the short way."""
+    options = tuple(Options(**changes))[:-1]
+    return _backend.solve_ordinary(
+        logits, target, out, with_grad, weight, sample_weight, grad_output, options, n_threads
+    )
+
+
+def same(result, expected):
+    """Tell whether loss and gradient have the same bits and types."""
+    return (
+        type(result[0]) is type(expected[0])
+        and np.array_equal(result[0], expected[0], equal_nan=True)
+        and result[1].dtype == expected[1].dtype
+        and np.array_equal(result[1], expected[1])
+    )
 
 
 @pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
+@pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
-def test_both_ways_give_the_same_bits(rng, isa, dtype, shape):
-    """Another ignore_index, though no target has it, takes the long way."""
+def test_both_ways_give_the_same_bits(rng, isa, dtype, weighted, options, shape):
+    """Targets of 32 bits take the long way."""
     logits, target = make_logits(rng, shape, dtype), make_target(rng, "index", shape)
-    expected = fastce.cross_entropy_with_grad(logits, target, ignore_index=-7)
+    target[-1] = shape[1] - 1
+    if shape[1] == 1:
+        options = {**options, "ignore_index": -1}  # for there must be a row
+    arguments = dict(options)
+    if weighted:
+        arguments["weight"] = rng.uniform(0.5, 2, shape[1]).astype(np.float64 if dtype is np.float64 else np.float32)
+        arguments["sample_weight"] = rng.uniform(0.5, 2, shape[0]).astype(rng.choice([np.float32, np.float64]))
+    expected = fastce.cross_entropy_with_grad(logits, target.astype(np.int32), **arguments)
     apart, in_place = np.full_like(logits, np.nan), logits.copy()
-    for loss, grad in (
-        solve(logits, target),
-        solve(logits, target, n_threads=3),
-        fastce.cross_entropy_with_grad(logits, target),
-        fastce.cross_entropy_with_grad(logits, target, out=apart),
-        fastce.cross_entropy_with_grad(in_place, target, out=in_place),
-        (fastce.cross_entropy(logits, target), expected[1]),
-    ):
-        assert type(loss) is (np.float64 if dtype is np.float64 else np.float32)
-        assert loss == expected[0]
-        assert grad.dtype == dtype
-        assert np.array_equal(grad, expected[1])
-    assert fastce.cross_entropy_with_grad(logits, target, out=apart)[1] is apart
+    assert same(solve(logits, target, **arguments), expected)
+    assert same(solve(logits, target, n_threads=3, **arguments), expected)
+    assert same(fastce.cross_entropy_with_grad(logits, target, **arguments), expected)
+    assert same(fastce.cross_entropy_with_grad(logits, target, out=apart, **arguments), expected)
+    assert fastce.cross_entropy_with_grad(logits, target, out=apart, **arguments)[1] is apart
+    assert same(fastce.cross_entropy_with_grad(in_place, target, out=in_place, **arguments), expected)
+    arguments.pop("grad_output", None)
+    assert solve(logits, target, with_grad=False, **arguments) == expected[0]
+    assert fastce.cross_entropy(logits, target, **arguments) == expected[0]
 
 
 def test_only_ordinary_calls_take_the_short_way(rng, dtype):
@@ -88,31 +135,69 @@ def test_only_ordinary_calls_take_the_short_way(rng, dtype):
 @pytest.mark.parametrize(
     "changes",
     [
-        {"ignore_index": 3},
-        {"label_smoothing": 0.1},
-        {"label_smoothing": 0},  # an int
-        {"label_smoothing": np.float64(0)},
+        {"ignore_index": 2**63},
+        {"ignore_index": True},
+        {"ignore_index": 1.0},
+        {"label_smoothing": -0.1},
+        {"label_smoothing": 1.5},
+        {"label_smoothing": True},
         {"label_smoothing": np.zeros(2)},
-        {"reduction": "sum"},
+        {"label_smoothing": np.float32(0.5)},
+        {"reduction": "none"},
+        {"reduction": "average"},
         {"reduction": None},
-        {"on_empty": "zero"},
-        {"logit_scale": 2.0},
+        {"on_empty": "one"},
+        {"on_empty": 0},
+        {"logit_scale": 0.0},
         {"logit_scale": True},
         {"logit_scale": float("nan")},
-        {"softcap": 5.0},
-        {"z_loss": 1e-4},
+        {"logit_scale": float("inf")},
+        {"softcap": 0},
+        {"softcap": "5"},
+        {"softcap": float("inf")},
+        {"z_loss": -1e-4},
+        {"z_loss": float("nan")},
+        {"z_loss": 10**400},
+        {"grad_output": np.ones(32)},
+        {"grad_output": True},
         {"n_threads": 0},
         {"n_threads": True},
         {"n_threads": 1.0},
+        {"weight": np.ones(9, np.float32)},
+        {"weight": np.ones((10, 1), np.float32)},
+        {"weight": np.ones(10)},  # would be rounded
+        {"weight": np.ones(10, int)},
+        {"weight": [1.0] * 10},
+        {"weight": np.ones(20, np.float32)[::2]},
+        {"weight": np.float32([-1e-45, *[1] * 9])},
+        {"weight": np.float32([*[1] * 9, np.nan])},
+        {"weight": np.float32([*[1] * 9, np.inf])},
+        {"sample_weight": np.ones(31)},
+        {"sample_weight": np.ones(32, np.float16)},
+        {"sample_weight": np.ones(32, np.longdouble)},
+        {"sample_weight": np.ma.ones(32)},
+        {"sample_weight": -np.ones(32)},
+        {"sample_weight": np.full(32, np.nan)},
+        {"sample_weight": np.full(32, np.inf)},
+        {"sample_weight": np.zeros(32)},  # a mean of nothing
     ],
+    ids=str,
 )
-def test_options_take_the_long_way(rng, changes):
+def test_other_options_take_the_long_way(rng, changes):
     logits, target = make_logits(rng, (32, 10), np.float32), make_target(rng, "index", (32, 10))
-    options = Options(**changes)
-    assert solve(logits, target, options=tuple(options)[:-1], n_threads=options.n_threads) is None
+    assert solve(logits, target) is not None
+    assert solve(logits, target, **changes) is None
 
 
-def test_defaults_may_be_other_objects_of_the_same_value(rng):
+def test_weights_within_out_take_the_long_way(rng):
+    """Which refuses them."""
     logits, target = make_logits(rng, (32, 10), np.float32), make_target(rng, "index", (32, 10))
-    same = (int("-100"), float("0"), "".join(["me", "an"]), "nan", 1.0, None, float("0"))
-    assert solve(logits, target, options=same) is not None
+    out = rng.random((32, 10), np.float32)
+    kept = out.copy()
+    for name, n in (("weight", 10), ("sample_weight", 32)):
+        weights = {name: out.reshape(-1)[-n:]}
+        assert solve(logits, target, **weights) is not None
+        assert solve(logits, target, out, **weights) is None
+        with pytest.raises(ValueError, match=f"overlap with {name}"):
+            fastce.cross_entropy_with_grad(logits, target, out=out, **weights)
+        assert np.array_equal(out, kept)

@@ -125,13 +125,25 @@ def solve_ordinary(
     target: object,
     out: object,
     with_grad: bool,
+    weight: object,
+    sample_weight: object,
+    grad_output: object,
     options: tuple[object, ...],
     n_threads: object,
-    defaults: tuple[object, ...],
 ) -> Any:
     """Do a whole call that is ordinary; else return None. See ``_kernels.solve_ordinary``."""
     return _kernels.solve_ordinary(
-        logits, target, out, with_grad, options, n_threads, defaults, _SERIAL_SIZE, _choose_n_threads
+        logits,
+        target,
+        out,
+        with_grad,
+        weight,
+        sample_weight,
+        grad_output,
+        options,
+        n_threads,
+        _SERIAL_SIZE,
+        _choose_n_threads,
     )
 
 

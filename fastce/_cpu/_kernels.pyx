@@ -7,9 +7,7 @@ from libc.string cimport memset
 
 cimport numpy as cnp
 
-from fastce._cpu._arrays cimport (
-    PyArray_Scalar, address, are_logits, arithmetic_of, is_ordinary, set_matrices, set_vector, share_bytes
-)
+from fastce._cpu._arrays cimport PyArray_Scalar, address, arithmetic_of, set_matrices, set_vector
 from fastce._cpu._columns cimport STAGE_BYTES, column_group, process_columns
 from fastce._cpu._curvature cimport process_curvature
 from fastce._cpu._dispatch cimport (
@@ -20,6 +18,7 @@ from fastce._cpu._math cimport real
 from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
 )
+from fastce._cpu._ordinary cimport Options, is_ordinary_call, read_options
 from fastce._cpu._plain_columns cimport process_plain
 from fastce._cpu._rows cimport block_bytes, process_rows, row_group
 from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector
@@ -149,6 +148,26 @@ cdef inline void describe(
     task.factor = 1
 
 
+cdef inline void choose_sums(Task* task) noexcept:
+    """Say what operands, options and outputs need summed up."""
+    task.sum_weight = task.label_smoothing != 0
+    task.sum_prob = task.prob.data != NULL
+    task.sum_entropy = task.entropy != NULL
+    task.find_argmax = task.argmax != NULL
+    # sums of t d before those of t: `merge` needs the latter as they were
+    if task.sum_entropy:
+        add_sum(task, E_D)
+    if task.sum_weight:
+        add_sum(task, W_D)
+    if task.sum_prob:
+        add_sum(task, WT_D)
+        add_sum(task, WT)
+    if task.sum_prob and task.log_prob != NULL:
+        add_sum(task, T_D)
+        add_sum(task, T)
+    task.extras = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax
+
+
 cdef double dispatch(Task* task, int itemsize, int n_threads) except? -1:
     """Run the kernel for a task; return the sum of the losses."""
     cdef Kernel kernel = choose_kernel(task, itemsize)
@@ -199,88 +218,66 @@ def run(
     task.log_prob = address(log_prob)
     task.entropy = address(entropy)
     task.argmax = <int64_t*>address(argmax)
-    task.sum_weight = label_smoothing != 0
-    task.sum_prob = prob is not None
-    task.sum_entropy = entropy is not None
-    task.find_argmax = argmax is not None
     task.find_peak = prob is not None and out is not None and (v is None or softcap != 0)
     task.is_product = v is not None
     task.curvature.factor, task.curvature.z_factor, task.curvature.bends = curvature[:3]
     task.curvature.absolute, task.curvature.floor = curvature[3:]
-    # sums of t d before those of t: `merge` needs the latter as they were
-    if task.sum_entropy:
-        add_sum(&task, E_D)
-    if task.sum_weight:
-        add_sum(&task, W_D)
-    if task.sum_prob:
-        add_sum(&task, WT_D)
-        add_sum(&task, WT)
-    if task.sum_prob and task.log_prob != NULL:
-        add_sum(&task, T_D)
-        add_sum(&task, T)
-    task.extras = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax
+    choose_sums(&task)
     return dispatch(&task, <int>cnp.PyArray_ITEMSIZE(logits), n_threads)
 
 
-cdef bint are_defaults(tuple given, tuple defaults) noexcept:
-    """Tell whether numbers and names are the defaults and of their very types; anything else would need checks."""
-    cdef object one, other
-    for one, other in zip(given, defaults):
-        if one is not other:
-            if type(one) is not type(other) or not isinstance(one, (float, int, str)) or one != other:
-                return False
-    return True
-
-
 def solve_ordinary(
-    logits, target, out, bint with_grad, tuple options, n_threads, tuple defaults, Py_ssize_t serial_size,
-    choose_n_threads,
+    logits, target, out, bint with_grad, weight, sample_weight, grad_output, tuple given, n_threads,
+    Py_ssize_t serial_size, choose_n_threads,
 ):
     """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
 
-    Ordinary is what could break no rule: aligned arrays in C order and native byte order, matrices of logits' types and
-    vectors of int64, all options, ignore_index the first, at their defaults. Return the mean loss, or loss and
-    gradient. Problems of less than `serial_size` numbers are left to one thread, for others `choose_n_threads` says
-    how many.
+    Ordinary is what can break no rule and needs no conversion: aligned arrays in C order and native byte order, a
+    matrix of logits and vectors of int64 and of weights, with any valid options. Return the mean loss or the sum, or
+    loss and gradient. Problems of less than `serial_size` numbers are left to one thread, for others
+    `choose_n_threads` says how many.
     """
     cdef Task task
-    cdef Vector none
+    cdef Options options
+    cdef Vector class_weight, row_weight
     cdef double normalizer = 0
     cdef double loss
     cdef float loss_float
     cdef int arithmetic
-    cdef const int64_t* y
     cdef Py_ssize_t n_rows, n_classes, bad
     cdef int team = 1
-    cdef int64_t ignore_index = defaults[0]
-    if not (is_ordinary(logits, 2) and are_logits(logits)
-            and is_ordinary(target, 1) and cnp.PyArray_TYPE(target) == cnp.NPY_INT64):
+    if not is_ordinary_call(logits, target, out, weight, sample_weight) or not read_options(
+            given, grad_output, &options):
         return None
-    if not (0 < cnp.PyArray_SIZE(logits) and cnp.PyArray_DIM(target, 0) == cnp.PyArray_DIM(logits, 0)):
+    if not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
         return None
-    if out is not None and not (
-            is_ordinary(out, 2) and cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(logits)
-            and cnp.PyArray_DIM(out, 0) == cnp.PyArray_DIM(logits, 0)
-            and cnp.PyArray_DIM(out, 1) == cnp.PyArray_DIM(logits, 1)
-            and not share_bytes(out, target) and (out is logits or not share_bytes(out, logits))):
-        return None
-    if not are_defaults(options, defaults) or not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
-        return None
-    set_vector(&none, None)
-    y = <const int64_t*>cnp.PyArray_DATA(target)
     n_rows = cnp.PyArray_DIM(logits, 0)
     n_classes = cnp.PyArray_DIM(logits, 1)
     if n_rows * n_classes >= serial_size:
         team = choose_n_threads(n_threads, n_rows * n_classes)
-    bad = scan_targets(y, n_rows, ignore_index, n_classes, &none, &none, team, &normalizer)
-    if bad >= 0 or normalizer == 0:
+    set_vector(&class_weight, weight)
+    set_vector(&row_weight, sample_weight)
+    bad = scan_targets(
+        <const int64_t*>cnp.PyArray_DATA(target), n_rows, options.ignore_index, n_classes, &class_weight, &row_weight,
+        team, &normalizer)
+    if bad >= 0 or (options.is_mean and normalizer == 0):
         return None
     if with_grad and out is None:
         out = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits), 0)
     describe(&task, logits, target, None, out, None)
-    task.ignore_index = ignore_index
-    task.factor = 1 / normalizer
-    loss = dispatch(&task, <int>cnp.PyArray_ITEMSIZE(logits), team) / normalizer
+    task.weight = class_weight.data
+    task.weight_sum = n_classes if weight is None else sum_vector(&class_weight, n_classes)
+    task.sample_weight = row_weight
+    task.ignore_index = options.ignore_index
+    task.label_smoothing = options.label_smoothing
+    task.z_loss = options.z_loss
+    task.logit_scale = options.logit_scale
+    task.softcap = options.softcap
+    task.factor = options.grad_output / normalizer if options.is_mean else options.grad_output
+    choose_sums(&task)
+    loss = dispatch(&task, <int>cnp.PyArray_ITEMSIZE(logits), team)
+    if options.is_mean:
+        loss /= normalizer
     loss_float = <float>loss
     arithmetic = arithmetic_of(logits)
     result = PyArray_Scalar(

@@ -44,9 +44,11 @@ def solve_ordinary(
     target: object,
     out: object,
     with_grad: bool,
-    options: tuple[object, ...],
+    weight: object,
+    sample_weight: object,
+    grad_output: object,
+    given: tuple[object, ...],
     n_threads: object,
-    defaults: tuple[object, ...],
     serial_size: int,
     choose_n_threads: Callable[[int | None, int], int],
 ) -> Any: ...
