@@ -6,9 +6,9 @@ Design
    added to each other before they are added to the sums, as everywhere (see `_tiles`).
 2. Between their exponentials and the sums the vectors stay in registers, where these have names: else the sums read
    what had just been stored, which took a third of the loop's time.
-3. AVX-512 looks numbers up in a register: e^x = 2^n (1 + fraction) with n in sixteenths and a fraction so small that
-   half of the polynomial of `_math` does, which took 0.8 of the time. AVX2 has 8 floats to a register: eighths took
-   1.1 times as long as the polynomial.
+3. Numbers are looked up in a register: e^x = 2^n (1 + fraction) with n in sixteenths, with AVX2 in quarters, and a
+   fraction so small that half of the polynomial of `_math` does, which took 0.8 and 0.9 of the time. Eighths with AVX2
+   took 1.1 times as long as the polynomial: only within 4 floats does it look numbers up in one instruction.
 """
 from fastce._cpu._math cimport exp, exp_unit, real
 from fastce._cpu._prefetch cimport prefetch  # for its macro
@@ -19,44 +19,58 @@ cdef extern from *:
     #if FASTCE_HAS_REGISTERS
     /* e^x * 2^32 for FASTCE_EXP_FLOOR <= x <= 1, within 2 ulp; NaN gives NaN. */
     static CYTHON_INLINE fastce_floats fastce_exp_in_range(fastce_floats x) {
-        fastce_floats sum, n, r, p, power;
+        /* The bits of 2^(32 + j/16) or 2^(32 + j/4), less what j adds when n is shifted into the exponent's place; the
+           numbers whose sum's low bits count such fractions; and (e^r - 1 - r) / r^2. Errors: 4.7e-9 and 1.1e-8. */
     #if FASTCE_WIDTH == 16
-        /* The bits of 2^(32 + j/16), less what j adds when n is shifted into the exponent's place. */
         const fastce_ints powers = _mm512_setr_epi32(
             0x4F800000, 0x4F7DAAC3, 0x4F7B95C2, 0x4F79C3D3, 0x4F7837F0, 0x4F76F532, 0x4F75FED7, 0x4F75583F,
             0x4F7504F3, 0x4F7508A4, 0x4F75672A, 0x4F76248C, 0x4F7744FD, 0x4F78CCDF, 0x4F7AC0C7, 0x4F7D257D);
-        const fastce_floats magic = fastce_fill(786432.0f); /* 1.5 * 2^19: the low bits of the sum count sixteenths */
-        fastce_ints bits;
-        sum = FASTCE_V(fmadd_ps)(x, fastce_fill(1.4426950408889634f), magic);
-        bits = _mm512_castps_si512(sum);
-        bits = _mm512_add_epi32(_mm512_permutexvar_epi32(bits, powers), _mm512_slli_epi32(bits, 19));
-        power = _mm512_castsi512_ps(bits);
+        const fastce_floats magic = fastce_fill(786432.0f); /* 1.5 * 2^19 */
+        const int shift = 19;
     #else
-        const fastce_floats magic = fastce_fill(12583071.0f); /* as in `_math` */
-        sum = FASTCE_V(fmadd_ps)(x, fastce_fill(1.4426950408889634f), magic);
-        power = _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(sum), 23));
+        const fastce_ints powers = _mm256_setr_epi32(
+            0x4F800000, 0x4F7837F0, 0x4F7504F3, 0x4F7744FD, 0x4F800000, 0x4F7837F0, 0x4F7504F3, 0x4F7744FD);
+        const fastce_floats magic = fastce_fill(3145728.0f); /* 1.5 * 2^21 */
+        const int shift = 21;
     #endif
-        n = FASTCE_V(sub_ps)(sum, magic);
-        r = FASTCE_V(fnmadd_ps)(n, fastce_fill(0.6931471805599453f), x);
+        fastce_floats sum = FASTCE_V(fmadd_ps)(x, fastce_fill(1.4426950408889634f), magic);
+        fastce_floats n = FASTCE_V(sub_ps)(sum, magic);
+        fastce_floats r = FASTCE_V(fnmadd_ps)(n, fastce_fill(0.6931471805599453f), x);
+        fastce_ints bits = fastce_bits(sum);
+        fastce_floats power = fastce_floats_of(FASTCE_V(add_epi32)(
+            fastce_look_up(powers, bits), FASTCE_V(slli_epi32)(bits, shift)));
     #if FASTCE_WIDTH == 16
-        /* error of 1 + fraction: 4.6e-9 */
-        p = FASTCE_V(fmadd_ps)(fastce_fill(0.16666862360138368816f), r, fastce_fill(0.50000978469546839687f));
+        fastce_floats p = FASTCE_V(fmadd_ps)(
+            fastce_fill(0.16666862360138368816f), r, fastce_fill(0.50000978469546839687f));
     #else
-        p = FASTCE_V(fmadd_ps)(fastce_fill(FASTCE_EXP_4), r, fastce_fill(FASTCE_EXP_3));
-        p = FASTCE_V(fmadd_ps)(p, r, fastce_fill(FASTCE_EXP_2));
-        p = FASTCE_V(fmadd_ps)(p, r, fastce_fill(FASTCE_EXP_1));
-        p = FASTCE_V(fmadd_ps)(p, r, fastce_fill(FASTCE_EXP_0));
+        fastce_floats p = FASTCE_V(fmadd_ps)(
+            fastce_fill(0.041674488890576340227f), r, fastce_fill(0.16671360158338996951f));
+        p = FASTCE_V(fmadd_ps)(p, r, fastce_fill(0.5f));
     #endif
         p = FASTCE_V(fmadd_ps)(p, FASTCE_V(mul_ps)(r, r), r);
         return FASTCE_V(fmadd_ps)(p, power, power);
     }
     /* Likewise for all x <= 1; -inf gives 0. */
+    #if FASTCE_WIDTH == 16 /* the mask costs nothing: the last instruction takes it */
     static CYTHON_INLINE fastce_floats fastce_exp(fastce_floats x) {
-        return fastce_zero_if_less(x, fastce_fill(FASTCE_EXP_FLOOR), fastce_exp_in_range(x));
+        __mmask16 is_in_range = _mm512_cmp_ps_mask(x, fastce_fill(FASTCE_EXP_FLOOR), _CMP_NLT_UQ);
+        return _mm512_maskz_mov_ps(is_in_range, fastce_exp_in_range(x));
     }
+    #else /* max keeps NaN */
+    static CYTHON_INLINE fastce_floats fastce_exp(fastce_floats x) {
+        return fastce_exp_in_range(_mm256_max_ps(fastce_fill(FASTCE_EXP_FLOOR), x));
+    }
+    #endif
     /* Likewise, but 0 where y is k. */
     static CYTHON_INLINE fastce_floats fastce_exp_of_other(fastce_floats x, fastce_ints y, int32_t k) {
-        return fastce_zero_if_less_or_target(x, fastce_fill(FASTCE_EXP_FLOOR), y, k, fastce_exp_in_range(x));
+    #if FASTCE_WIDTH == 16
+        __mmask16 is_other = _mm512_cmpneq_epi32_mask(y, _mm512_set1_epi32(k));
+        is_other = _mm512_mask_cmp_ps_mask(is_other, x, fastce_fill(FASTCE_EXP_FLOOR), _CMP_NLT_UQ);
+        return _mm512_maskz_mov_ps(is_other, fastce_exp_in_range(x));
+    #else
+        __m256i is_target = _mm256_cmpeq_epi32(y, _mm256_set1_epi32(k));
+        return _mm256_andnot_ps(_mm256_castsi256_ps(is_target), fastce_exp(x));
+    #endif
     }
     static CYTHON_INLINE fastce_floats fastce_exp_of(fastce_floats x, fastce_floats top, float scale) {
         fastce_floats d = FASTCE_V(sub_ps)(x, top);

@@ -20,21 +20,10 @@ cdef extern from *:
     #else
     #define FASTCE_HAS_FMA 0
     #endif
-    /* (e^r - 1 - r) / r^2 for |r| <= ln(2)/2 in float; error of e^r: 8e-9. In C, where `_exp_tile` needs it too. */
-    #define FASTCE_EXP_4 0.0013926183587713494542f
-    #define FASTCE_EXP_3 0.0083631790527225773704f
-    #define FASTCE_EXP_2 0.041666554617204574203f
-    #define FASTCE_EXP_1 0.16666576989698775683f
-    #define FASTCE_EXP_0 0.5f
-    /* Below it, e^x is less than half of the smallest subnormal. */
-    #define FASTCE_EXP_FLOOR -104.5f
+    /* -159 log(2): the power of two comes out as 0, and e^x is less than half of the smallest subnormal. */
+    #define FASTCE_EXP_FLOOR -110.21040f
     """
     const bint HAS_FMA "FASTCE_HAS_FMA"
-    const float EXP_4 "FASTCE_EXP_4"
-    const float EXP_3 "FASTCE_EXP_3"
-    const float EXP_2 "FASTCE_EXP_2"
-    const float EXP_1 "FASTCE_EXP_1"
-    const float EXP_0 "FASTCE_EXP_0"
     const float EXP_FLOOR "FASTCE_EXP_FLOOR"
 
 ctypedef fused real:
@@ -75,7 +64,7 @@ cdef inline real exp_unit(real like) noexcept nogil:
 
 
 cdef inline real exp_floor(real like) noexcept nogil:
-    """Return an argument below which e^x is less than half of the smallest subnormal."""
+    """Return an argument from which on downwards e^x is less than half of the smallest subnormal."""
     if real is float:
         return EXP_FLOOR
     else:
@@ -96,7 +85,12 @@ cdef inline void split_exp(real x, real* power, real* fraction) noexcept nogil:
         else:
             # ln 2 in two parts; the first has 11 bits, so that its product with n is exact.
             r = (x - n * <float>0.693359375) - n * <float>-0.00021219444005469058
-        p = (((EXP_4 * r + EXP_3) * r + EXP_2) * r + EXP_1) * r + EXP_0
+        # error of 1 + fraction: 8e-9
+        p = <float>0.0013926183587713494542
+        p = p * r + <float>0.0083631790527225773704
+        p = p * r + <float>0.041666554617204574203
+        p = p * r + <float>0.16666576989698775683
+        p = p * r + <float>0.5
     else:
         # 1.5 * 2^52 + 1023 + 64
         n = x * 1.4426950408889634 + 6755399441056831.0

@@ -50,16 +50,7 @@ cdef extern from *:
         __m512i words = _mm512_castsi256_si512(_mm256_loadu_si256((const __m256i*)source));
         return _mm512_castsi512_ps(_mm512_maskz_permutexvar_epi16(0xAAAAAAAA, place, words));
     }
-    /* 0 where x is less than the bound, else e */
-    static CYTHON_INLINE fastce_floats fastce_zero_if_less(fastce_floats x, fastce_floats bound, fastce_floats e) {
-        return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, bound, _CMP_NLT_UQ), e);
-    }
-    /* likewise, or y is k */
-    static CYTHON_INLINE fastce_floats fastce_zero_if_less_or_target(
-            fastce_floats x, fastce_floats bound, fastce_ints y, int32_t k, fastce_floats e) {
-        __mmask16 is_other = _mm512_cmpneq_epi32_mask(y, _mm512_set1_epi32(k));
-        return _mm512_maskz_mov_ps(_mm512_mask_cmp_ps_mask(is_other, x, bound, _CMP_NLT_UQ), e);
-    }
+    /* 0 where e is one, else e */
     static CYTHON_INLINE fastce_floats fastce_zero_if_equal(fastce_floats e, fastce_floats one) {
         return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(e, one, _CMP_NEQ_UQ), e);
     }
@@ -72,6 +63,12 @@ cdef extern from *:
         const fastce_ints lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
         return _mm512_mask_mov_ps(x, _mm512_cmplt_epi32_mask(lanes, _mm512_set1_epi32(first - lane)), other);
     }
+    static CYTHON_INLINE fastce_ints fastce_bits(fastce_floats x) { return _mm512_castps_si512(x); }
+    static CYTHON_INLINE fastce_floats fastce_floats_of(fastce_ints bits) { return _mm512_castsi512_ps(bits); }
+    /* Of 16 numbers those that the low 4 bits count. */
+    static CYTHON_INLINE fastce_ints fastce_look_up(fastce_ints table, fastce_ints k) {
+        return _mm512_permutexvar_epi32(k, table);
+    }
     static CYTHON_INLINE fastce_floats fastce_gather(const float* source, fastce_ints place) {
         return _mm512_i32gather_ps(place, source, 4);
     }
@@ -83,14 +80,6 @@ cdef extern from *:
         __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i*)source));
         return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
     }
-    static CYTHON_INLINE fastce_floats fastce_zero_if_less(fastce_floats x, fastce_floats bound, fastce_floats e) {
-        return _mm256_and_ps(_mm256_cmp_ps(x, bound, _CMP_NLT_UQ), e);
-    }
-    static CYTHON_INLINE fastce_floats fastce_zero_if_less_or_target(
-            fastce_floats x, fastce_floats bound, fastce_ints y, int32_t k, fastce_floats e) {
-        __m256 is_target = _mm256_castsi256_ps(_mm256_cmpeq_epi32(y, _mm256_set1_epi32(k)));
-        return _mm256_andnot_ps(is_target, fastce_zero_if_less(x, bound, e));
-    }
     static CYTHON_INLINE fastce_floats fastce_zero_if_equal(fastce_floats e, fastce_floats one) {
         return _mm256_and_ps(_mm256_cmp_ps(e, one, _CMP_NEQ_UQ), e);
     }
@@ -101,6 +90,12 @@ cdef extern from *:
         const fastce_ints lanes = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
         const fastce_ints before = _mm256_cmpgt_epi32(_mm256_set1_epi32(first - lane), lanes);
         return _mm256_blendv_ps(x, other, _mm256_castsi256_ps(before));
+    }
+    static CYTHON_INLINE fastce_ints fastce_bits(fastce_floats x) { return _mm256_castps_si256(x); }
+    static CYTHON_INLINE fastce_floats fastce_floats_of(fastce_ints bits) { return _mm256_castsi256_ps(bits); }
+    /* Of 4 numbers, given twice, those that the low 2 bits count. */
+    static CYTHON_INLINE fastce_ints fastce_look_up(fastce_ints table, fastce_ints k) {
+        return _mm256_castps_si256(_mm256_permutevar_ps(_mm256_castsi256_ps(table), k));
     }
     static CYTHON_INLINE fastce_floats fastce_gather(const float* source, fastce_ints place) {
         return _mm256_i32gather_ps(source, place, 4);
