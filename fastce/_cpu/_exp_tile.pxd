@@ -50,28 +50,26 @@ cdef extern from *:
         p = FASTCE_V(fmadd_ps)(p, FASTCE_V(mul_ps)(r, r), r);
         return FASTCE_V(fmadd_ps)(p, power, power);
     }
-    /* Likewise for all x <= 1; -inf gives 0. */
-    #if FASTCE_WIDTH == 16 /* the mask costs nothing: the last instruction takes it */
+    /* fastce_exp: likewise for all x <= 1; -inf gives 0. fastce_exp_of_other: likewise, but 0 where y is k. */
+    #if FASTCE_WIDTH == 16 /* masks cost nothing: the last instruction takes them */
     static CYTHON_INLINE fastce_floats fastce_exp(fastce_floats x) {
         __mmask16 is_in_range = _mm512_cmp_ps_mask(x, fastce_fill(FASTCE_EXP_FLOOR), _CMP_NLT_UQ);
         return _mm512_maskz_mov_ps(is_in_range, fastce_exp_in_range(x));
     }
-    #else /* max keeps NaN */
-    static CYTHON_INLINE fastce_floats fastce_exp(fastce_floats x) {
-        return fastce_exp_in_range(_mm256_max_ps(fastce_fill(FASTCE_EXP_FLOOR), x));
-    }
-    #endif
-    /* Likewise, but 0 where y is k. */
     static CYTHON_INLINE fastce_floats fastce_exp_of_other(fastce_floats x, fastce_ints y, int32_t k) {
-    #if FASTCE_WIDTH == 16
         __mmask16 is_other = _mm512_cmpneq_epi32_mask(y, _mm512_set1_epi32(k));
         is_other = _mm512_mask_cmp_ps_mask(is_other, x, fastce_fill(FASTCE_EXP_FLOOR), _CMP_NLT_UQ);
         return _mm512_maskz_mov_ps(is_other, fastce_exp_in_range(x));
-    #else
+    }
+    #else /* the power of the least argument is 0; max keeps NaN */
+    static CYTHON_INLINE fastce_floats fastce_exp(fastce_floats x) {
+        return fastce_exp_in_range(_mm256_max_ps(fastce_fill(FASTCE_EXP_FLOOR), x));
+    }
+    static CYTHON_INLINE fastce_floats fastce_exp_of_other(fastce_floats x, fastce_ints y, int32_t k) {
         __m256i is_target = _mm256_cmpeq_epi32(y, _mm256_set1_epi32(k));
         return _mm256_andnot_ps(_mm256_castsi256_ps(is_target), fastce_exp(x));
-    #endif
     }
+    #endif
     static CYTHON_INLINE fastce_floats fastce_exp_of(fastce_floats x, fastce_floats top, float scale) {
         fastce_floats d = FASTCE_V(sub_ps)(x, top);
         return fastce_exp(scale == 1 ? d : FASTCE_V(mul_ps)(fastce_fill(scale), d));
