@@ -55,8 +55,10 @@ PROGRAMS = {
     "_progress": set(),
     "boosting": set(),
     "torch": set(),
-    "sklearn": {"_sklearn_solvers"},
-    "_sklearn_solvers": set(),
+    "sklearn": {"_sklearn_loss", "_sklearn_objective", "_sklearn_solvers"},
+    "_sklearn_loss": set(),
+    "_sklearn_solvers": {"_sklearn_objective"},
+    "_sklearn_objective": set(),
 }
 
 

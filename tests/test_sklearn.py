@@ -33,7 +33,7 @@ from sklearn.linear_model._linear_loss import LinearModelLoss
 from sklearn.utils.estimator_checks import estimator_checks_generator
 
 import fastce.sklearn
-from fastce import _reference, _sklearn_solvers
+from fastce import _reference, _sklearn_objective
 from fastce.sklearn import HalfMultinomialLoss, LogisticRegression
 
 EXACT = ("lbfgs", "newton-cg")
@@ -202,8 +202,8 @@ def test_chunks_and_threads_change_rounding_only(rng, solver, sparse, monkeypatc
     sample_weight = rng.integers(0, 3, len(y))
     features = scipy.sparse.csr_array(X) if sparse else X
     whole = Exact(solver=solver).fit(features, y, sample_weight)
-    monkeypatch.setattr(_sklearn_solvers, "_CHUNK_ENTRIES", 60)
-    monkeypatch.setattr(_sklearn_solvers, "_LEAST_CHUNK_ROWS", 1)
+    monkeypatch.setattr(_sklearn_objective, "_CHUNK_ENTRIES", 60)
+    monkeypatch.setattr(_sklearn_objective, "_LEAST_CHUNK_ROWS", 1)
     for n_threads in (1, 3, None):
         model = Exact(solver=solver, n_threads=n_threads).fit(features, y, sample_weight)
         assert_same_fit(model, whole, X, sample_weight.sum())
