@@ -317,7 +317,7 @@ def test_partial_fit_learns_from_batches(rng, n_classes):
 
 def test_partial_fit_continues_what_fit_began(rng):
     X, y = make_data(rng, 3, n_rows=500)
-    model = LogisticRegression(max_iter=1000).fit(X, y)
+    model = LogisticRegression(max_iter=1000, random_state=0).fit(X, y)
     before = log_loss(model, X, y)
     model.partial_fit(X, y)
     assert abs(log_loss(model, X, y) - before) < 0.05
