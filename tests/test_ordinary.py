@@ -9,6 +9,7 @@ from cases import make_logits, make_target
 from fastce import _backend
 from fastce._options import DEFAULT_IGNORE_INDEX, Options
 
+DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
 SHAPES = [(32, 10), (1, 1), (1, 300), (64, 2), (3, 5), (5, 130), (3000, 10), (20, 5000)]
 OPTIONS = {
     "defaults": {},
@@ -19,6 +20,7 @@ OPTIONS = {
     "softcap": {"softcap": 5},
     "z_loss": {"z_loss": 1e-3, "label_smoothing": 0, "logit_scale": 1},
     "grad_output": {"grad_output": -2.5, "reduction": "sum"},
+    "none": {"reduction": "none", "z_loss": 0.01},
     "all": {
         "ignore_index": 1,
         "label_smoothing": 0.2,
@@ -52,6 +54,7 @@ def same(result, expected):
     """Tell whether loss and gradient have the same bits and types."""
     return (
         type(result[0]) is type(expected[0])
+        and result[0].dtype == expected[0].dtype
         and np.array_equal(result[0], expected[0], equal_nan=True)
         and result[1].dtype == expected[1].dtype
         and np.array_equal(result[1], expected[1])
@@ -61,18 +64,26 @@ def same(result, expected):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, ml_dtypes.bfloat16])
-def test_both_ways_give_the_same_bits(rng, isa, dtype, weighted, options, shape):
-    """Targets of 32 bits take the long way."""
-    logits, target = make_logits(rng, shape, dtype), make_target(rng, "index", shape)
-    target[-1] = shape[1] - 1
-    if shape[1] == 1:
-        options = {**options, "ignore_index": -1}  # for there must be a row
+@pytest.mark.parametrize("kind", ["index", "prob"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_both_ways_give_the_same_bits(rng, isa, dtype, kind, weighted, options, shape):
+    """A call that names the class axis takes the long way."""
+    logits, target = make_logits(rng, shape, dtype), make_target(rng, kind, shape)
     arguments = dict(options)
+    if kind == "prob":
+        target = target.astype(DTYPES[rng.integers(4)])
+        arguments.pop("ignore_index", None)
+    else:
+        target[-1] = shape[1] - 1
+        if shape[1] == 1:
+            arguments["ignore_index"] = -1  # for there must be a row
+    either = [np.float32, np.float64]
     if weighted:
         arguments["weight"] = rng.uniform(0.5, 2, shape[1]).astype(np.float64 if dtype is np.float64 else np.float32)
-        arguments["sample_weight"] = rng.uniform(0.5, 2, shape[0]).astype(rng.choice([np.float32, np.float64]))
-    expected = fastce.cross_entropy_with_grad(logits, target.astype(np.int32), **arguments)
+        arguments["sample_weight"] = rng.uniform(0.5, 2, shape[0]).astype(rng.choice(either))
+        if options.get("reduction") == "none":
+            arguments["grad_output"] = rng.standard_normal(shape[0]).astype(rng.choice(either))
+    expected = fastce.cross_entropy_with_grad(logits, target, axis=1, **arguments)
     apart, in_place = np.full_like(logits, np.nan), logits.copy()
     assert same(solve(logits, target, **arguments), expected)
     assert same(solve(logits, target, n_threads=3, **arguments), expected)
@@ -81,14 +92,17 @@ def test_both_ways_give_the_same_bits(rng, isa, dtype, weighted, options, shape)
     assert fastce.cross_entropy_with_grad(logits, target, out=apart, **arguments)[1] is apart
     assert same(fastce.cross_entropy_with_grad(in_place, target, out=in_place, **arguments), expected)
     arguments.pop("grad_output", None)
-    assert solve(logits, target, with_grad=False, **arguments) == expected[0]
-    assert fastce.cross_entropy(logits, target, **arguments) == expected[0]
+    alone = solve(logits, target, with_grad=False, **arguments)
+    assert same((alone, expected[1]), expected)
+    assert same((fastce.cross_entropy(logits, target, **arguments), expected[1]), expected)
 
 
 def test_only_ordinary_calls_take_the_short_way(rng, dtype):
     """Everything else is left to the checks, and nothing is written."""
     logits, target = make_logits(rng, (32, 10), dtype), make_target(rng, "index", (32, 10))
     assert solve(logits.copy(), target) is not None
+    prob = np.full((32, 10), 0.1, dtype)
+    assert solve(logits.copy(), prob) is not None
     wide = np.zeros((32, 11), dtype)
     aligned_wrongly = np.zeros(logits.nbytes + 1, np.uint8)[1:].view(dtype).reshape(32, 10)
     bad = target.copy()
@@ -116,7 +130,12 @@ def test_only_ordinary_calls_take_the_short_way(rng, dtype):
         "int32": (logits, target.astype(np.int32)),
         "too few targets": (logits, target[:31]),
         "strided targets": (logits, np.repeat(target, 2)[::2]),
-        "probabilities": (logits, np.full((32, 10), 0.1, dtype)),
+        "one-hot integers": (logits, np.eye(10, dtype=np.int64)[target]),
+        "too few probabilities": (logits, prob[:31]),
+        "too many probabilities": (logits, np.full((32, 11), 0.1, dtype)),
+        "strided probabilities": (logits, wide[:, :10]),
+        "other 16 bits of probabilities": (logits, prob.astype(np.float16).view(np.uint16)),
+        "probabilities in out": (logits, prob, prob),
         "no such class": (logits, bad),
         "negative class": (logits, target - 11),
         "all ignored": (logits, np.full(32, DEFAULT_IGNORE_INDEX)),
@@ -143,7 +162,9 @@ def test_only_ordinary_calls_take_the_short_way(rng, dtype):
         {"label_smoothing": True},
         {"label_smoothing": np.zeros(2)},
         {"label_smoothing": np.float32(0.5)},
-        {"reduction": "none"},
+        {"reduction": "none", "grad_output": 2.0},  # there must be one for each row
+        {"reduction": "none", "grad_output": np.ones(31)},
+        {"reduction": "none", "grad_output": np.ones(32, int)},
         {"reduction": "average"},
         {"reduction": None},
         {"on_empty": "one"},
@@ -189,15 +210,22 @@ def test_other_options_take_the_long_way(rng, changes):
     assert solve(logits, target, **changes) is None
 
 
+def test_probabilities_and_an_ignored_class_take_the_long_way(rng):
+    """Which refuses them together."""
+    logits, prob = make_logits(rng, (32, 10), np.float32), make_target(rng, "prob", (32, 10))
+    assert solve(logits, prob, ignore_index=DEFAULT_IGNORE_INDEX) is not None
+    assert solve(logits, prob, ignore_index=3) is None
+
+
 def test_weights_within_out_take_the_long_way(rng):
     """Which refuses them."""
     logits, target = make_logits(rng, (32, 10), np.float32), make_target(rng, "index", (32, 10))
     out = rng.random((32, 10), np.float32)
     kept = out.copy()
-    for name, n in (("weight", 10), ("sample_weight", 32)):
-        weights = {name: out.reshape(-1)[-n:]}
-        assert solve(logits, target, **weights) is not None
-        assert solve(logits, target, out, **weights) is None
+    for name, n in (("weight", 10), ("sample_weight", 32), ("grad_output", 32)):
+        options = {name: out.reshape(-1)[-n:], "reduction": "none"}
+        assert solve(logits, target, **options) is not None
+        assert solve(logits, target, out, **options) is None
         with pytest.raises(ValueError, match=f"overlap with {name}"):
-            fastce.cross_entropy_with_grad(logits, target, out=out, **weights)
+            fastce.cross_entropy_with_grad(logits, target, out=out, **options)
         assert np.array_equal(out, kept)

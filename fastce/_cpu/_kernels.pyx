@@ -18,7 +18,7 @@ from fastce._cpu._math cimport real
 from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
 )
-from fastce._cpu._ordinary cimport Options, is_ordinary_call, read_options
+from fastce._cpu._ordinary cimport NO_CLASS_IGNORED, Options, is_ordinary_call, read_options
 from fastce._cpu._plain_columns cimport process_plain
 from fastce._cpu._rows cimport block_bytes, process_rows, row_group
 from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector
@@ -182,7 +182,7 @@ def run(
     cnp.ndarray logits not None, cnp.ndarray target=None, cnp.ndarray prob=None, cnp.ndarray out=None, *,
     cnp.ndarray weight=None, cnp.ndarray sample_weight=None, cnp.ndarray grad_output=None,
     cnp.ndarray loss=None, cnp.ndarray lse=None, cnp.ndarray log_prob=None, cnp.ndarray entropy=None,
-    cnp.ndarray argmax=None, bint log_softmax=False, bint normalized=False, int64_t ignore_index=-100,
+    cnp.ndarray argmax=None, bint log_softmax=False, bint normalized=False, int64_t ignore_index=NO_CLASS_IGNORED,
     double label_smoothing=0.0, double z_loss=0.0, double logit_scale=1.0, double softcap=0.0,
     double weight_sum=0.0, double factor=1.0, int n_threads=1, cnp.ndarray v=None, cnp.ndarray hess=None,
     tuple curvature=(1.0, 1.0, True, False, 0.0),
@@ -233,21 +233,22 @@ def solve_ordinary(
     """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
 
     Ordinary is what can break no rule and needs no conversion: aligned arrays in C order and native byte order, a
-    matrix of logits and vectors of int64 and of weights, with any valid options. Return the mean loss or the sum, or
-    loss and gradient. Problems of less than `serial_size` numbers are left to one thread, for others
+    matrix of logits, a vector of int64 or class probabilities, and vectors of weights, with any valid options. Return
+    the loss, or loss and gradient. Problems of less than `serial_size` numbers are left to one thread, for others
     `choose_n_threads` says how many.
     """
     cdef Task task
     cdef Options options
-    cdef Vector class_weight, row_weight
+    cdef Vector class_weight, row_weight, upstream
     cdef double normalizer = 0
     cdef double loss
     cdef float loss_float
+    cdef bint has_classes
     cdef int arithmetic
     cdef Py_ssize_t n_rows, n_classes, bad
     cdef int team = 1
-    if not is_ordinary_call(logits, target, out, weight, sample_weight) or not read_options(
-            given, grad_output, &options):
+    if not read_options(given, grad_output, &options) or not is_ordinary_call(
+            logits, target, out, weight, sample_weight, grad_output, &options):
         return None
     if not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
         return None
@@ -257,29 +258,43 @@ def solve_ordinary(
         team = choose_n_threads(n_threads, n_rows * n_classes)
     set_vector(&class_weight, weight)
     set_vector(&row_weight, sample_weight)
-    bad = scan_targets(
-        <const int64_t*>cnp.PyArray_DATA(target), n_rows, options.ignore_index, n_classes, &class_weight, &row_weight,
-        team, &normalizer)
-    if bad >= 0 or (options.is_mean and normalizer == 0):
+    set_vector(&upstream, grad_output if options.is_per_row else None)
+    has_classes = cnp.PyArray_NDIM(target) == 1
+    if has_classes:
+        bad = scan_targets(
+            <const int64_t*>cnp.PyArray_DATA(target), n_rows, options.ignore_index, n_classes, &class_weight,
+            &row_weight, team, &normalizer)
+        if bad >= 0:
+            return None
+    else:
+        normalizer = n_rows if sample_weight is None else sum_vector(&row_weight, n_rows)
+    if options.is_mean and normalizer == 0:
         return None
     if with_grad and out is None:
         out = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits), 0)
-    describe(&task, logits, target, None, out, None)
+    arithmetic = arithmetic_of(logits)
+    describe(&task, logits, target if has_classes else None, None if has_classes else target, out, None)
+    if options.is_per_row:
+        losses = cnp.PyArray_EMPTY(1, cnp.PyArray_DIMS(logits), arithmetic, 0)
+        task.loss = cnp.PyArray_DATA(losses)
     task.weight = class_weight.data
     task.weight_sum = n_classes if weight is None else sum_vector(&class_weight, n_classes)
     task.sample_weight = row_weight
+    task.grad_output = upstream
     task.ignore_index = options.ignore_index
     task.label_smoothing = options.label_smoothing
     task.z_loss = options.z_loss
     task.logit_scale = options.logit_scale
     task.softcap = options.softcap
     task.factor = options.grad_output / normalizer if options.is_mean else options.grad_output
+    task.find_peak = not has_classes and with_grad
     choose_sums(&task)
     loss = dispatch(&task, <int>cnp.PyArray_ITEMSIZE(logits), team)
+    if options.is_per_row:
+        return (losses, out) if with_grad else losses
     if options.is_mean:
         loss /= normalizer
     loss_float = <float>loss
-    arithmetic = arithmetic_of(logits)
     result = PyArray_Scalar(
         <void*>&loss if arithmetic == cnp.NPY_FLOAT64 else <void*>&loss_float, cnp.PyArray_DescrFromType(arithmetic),
         None)
