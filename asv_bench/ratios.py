@@ -44,13 +44,16 @@ MAP = [
     Case("4096x32000", "bfloat16"),
     Case("4096x32000", "float16"),
     Case("32x10"),
+    Case("32x10", option="losses"),
+    Case("32x10", option="probabilities"),
 ]
 
 
 def title(case):
     """Return the problem's name."""
     order = " Fortran" if case.layout == "F" else ""
-    return f"{case.shape.replace('x', ' x ')} {case.dtype}{order}"
+    option = f", {case.option}" if case.option != "plain" else ""
+    return f"{case.shape.replace('x', ' x ')} {case.dtype}{order}{option}"
 
 
 def print_table(isas, n_threads, rounds, table=TABLE, columns=COLUMNS):

@@ -4,6 +4,7 @@ import importlib
 import inspect
 import pkgutil
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -87,6 +88,25 @@ def test_timed_calls_meet_fresh_logits_and_the_instruction_set_asked_for(benchma
     medians = measure.median_seconds([case.floor, case], rounds=3)
     assert list(medians) == [case.floor, case]
     assert seen == [case.floor.isa, case.isa] * 4  # three rounds after the one that warms up
+
+
+WAKE = """
+import os
+from benchmarks.measure import wake_threads
+
+before = len(os.listdir("/proc/self/task"))
+wake_threads(3)
+print(1 + len(os.listdir("/proc/self/task")) - before)
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists a process's threads")
+def test_threads_are_awake_when_time_is_taken(benchmarks):
+    if not fastce.show_config(mode="dicts")["build"]["openmp"]:
+        pytest.skip("built without OpenMP")
+    command = [sys.executable, "-c", WAKE]
+    done = subprocess.run(command, cwd=FOLDER, capture_output=True, text=True, timeout=60, check=False)
+    assert done.stdout.strip() == "3", done.stderr
 
 
 def test_the_error_in_ulp_sees_a_unit_of_the_last_place(benchmarks, monkeypatch, dtype):

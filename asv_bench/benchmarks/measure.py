@@ -18,14 +18,15 @@ from .problems import make_arguments, make_logits
 SAMPLE_SECONDS = 1e-3  # shorter ones are lost in the scheduler's noise
 ROUNDS = 11
 
-# Rows enough for a team of threads, and not for more than a moment of work.
-_SMALL_LOGITS = np.zeros((128, 16), np.float32)
-_SMALL_TARGET = np.zeros(128, np.int64)
+_ROWS_PER_THREAD = 64  # enough to be a thread's share, and a moment's work
+_SMALL_LOGITS = np.zeros((64 * _ROWS_PER_THREAD, 16), np.float32)
+_SMALL_TARGET = np.zeros(len(_SMALL_LOGITS), np.int64)
 
 
 def wake_threads(n_threads):
     """Start or wake the threads: they sleep while logits are filled; a real training loop finds them awake."""
-    fastce.cross_entropy(_SMALL_LOGITS, _SMALL_TARGET, n_threads=n_threads)
+    n_rows = n_threads * _ROWS_PER_THREAD
+    fastce.cross_entropy(_SMALL_LOGITS[:n_rows], _SMALL_TARGET[:n_rows], n_threads=n_threads)
 
 
 def make_call(case, logits):

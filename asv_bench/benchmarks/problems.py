@@ -37,6 +37,7 @@ OPTIONS = {
     "four": ("weight", "sample_weight", "label_smoothing", "z_loss"),
     "probabilities": ("target",),
     "softcap": ("softcap",),
+    "losses": ("reduction",),
     "stats": ("return_stats",),
 }
 # All, not this build's: asv compares machines only where they have the same parameters.
@@ -121,6 +122,7 @@ def make_arguments(option, shape, dtype, layout):
         "z_loss": lambda: 1e-4,
         "target": lambda: fill(abs(random_numbers(dtype)), shape, layout),  # nobody asks that they sum to one
         "softcap": lambda: 30.0,
+        "reduction": lambda: "none",
         "return_stats": lambda: True,
     }
     arguments = {name: values[name]() for name in OPTIONS[option]}

@@ -234,8 +234,8 @@ def solve_ordinary(
 
     Ordinary is what can break no rule and needs no conversion: aligned arrays in C order and native byte order, a
     matrix of logits, a vector of int64 or class probabilities, and vectors of weights, with any valid options. Return
-    the loss, or loss and gradient. Problems of less than `serial_size` numbers are left to one thread, for others
-    `choose_n_threads` says how many.
+    the loss, or loss and gradient. Without `n_threads`, problems of less than `serial_size` numbers are left to one
+    thread; otherwise `choose_n_threads` says how many.
     """
     cdef Task task
     cdef Options options
@@ -254,7 +254,7 @@ def solve_ordinary(
         return None
     n_rows = cnp.PyArray_DIM(logits, 0)
     n_classes = cnp.PyArray_DIM(logits, 1)
-    if n_rows * n_classes >= serial_size:
+    if n_threads is not None or n_rows * n_classes >= serial_size:
         team = choose_n_threads(n_threads, n_rows * n_classes)
     set_vector(&class_weight, weight)
     set_vector(&row_weight, sample_weight)
