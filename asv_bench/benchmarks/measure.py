@@ -19,14 +19,12 @@ SAMPLE_SECONDS = 1e-3  # shorter ones are lost in the scheduler's noise
 ROUNDS = 11
 
 _ROWS_PER_THREAD = 64  # enough to be a thread's share, and a moment's work
-_SMALL_LOGITS = np.zeros((64 * _ROWS_PER_THREAD, 16), np.float32)
-_SMALL_TARGET = np.zeros(len(_SMALL_LOGITS), np.int64)
 
 
 def wake_threads(n_threads):
     """Start or wake the threads: they sleep while logits are filled; a real training loop finds them awake."""
     n_rows = n_threads * _ROWS_PER_THREAD
-    fastce.cross_entropy(_SMALL_LOGITS[:n_rows], _SMALL_TARGET[:n_rows], n_threads=n_threads)
+    fastce.cross_entropy(np.zeros((n_rows, 16), np.float32), np.zeros(n_rows, np.int64), n_threads=n_threads)
 
 
 def make_call(case, logits):
