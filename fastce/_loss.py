@@ -107,13 +107,12 @@ def cross_entropy(
     >>> print(f"{fastce.cross_entropy(np.float32([60, 0]), 0):.4e}")  # log1p(e**-60)
     8.7565e-27
     """
-    if axis is None:
-        options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-        ordinary: Loss | None = solve_ordinary(
-            logits, target, None, False, weight, sample_weight, None, options, n_threads
-        )
-        if ordinary is not None:
-            return ordinary
+    options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+    ordinary: Loss | None = solve_ordinary(
+        logits, target, None, axis, False, weight, sample_weight, None, options, n_threads
+    )
+    if ordinary is not None:
+        return ordinary
     problem, _ = check_problem(
         logits,
         target,
@@ -228,10 +227,10 @@ def cross_entropy_with_grad(
     [[-0.1065  0.0533  0.0533]
      [ 0.0226  0.4547 -0.4774]]
     """
-    if axis is None and not return_stats:
+    if not return_stats:
         options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
         ordinary: tuple[Loss, NDArray[Any]] | None = solve_ordinary(
-            logits, target, out, True, weight, sample_weight, grad_output, options, n_threads
+            logits, target, out, axis, True, weight, sample_weight, grad_output, options, n_threads
         )
         if ordinary is not None:
             return ordinary

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 import fastce
-from cases import make_logits, make_target
-from fastce import _backend
+from cases import class_axis, make_logits, make_target, row_shape
+from fastce import _backend, _loss
 from fastce._options import DEFAULT_IGNORE_INDEX, Options
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
@@ -36,6 +36,7 @@ def solve(
     logits,
     target,
     out=None,
+    axis=None,
     weight=None,
     sample_weight=None,
     grad_output=None,
@@ -46,8 +47,15 @@ def solve(
     """Try the short way."""
     options = tuple(Options(**changes))[:-1]
     return _backend.solve_ordinary(
-        logits, target, out, with_grad, weight, sample_weight, grad_output, options, n_threads
+        logits, target, out, axis, with_grad, weight, sample_weight, grad_output, options, n_threads
     )
+
+
+def solve_long(*arguments, **options):
+    """Take the long way."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(_loss, "solve_ordinary", lambda *_: None)
+        return fastce.cross_entropy_with_grad(*arguments, **options)
 
 
 def same(result, expected):
@@ -61,40 +69,97 @@ def same(result, expected):
     )
 
 
+def check_both_ways(logits, target, **arguments):
+    """Compare types and bits: apart, in place, in any order, with threads, and without the gradient."""
+    expected = solve_long(logits, target, **arguments)
+    in_place, in_c = logits.copy("K"), np.full(logits.shape, np.nan, logits.dtype)
+    in_fortran = np.asfortranarray(in_c)
+    assert same(solve(logits, target, **arguments), expected)
+    assert same(solve(logits, target, n_threads=3, **arguments), expected)
+    loss, grad = fastce.cross_entropy_with_grad(logits, target, **arguments)
+    assert same((loss, grad), expected)
+    assert grad.strides == expected[1].strides
+    for out in (in_c, in_fortran, in_place):
+        taken = in_place if out is in_place else logits
+        assert same(solve(taken, target, out, **arguments), expected)
+    assert fastce.cross_entropy_with_grad(logits, target, out=in_c, **arguments)[1] is in_c
+    arguments.pop("grad_output", None)
+    alone = solve(logits, target, with_grad=False, **arguments)
+    assert same((alone, expected[1]), expected)
+    assert same((fastce.cross_entropy(logits, target, **arguments), expected[1]), expected)
+
+
+def make_call(rng, shape, axis, dtype, kind, weighted, options):
+    """Return logits, a target and options that go with them."""
+    logits, target = make_logits(rng, shape, dtype), make_target(rng, kind, shape, axis)
+    n_classes, rows = shape[class_axis(shape, axis)], row_shape(shape, axis)
+    arguments = dict(options)
+    if kind == "prob":
+        target = target.astype(DTYPES[rng.integers(4)])
+        arguments.pop("ignore_index", None)
+    else:
+        target[..., -1] = n_classes - 1
+        if n_classes == 1:
+            arguments["ignore_index"] = -1  # for there must be a row
+    either = [np.float32, np.float64]
+    if weighted:
+        arguments["weight"] = rng.uniform(0.5, 2, n_classes).astype(np.float64 if dtype is np.float64 else np.float32)
+        arguments["sample_weight"] = rng.uniform(0.5, 2, rows).astype(rng.choice(either))
+        if options.get("reduction") == "none":
+            arguments["grad_output"] = rng.standard_normal(rows).astype(rng.choice(either))
+    return logits, target, arguments
+
+
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("kind", ["index", "prob"])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_both_ways_give_the_same_bits(rng, isa, dtype, kind, weighted, options, shape):
-    """A call that names the class axis takes the long way."""
-    logits, target = make_logits(rng, shape, dtype), make_target(rng, kind, shape)
-    arguments = dict(options)
+    logits, target, arguments = make_call(rng, shape, None, dtype, kind, weighted, options)
+    check_both_ways(logits, target, **arguments)
+
+
+@pytest.mark.parametrize(
+    ("shape", "axis"),
+    [
+        ((32, 10), 1),
+        ((10, 32), 0),
+        ((130, 5), -2),
+        ((2, 3, 4, 5), None),
+        ((2, 3, 4, 5), 2),
+        ((1, 21, 30, 40), 1),
+        ((4, 8, 10), -1),
+        ((3, 2, 150), 2),
+        ((1, 1, 6, 1), -2),
+        ((2,) * 9, 8),
+    ],
+)
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("name", ["defaults", "none", "all"])
+@pytest.mark.parametrize("kind", ["index", "prob"])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_axis_of_arrays_in_any_order(rng, isa, dtype, kind, name, order, shape, axis):
+    logits, target, arguments = make_call(rng, shape, axis, dtype, kind, True, OPTIONS[name])
+    logits = np.asarray(logits, order=order)
+    check_both_ways(logits, target, axis=axis, **arguments)
     if kind == "prob":
-        target = target.astype(DTYPES[rng.integers(4)])
-        arguments.pop("ignore_index", None)
-    else:
-        target[-1] = shape[1] - 1
-        if shape[1] == 1:
-            arguments["ignore_index"] = -1  # for there must be a row
-    either = [np.float32, np.float64]
-    if weighted:
-        arguments["weight"] = rng.uniform(0.5, 2, shape[1]).astype(np.float64 if dtype is np.float64 else np.float32)
-        arguments["sample_weight"] = rng.uniform(0.5, 2, shape[0]).astype(rng.choice(either))
-        if options.get("reduction") == "none":
-            arguments["grad_output"] = rng.standard_normal(shape[0]).astype(rng.choice(either))
-    expected = fastce.cross_entropy_with_grad(logits, target, axis=1, **arguments)
-    apart, in_place = np.full_like(logits, np.nan), logits.copy()
-    assert same(solve(logits, target, **arguments), expected)
-    assert same(solve(logits, target, n_threads=3, **arguments), expected)
-    assert same(fastce.cross_entropy_with_grad(logits, target, **arguments), expected)
-    assert same(fastce.cross_entropy_with_grad(logits, target, out=apart, **arguments), expected)
-    assert fastce.cross_entropy_with_grad(logits, target, out=apart, **arguments)[1] is apart
-    assert same(fastce.cross_entropy_with_grad(in_place, target, out=in_place, **arguments), expected)
-    arguments.pop("grad_output", None)
-    alone = solve(logits, target, with_grad=False, **arguments)
-    assert same((alone, expected[1]), expected)
-    assert same((fastce.cross_entropy(logits, target, **arguments), expected[1]), expected)
+        check_both_ways(logits, np.asarray(target, order="F" if order == "C" else "C"), axis=axis, **arguments)
+
+
+@pytest.mark.parametrize("name", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "longlong"])
+def test_targets_of_any_integers_that_fit_in_int64(rng, dtype, name):
+    """Negative ones are ignored, where there are such."""
+    logits, target = make_logits(rng, (32, 10), dtype), make_target(rng, "index", (32, 10))
+    if np.dtype(name).kind == "i":
+        target[3:7] = -1
+    given = target.astype(name)
+    assert same(solve(logits, given, ignore_index=-1), solve(logits, target, ignore_index=-1))
+    assert same(solve(logits, given, ignore_index=-1), solve_long(logits, given, ignore_index=-1))
+    given[5] = 10
+    assert solve(logits, given, ignore_index=-1) is None
+    with pytest.raises(IndexError, match=r"target\[5\] is 10"):
+        fastce.cross_entropy(logits, given, ignore_index=-1)
 
 
 def test_only_ordinary_calls_take_the_short_way(rng, dtype):
@@ -116,7 +181,7 @@ def test_only_ordinary_calls_take_the_short_way(rng, dtype):
         "a subclass": (logits.view(np.matrix), target),
         "masked": (np.ma.masked_array(logits), target),
         "strided": (wide[:, :10], target),
-        "Fortran order": (np.asfortranarray(logits), target),
+        "axes in another order": (np.zeros((4, 2, 5), dtype).transpose(1, 2, 0), np.zeros((2, 4), int)),
         "swapped bytes": (logits.astype(logits.dtype.newbyteorder()), target),
         "unaligned": (aligned_wrongly, target),
         "integers": (logits.astype(int), target),
@@ -127,8 +192,12 @@ def test_only_ordinary_calls_take_the_short_way(rng, dtype):
         "no rows": (logits[:0], target[:0]),
         "no classes": (logits[:, :0], target),
         "list of targets": (logits, target.tolist()),
-        "int32": (logits, target.astype(np.int32)),
+        "uint64": (logits, target.astype(np.uint64)),
+        "booleans": (logits, target == 1),
+        "float classes": (logits, target.astype(np.float64)),
         "too few targets": (logits, target[:31]),
+        "targets in Fortran order": (np.zeros((2, 3, 4), dtype), np.zeros((4, 2), int).T),
+        "targets of another shape": (np.zeros((2, 3, 4), dtype), np.zeros(8, int)),
         "strided targets": (logits, np.repeat(target, 2)[::2]),
         "one-hot integers": (logits, np.eye(10, dtype=np.int64)[target]),
         "too few probabilities": (logits, prob[:31]),
@@ -181,6 +250,12 @@ def test_only_ordinary_calls_take_the_short_way(rng, dtype):
         {"z_loss": 10**400},
         {"grad_output": np.ones(32)},
         {"grad_output": True},
+        {"axis": 2},
+        {"axis": -3},
+        {"axis": 0},  # 32 classes and 10 rows
+        {"axis": True},
+        {"axis": 1.0},
+        {"axis": np.int64(1)},
         {"n_threads": 0},
         {"n_threads": True},
         {"n_threads": 1.0},
@@ -194,6 +269,7 @@ def test_only_ordinary_calls_take_the_short_way(rng, dtype):
         {"weight": np.float32([*[1] * 9, np.nan])},
         {"weight": np.float32([*[1] * 9, np.inf])},
         {"sample_weight": np.ones(31)},
+        {"sample_weight": np.ones((32, 1))},
         {"sample_weight": np.ones(32, np.float16)},
         {"sample_weight": np.ones(32, np.longdouble)},
         {"sample_weight": np.ma.ones(32)},

@@ -1,8 +1,11 @@
 """From NumPy arrays to the structs of a task."""
+from libc.stdint cimport int64_t
+from libc.string cimport memset
+
 cimport numpy as cnp
 
 from fastce._cpu._convert cimport BFLOAT16, DOUBLE, FLOAT, HALF, NATIVE, Format
-from fastce._cpu._task cimport Matrix, Task, Vector
+from fastce._cpu._task cimport MAX_DIMS, Matrix, Task, Vector
 
 cdef extern from "numpy/arrayobject.h":  # what Cython's own declarations lack
     enum: NPY_USERDEF
@@ -25,24 +28,24 @@ cdef inline int arithmetic_of(cnp.ndarray logits) noexcept:
 
 
 cdef inline void set_matrix(
-    Matrix* matrix, cnp.ndarray array, int arithmetic, const Py_ssize_t* kept, Py_ssize_t n_dims
+    Matrix* matrix, cnp.ndarray array, Py_ssize_t axis, int arithmetic, const Py_ssize_t* kept, Py_ssize_t n_dims
 ) noexcept:
-    """Describe `array`, classes last, by the row axes that are left after merging."""
+    """Describe `array`, whose classes are along `axis`, by the row axes that are left after merging."""
     cdef Py_ssize_t k
     if array is None:
         return
     matrix.data = cnp.PyArray_BYTES(array)
-    matrix.class_stride = cnp.PyArray_STRIDE(array, cnp.PyArray_NDIM(array) - 1)
+    matrix.class_stride = cnp.PyArray_STRIDE(array, axis)
     matrix.format = format_of(cnp.PyArray_TYPE(array), arithmetic)
     matrix.row_strides[0] = 0
     for k in range(n_dims):
         matrix.row_strides[k] = cnp.PyArray_STRIDE(array, kept[k])
 
 
-cdef inline bint can_merge(cnp.ndarray array, Py_ssize_t k) noexcept:
-    """Tell whether axis k continues where axis k + 1 ends."""
+cdef inline bint can_merge(cnp.ndarray array, Py_ssize_t outer, Py_ssize_t inner) noexcept:
+    """Tell whether one axis continues where another ends."""
     return array is None or (
-        cnp.PyArray_STRIDE(array, k) == cnp.PyArray_STRIDE(array, k + 1) * cnp.PyArray_DIM(array, k + 1))
+        cnp.PyArray_STRIDE(array, outer) == cnp.PyArray_STRIDE(array, inner) * cnp.PyArray_DIM(array, inner))
 
 
 cdef inline void set_vector(Vector* vector, cnp.ndarray array) noexcept:
@@ -58,37 +61,55 @@ cdef inline void* address(cnp.ndarray array) noexcept:
 
 
 cdef inline void set_matrices(
-    Task* task, cnp.ndarray logits, cnp.ndarray prob, cnp.ndarray out, cnp.ndarray second
+    Task* task, Py_ssize_t axis, cnp.ndarray logits, cnp.ndarray prob, cnp.ndarray out, cnp.ndarray second
 ) noexcept:
-    """Describe the N x C operands, classes last, by as few row axes as their strides allow."""
-    cdef Py_ssize_t kept[64]
-    cdef Py_ssize_t k, n_row_axes = cnp.PyArray_NDIM(logits) - 1
+    """Describe the operands with a class axis by as few row axes as their strides allow."""
+    cdef Py_ssize_t kept[MAX_DIMS]
+    cdef Py_ssize_t k, last = 0
     cdef int arithmetic = arithmetic_of(logits)
     task.row_shape[0] = 1
-    for k in range(n_row_axes):
-        if cnp.PyArray_DIM(logits, k) == 1:
+    for k in range(cnp.PyArray_NDIM(logits)):
+        if k == axis or cnp.PyArray_DIM(logits, k) == 1:
             continue
-        if task.n_dims > 0 and kept[task.n_dims - 1] == k - 1 and (
-                can_merge(logits, k - 1) and can_merge(prob, k - 1) and can_merge(out, k - 1)
-                and can_merge(second, k - 1)):
+        if task.n_dims > 0 and (
+                can_merge(logits, last, k) and can_merge(prob, last, k) and can_merge(out, last, k)
+                and can_merge(second, last, k)):
             task.n_dims -= 1
             task.row_shape[task.n_dims] *= cnp.PyArray_DIM(logits, k)
         else:
             task.row_shape[task.n_dims] = cnp.PyArray_DIM(logits, k)
-        kept[task.n_dims] = k
+        kept[task.n_dims] = last = k
         task.n_dims += 1
-    set_matrix(&task.logits, logits, arithmetic, kept, task.n_dims)
-    set_matrix(&task.prob, prob, arithmetic, kept, task.n_dims)
-    set_matrix(&task.out, out, arithmetic, kept, task.n_dims)
-    set_matrix(&task.second, second, arithmetic, kept, task.n_dims)
+    set_matrix(&task.logits, logits, axis, arithmetic, kept, task.n_dims)
+    set_matrix(&task.prob, prob, axis, arithmetic, kept, task.n_dims)
+    set_matrix(&task.out, out, axis, arithmetic, kept, task.n_dims)
+    set_matrix(&task.second, second, axis, arithmetic, kept, task.n_dims)
     task.n_dims = max(task.n_dims, 1)
 
 
-cdef inline bint is_ordinary(object array, int n_dims) noexcept:
+cdef inline void describe(
+    Task* task, Py_ssize_t axis, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray prob, cnp.ndarray out,
+    cnp.ndarray second
+) noexcept:
+    """Start a task with its operands, whose classes are along `axis`, and neutral options."""
+    memset(task, 0, sizeof(task[0]))
+    task.n_classes = cnp.PyArray_DIM(logits, axis)
+    task.n_rows = cnp.PyArray_SIZE(logits) // task.n_classes
+    set_matrices(task, axis, logits, prob, out, second)
+    task.target = <const int64_t*>address(target)
+    task.logit_scale = 1
+    task.factor = 1
+
+
+cdef inline bint is_ordinary(object array) noexcept:
     """Tell whether this is an array, no subclass, with its elements aligned, in C order and in native byte order."""
-    return (
-        cnp.PyArray_CheckExact(array) and cnp.PyArray_NDIM(<cnp.ndarray>array) == n_dims
-        and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array))
+    return cnp.PyArray_CheckExact(array) and cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array)
+
+
+cdef inline bint is_dense(object array) noexcept:
+    """Tell whether this is such an array in C or Fortran order."""
+    return cnp.PyArray_CheckExact(array) and (
+        cnp.PyArray_ISCARRAY_RO(<cnp.ndarray>array) or cnp.PyArray_ISFARRAY_RO(<cnp.ndarray>array))
 
 
 cdef inline bint are_logits(cnp.ndarray array):
@@ -101,7 +122,7 @@ cdef inline bint are_logits(cnp.ndarray array):
 
 
 cdef inline bint share_bytes(cnp.ndarray a, cnp.ndarray b) noexcept:
-    """Tell whether two arrays in C order overlap."""
+    """Tell whether two dense arrays overlap."""
     cdef const char* start_a = cnp.PyArray_BYTES(a)
     cdef const char* start_b = cnp.PyArray_BYTES(b)
     return start_a < start_b + cnp.PyArray_NBYTES(b) and start_b < start_a + cnp.PyArray_NBYTES(a)

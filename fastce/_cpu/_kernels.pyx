@@ -3,11 +3,10 @@
 Arguments are trusted: everything was checked before.
 """
 from libc.stdint cimport int64_t
-from libc.string cimport memset
 
 cimport numpy as cnp
 
-from fastce._cpu._arrays cimport PyArray_Scalar, address, arithmetic_of, set_matrices, set_vector
+from fastce._cpu._arrays cimport PyArray_Scalar, address, arithmetic_of, describe, set_vector
 from fastce._cpu._columns cimport STAGE_BYTES, column_group, process_columns
 from fastce._cpu._curvature cimport process_curvature
 from fastce._cpu._dispatch cimport (
@@ -18,10 +17,10 @@ from fastce._cpu._math cimport real
 from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
 )
-from fastce._cpu._ordinary cimport NO_CLASS_IGNORED, Options, is_ordinary_call, read_options
+from fastce._cpu._ordinary cimport NO_CLASS_IGNORED, Options, empty_per_row, is_ordinary_call, read_axis, read_options
 from fastce._cpu._plain_columns cimport process_plain
 from fastce._cpu._rows cimport block_bytes, process_rows, row_group
-from fastce._cpu._task cimport E_D, GRADIENT, LOG_SOFTMAX, T, T_D, W_D, WT, WT_D, Task, Vector
+from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Task, Vector, choose_sums
 from fastce._cpu._team cimport process_all, process_t, scan_targets
 from fastce._cpu._vectors cimport sum_vector
 
@@ -130,44 +129,6 @@ cdef process_t kernel_of_floats(Kernel kernel, int itemsize) noexcept:
     return columns_float if kernel == COLUMNS else plain_columns_float
 
 
-cdef inline void add_sum(Task* task, int k) noexcept:
-    task.sums[task.n_sums] = k
-    task.n_sums += 1
-
-
-cdef inline void describe(
-    Task* task, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray prob, cnp.ndarray out, cnp.ndarray second
-) noexcept:
-    """Start a task with its operands and neutral options."""
-    memset(task, 0, sizeof(task[0]))
-    task.n_classes = cnp.PyArray_DIM(logits, cnp.PyArray_NDIM(logits) - 1)
-    task.n_rows = cnp.PyArray_SIZE(logits) // task.n_classes
-    set_matrices(task, logits, prob, out, second)
-    task.target = <const int64_t*>address(target)
-    task.logit_scale = 1
-    task.factor = 1
-
-
-cdef inline void choose_sums(Task* task) noexcept:
-    """Say what operands, options and outputs need summed up."""
-    task.sum_weight = task.label_smoothing != 0
-    task.sum_prob = task.prob.data != NULL
-    task.sum_entropy = task.entropy != NULL
-    task.find_argmax = task.argmax != NULL
-    # sums of t d before those of t: `merge` needs the latter as they were
-    if task.sum_entropy:
-        add_sum(task, E_D)
-    if task.sum_weight:
-        add_sum(task, W_D)
-    if task.sum_prob:
-        add_sum(task, WT_D)
-        add_sum(task, WT)
-    if task.sum_prob and task.log_prob != NULL:
-        add_sum(task, T_D)
-        add_sum(task, T)
-    task.extras = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax
-
-
 cdef double dispatch(Task* task, int itemsize, int n_threads) except? -1:
     """Run the kernel for a task; return the sum of the losses."""
     cdef Kernel kernel = choose_kernel(task, itemsize)
@@ -200,7 +161,7 @@ def run(
     be a target and `out`, and no losses are summed.
     """
     cdef Task task
-    describe(&task, logits, target, prob, out, hess if v is None else v)
+    describe(&task, cnp.PyArray_NDIM(logits) - 1, logits, target, prob, out, hess if v is None else v)
     task.weight = address(weight)
     task.weight_sum = weight_sum
     set_vector(&task.sample_weight, sample_weight)
@@ -227,14 +188,14 @@ def run(
 
 
 def solve_ordinary(
-    logits, target, out, bint with_grad, weight, sample_weight, grad_output, tuple given, n_threads,
+    logits, target, out, axis, bint with_grad, weight, sample_weight, grad_output, tuple given, n_threads,
     Py_ssize_t serial_size, choose_n_threads,
 ):
     """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
 
-    Ordinary is what can break no rule and needs no conversion: aligned arrays in C order and native byte order, a
-    matrix of logits, a vector of int64 or class probabilities, and vectors of weights, with any valid options. Return
-    the loss, or loss and gradient. Without `n_threads`, problems of less than `serial_size` numbers are left to one
+    Ordinary is what can break no rule: aligned arrays in native byte order, all in C order but for logits, gradient and
+    class probabilities, which may be in Fortran order; integers that fit in int64; any valid options. Return the loss,
+    or loss and gradient. Without `n_threads`, problems of less than `serial_size` numbers are left to one
     thread; otherwise `choose_n_threads` says how many.
     """
     cdef Task task
@@ -246,21 +207,27 @@ def solve_ordinary(
     cdef bint has_classes
     cdef int arithmetic
     cdef Py_ssize_t n_rows, n_classes, bad
-    cdef int team = 1
-    if not read_options(given, grad_output, &options) or not is_ordinary_call(
-            logits, target, out, weight, sample_weight, grad_output, &options):
-        return None
+    cdef int class_axis, n_dims, team = 1
     if not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
         return None
-    n_rows = cnp.PyArray_DIM(logits, 0)
-    n_classes = cnp.PyArray_DIM(logits, 1)
+    if not read_options(given, grad_output, &options):
+        return None
+    class_axis = read_axis(axis, logits)
+    if class_axis < 0 or not is_ordinary_call(
+            logits, class_axis, target, out, weight, sample_weight, grad_output, &options):
+        return None
+    n_dims = cnp.PyArray_NDIM(logits)
+    n_classes = cnp.PyArray_DIM(logits, class_axis)
+    n_rows = cnp.PyArray_SIZE(logits) // n_classes
     if n_threads is not None or n_rows * n_classes >= serial_size:
         team = choose_n_threads(n_threads, n_rows * n_classes)
     set_vector(&class_weight, weight)
     set_vector(&row_weight, sample_weight)
     set_vector(&upstream, grad_output if options.is_per_row else None)
-    has_classes = cnp.PyArray_NDIM(target) == 1
+    has_classes = cnp.PyArray_NDIM(target) < n_dims
     if has_classes:
+        if cnp.PyArray_TYPE(target) != cnp.NPY_INT64:
+            target = cnp.PyArray_Cast(target, cnp.NPY_INT64)
         bad = scan_targets(
             <const int64_t*>cnp.PyArray_DATA(target), n_rows, options.ignore_index, n_classes, &class_weight,
             &row_weight, team, &normalizer)
@@ -271,11 +238,12 @@ def solve_ordinary(
     if options.is_mean and normalizer == 0:
         return None
     if with_grad and out is None:
-        out = cnp.PyArray_EMPTY(2, cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits), 0)
+        out = cnp.PyArray_EMPTY(
+            n_dims, cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits), not cnp.PyArray_IS_C_CONTIGUOUS(logits))
     arithmetic = arithmetic_of(logits)
-    describe(&task, logits, target if has_classes else None, None if has_classes else target, out, None)
+    describe(&task, class_axis, logits, target if has_classes else None, None if has_classes else target, out, None)
     if options.is_per_row:
-        losses = cnp.PyArray_EMPTY(1, cnp.PyArray_DIMS(logits), arithmetic, 0)
+        losses = empty_per_row(logits, class_axis)
         task.loss = cnp.PyArray_DATA(losses)
     task.weight = class_weight.data
     task.weight_sum = n_classes if weight is None else sum_vector(&class_weight, n_classes)

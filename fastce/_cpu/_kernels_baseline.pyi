@@ -43,6 +43,7 @@ def solve_ordinary(
     logits: object,
     target: object,
     out: object,
+    axis: object,
     with_grad: bool,
     weight: object,
     sample_weight: object,

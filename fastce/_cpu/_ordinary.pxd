@@ -5,7 +5,8 @@ from libc.string cimport memset
 
 cimport numpy as cnp
 
-from fastce._cpu._arrays cimport are_logits, arithmetic_of, is_ordinary, share_bytes
+from fastce._cpu._arrays cimport are_logits, arithmetic_of, is_dense, is_ordinary, share_bytes
+from fastce._cpu._task cimport MAX_DIMS
 
 
 cdef enum:
@@ -57,28 +58,73 @@ cdef inline bint read_options(tuple given, object grad_output, Options* options)
         and (grad_output is None or options.is_per_row or read_number(grad_output, &options.grad_output)))
 
 
+cdef inline int read_axis(object axis, object logits) noexcept:
+    """Return the class axis; -1 if it is none of a dense array of logits with anything in it."""
+    cdef int n_dims
+    if not (is_dense(logits) and are_logits(logits) and cnp.PyArray_SIZE(logits) > 0):
+        return -1
+    n_dims = cnp.PyArray_NDIM(logits)
+    if n_dims < 2:
+        return -1
+    if axis is None:
+        return 1
+    if not (type(axis) is int and -n_dims <= axis < n_dims):
+        return -1
+    return <int>axis if axis >= 0 else <int>axis + n_dims
+
+
+cdef inline cnp.ndarray empty_per_row(cnp.ndarray logits, int axis):
+    """Return an array for one number of the arithmetic's type for each row."""
+    cdef cnp.npy_intp shape[MAX_DIMS]
+    cdef int k, n = 0
+    for k in range(cnp.PyArray_NDIM(logits)):
+        if k != axis:
+            shape[n] = cnp.PyArray_DIM(logits, k)
+            n += 1
+    return cnp.PyArray_EMPTY(n, shape, arithmetic_of(logits), 0)
+
+
 cdef inline bint is_like(cnp.ndarray array, cnp.ndarray logits) noexcept:
-    """Tell whether a matrix has the shape of the logits."""
-    return (
-        cnp.PyArray_DIM(array, 0) == cnp.PyArray_DIM(logits, 0)
-        and cnp.PyArray_DIM(array, 1) == cnp.PyArray_DIM(logits, 1))
-
-
-cdef inline bint are_targets(object target, object logits) noexcept:
-    """Tell whether logits are such a matrix, with anything in it, and the target a class or probabilities per row."""
-    if not (is_ordinary(logits, 2) and are_logits(logits) and cnp.PyArray_SIZE(logits) > 0):
+    """Tell whether an array has the shape of the logits."""
+    cdef int k
+    if cnp.PyArray_NDIM(array) != cnp.PyArray_NDIM(logits):
         return False
-    if is_ordinary(target, 2):
-        return are_logits(target) and is_like(target, logits)
-    return (
-        is_ordinary(target, 1) and cnp.PyArray_TYPE(target) == cnp.NPY_INT64
-        and cnp.PyArray_DIM(target, 0) == cnp.PyArray_DIM(logits, 0))
+    for k in range(cnp.PyArray_NDIM(logits)):
+        if cnp.PyArray_DIM(array, k) != cnp.PyArray_DIM(logits, k):
+            return False
+    return True
+
+
+cdef inline bint is_per_row(cnp.ndarray array, cnp.ndarray logits, int axis) noexcept:
+    """Tell whether an array has the shape of the logits without the class axis."""
+    cdef int k
+    if cnp.PyArray_NDIM(array) != cnp.PyArray_NDIM(logits) - 1:
+        return False
+    for k in range(cnp.PyArray_NDIM(array)):
+        if cnp.PyArray_DIM(array, k) != cnp.PyArray_DIM(logits, k + (k >= axis)):
+            return False
+    return True
+
+
+cdef inline bint are_classes(cnp.ndarray array) noexcept:
+    """Tell whether the elements are integers that fit in int64 whatever they are."""
+    cdef int type_num = cnp.PyArray_TYPE(array)
+    return type_num == cnp.NPY_INT64 or (
+        cnp.PyTypeNum_ISINTEGER(type_num)
+        and not (cnp.PyTypeNum_ISUNSIGNED(type_num) and cnp.PyArray_ITEMSIZE(array) == 8))
+
+
+cdef inline bint are_targets(object target, cnp.ndarray logits, int axis) noexcept:
+    """Tell whether this holds a class per row, or class probabilities."""
+    if is_ordinary(target) and is_per_row(target, logits, axis):
+        return are_classes(target)
+    return is_dense(target) and are_logits(target) and is_like(target, logits)
 
 
 cdef inline bint is_out(object out, cnp.ndarray logits) noexcept:
     """Tell whether the gradient can go there: None, the logits, or an array like them that is apart from them."""
     return out is None or (
-        is_ordinary(out, 2) and cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(logits)
+        is_dense(out) and cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(logits)
         and is_like(out, logits) and (out is logits or not share_bytes(out, logits)))
 
 
@@ -95,38 +141,49 @@ cdef inline bint are_factors(const void* data, Py_ssize_t n, bint is_double) noe
     return all_are
 
 
-cdef inline bint is_vector(object vector, Py_ssize_t n, bint may_be_float, bint may_be_double, object out) noexcept:
-    """Tell whether this is None, or n numbers of a type that the kernels read, apart from `out`."""
-    if vector is None:
-        return True
-    if not (is_ordinary(vector, 1) and cnp.PyArray_DIM(vector, 0) == n):
+cdef inline bint are_numbers(object array, bint may_be_float, bint may_be_double, object out) noexcept:
+    """Tell whether this is an array of a type that the kernels read, apart from `out`."""
+    if not is_ordinary(array) or (out is not None and share_bytes(out, array)):
         return False
-    if out is not None and share_bytes(out, vector):
-        return False
-    if cnp.PyArray_TYPE(vector) == cnp.NPY_FLOAT64:
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64:
         return may_be_double
-    return may_be_float and cnp.PyArray_TYPE(vector) == cnp.NPY_FLOAT32
+    return may_be_float and cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32
 
 
-cdef inline bint is_weight(object weight, Py_ssize_t n, bint may_be_float, bint may_be_double, object out) noexcept:
-    """Tell whether these are such, and valid weights."""
-    return is_vector(weight, n, may_be_float, may_be_double, out) and (
-        weight is None
-        or are_factors(cnp.PyArray_DATA(weight), n, cnp.PyArray_TYPE(weight) == cnp.NPY_FLOAT64))
+cdef inline bint is_weight(object weight, cnp.ndarray logits, int axis, object out) noexcept:
+    """Tell whether this is None, or valid weights of the classes."""
+    cdef bint is_double = arithmetic_of(logits) == cnp.NPY_FLOAT64
+    return weight is None or (
+        are_numbers(weight, not is_double, is_double, out) and cnp.PyArray_NDIM(weight) == 1
+        and cnp.PyArray_DIM(weight, 0) == cnp.PyArray_DIM(logits, axis)
+        and are_factors(cnp.PyArray_DATA(weight), cnp.PyArray_SIZE(weight), is_double))
+
+
+cdef inline bint is_sample_weight(object weight, cnp.ndarray logits, int axis, object out) noexcept:
+    """Tell whether this is None, or valid weights of the rows."""
+    return weight is None or (
+        are_numbers(weight, True, True, out) and is_per_row(weight, logits, axis)
+        and are_factors(
+            cnp.PyArray_DATA(weight), cnp.PyArray_SIZE(weight), cnp.PyArray_TYPE(weight) == cnp.NPY_FLOAT64))
+
+
+cdef inline bint is_upstream(object grad_output, cnp.ndarray logits, int axis, object out) noexcept:
+    """Tell whether this is None, or a factor per row."""
+    return grad_output is None or (
+        are_numbers(grad_output, True, True, out) and is_per_row(grad_output, logits, axis))
 
 
 cdef inline bint is_ordinary_call(
-    object logits, object target, object out, object weight, object sample_weight, object grad_output,
+    cnp.ndarray logits, int axis, object target, object out, object weight, object sample_weight, object grad_output,
     const Options* options
 ) noexcept:
-    """Tell whether these arrays can be taken as they are."""
-    cdef bint is_double
-    if not (are_targets(target, logits) and is_out(out, logits) and (out is None or not share_bytes(out, target))):
+    """Tell whether the arrays that go with these logits can be taken as they are."""
+    if not (are_targets(target, logits, axis) and is_out(out, logits)):
         return False
-    if cnp.PyArray_NDIM(target) == 2 and options.ignore_index != NO_CLASS_IGNORED:
+    if out is not None and share_bytes(out, target):
         return False
-    is_double = arithmetic_of(logits) == cnp.NPY_FLOAT64
+    if cnp.PyArray_NDIM(target) == cnp.PyArray_NDIM(logits) and options.ignore_index != NO_CLASS_IGNORED:
+        return False
     return (
-        is_weight(weight, cnp.PyArray_DIM(logits, 1), not is_double, is_double, out)
-        and is_weight(sample_weight, cnp.PyArray_DIM(logits, 0), True, True, out)
-        and (not options.is_per_row or is_vector(grad_output, cnp.PyArray_DIM(logits, 0), True, True, out)))
+        is_weight(weight, logits, axis, out) and is_sample_weight(sample_weight, logits, axis, out)
+        and (not options.is_per_row or is_upstream(grad_output, logits, axis, out)))

@@ -130,3 +130,28 @@ cdef inline double vector_item(const Vector* vector, Py_ssize_t i) noexcept nogi
 
 cdef inline real weight_of(const Task* task, Py_ssize_t k, real like) noexcept nogil:
     return <real>1 if task.weight == NULL else (<const real*>task.weight)[k]
+
+
+cdef inline void add_sum(Task* task, int k) noexcept:
+    task.sums[task.n_sums] = k
+    task.n_sums += 1
+
+
+cdef inline void choose_sums(Task* task) noexcept:
+    """Say what operands, options and outputs need summed up."""
+    task.sum_weight = task.label_smoothing != 0
+    task.sum_prob = task.prob.data != NULL
+    task.sum_entropy = task.entropy != NULL
+    task.find_argmax = task.argmax != NULL
+    # sums of t d before those of t: `merge` needs the latter as they were
+    if task.sum_entropy:
+        add_sum(task, E_D)
+    if task.sum_weight:
+        add_sum(task, W_D)
+    if task.sum_prob:
+        add_sum(task, WT_D)
+        add_sum(task, WT)
+    if task.sum_prob and task.log_prob != NULL:
+        add_sum(task, T_D)
+        add_sum(task, T)
+    task.extras = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax
