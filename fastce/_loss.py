@@ -109,7 +109,7 @@ def cross_entropy(
     """
     options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
     ordinary: Loss | None = solve_ordinary(
-        logits, target, None, axis, False, weight, sample_weight, None, options, n_threads
+        logits, target, None, axis, False, None, weight, sample_weight, None, options, n_threads
     )
     if ordinary is not None:
         return ordinary
@@ -227,13 +227,13 @@ def cross_entropy_with_grad(
     [[-0.1065  0.0533  0.0533]
      [ 0.0226  0.4547 -0.4774]]
     """
-    if not return_stats:
-        options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-        ordinary: tuple[Loss, NDArray[Any]] | None = solve_ordinary(
-            logits, target, out, axis, True, weight, sample_weight, grad_output, options, n_threads
-        )
-        if ordinary is not None:
-            return ordinary
+    make_stats = CrossEntropyStats if return_stats else None
+    options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+    ordinary: tuple[Loss, NDArray[Any]] | tuple[Loss, NDArray[Any], CrossEntropyStats] | None = solve_ordinary(
+        logits, target, out, axis, True, make_stats, weight, sample_weight, grad_output, options, n_threads
+    )
+    if ordinary is not None:
+        return ordinary
     problem, class_axis = check_problem(
         logits,
         target,

@@ -1,7 +1,10 @@
 """Per-row statistics of the softmax."""
 
+from typing import Any
+
 from numpy.typing import ArrayLike
 
+from fastce._backend import solve_ordinary
 from fastce._problem import check_problem
 from fastce._solve import CrossEntropyStats, empty_stats, solve
 
@@ -58,6 +61,12 @@ def cross_entropy_stats(
     >>> print(stats.argmax, stats.entropy.round(4))
     [0 0] [0.6656 1.0986]
     """
+    options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+    ordinary: tuple[Any, CrossEntropyStats] | None = solve_ordinary(
+        logits, target, None, axis, False, CrossEntropyStats, weight, sample_weight, None, options, n_threads
+    )
+    if ordinary is not None:
+        return ordinary[1]
     problem, _ = check_problem(
         logits,
         target,

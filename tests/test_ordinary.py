@@ -42,12 +42,13 @@ def solve(
     grad_output=None,
     n_threads=None,
     with_grad=True,
+    make_stats=None,
     **changes,
 ):
     """Try the short way."""
     options = tuple(Options(**changes))[:-1]
     return _backend.solve_ordinary(
-        logits, target, out, axis, with_grad, weight, sample_weight, grad_output, options, n_threads
+        logits, target, out, axis, with_grad, make_stats, weight, sample_weight, grad_output, options, n_threads
     )
 
 
@@ -58,14 +59,11 @@ def solve_long(*arguments, **options):
         return fastce.cross_entropy_with_grad(*arguments, **options)
 
 
-def same(result, expected):
-    """Tell whether loss and gradient have the same bits and types."""
-    return (
-        type(result[0]) is type(expected[0])
-        and result[0].dtype == expected[0].dtype
-        and np.array_equal(result[0], expected[0], equal_nan=True)
-        and result[1].dtype == expected[1].dtype
-        and np.array_equal(result[1], expected[1])
+def same(results, expected):
+    """Tell whether losses, gradients, statistics have the same bits and types."""
+    return len(results) == len(expected) and all(
+        type(one) is type(other) and one.dtype == other.dtype and np.array_equal(one, other, equal_nan=True)
+        for one, other in zip(results, expected, strict=True)
     )
 
 
@@ -84,9 +82,22 @@ def check_both_ways(logits, target, **arguments):
         assert same(solve(taken, target, out, **arguments), expected)
     assert fastce.cross_entropy_with_grad(logits, target, out=in_c, **arguments)[1] is in_c
     arguments.pop("grad_output", None)
-    alone = solve(logits, target, with_grad=False, **arguments)
-    assert same((alone, expected[1]), expected)
-    assert same((fastce.cross_entropy(logits, target, **arguments), expected[1]), expected)
+    assert same([solve(logits, target, with_grad=False, **arguments)], expected[:1])
+    assert same([fastce.cross_entropy(logits, target, **arguments)], expected[:1])
+
+
+def check_stats(logits, target, **arguments):
+    """Compare the statistics, beside loss and gradient and by themselves."""
+    loss, grad, stats = solve_long(logits, target, return_stats=True, **arguments)
+    others = fastce.cross_entropy_with_grad(logits, target, return_stats=True, **arguments)
+    assert same(others[:2], (loss, grad))
+    assert type(others[2]) is fastce.CrossEntropyStats
+    assert same(others[2], stats)
+    short = solve(logits, target, make_stats=fastce.CrossEntropyStats, **arguments)
+    assert same(short[2], stats)
+    arguments.pop("grad_output", None)
+    assert same(fastce.cross_entropy_stats(logits, target, **arguments), stats)
+    assert same(solve(logits, target, with_grad=False, make_stats=fastce.CrossEntropyStats, **arguments)[1], stats)
 
 
 def make_call(rng, shape, axis, dtype, kind, weighted, options):
@@ -103,7 +114,7 @@ def make_call(rng, shape, axis, dtype, kind, weighted, options):
             arguments["ignore_index"] = -1  # for there must be a row
     either = [np.float32, np.float64]
     if weighted:
-        arguments["weight"] = rng.uniform(0.5, 2, n_classes).astype(np.float64 if dtype is np.float64 else np.float32)
+        arguments["weight"] = rng.uniform(0.5, 2, n_classes).astype(rng.choice(either))
         arguments["sample_weight"] = rng.uniform(0.5, 2, rows).astype(rng.choice(either))
         if options.get("reduction") == "none":
             arguments["grad_output"] = rng.standard_normal(rows).astype(rng.choice(either))
@@ -118,6 +129,7 @@ def make_call(rng, shape, axis, dtype, kind, weighted, options):
 def test_both_ways_give_the_same_bits(rng, isa, dtype, kind, weighted, options, shape):
     logits, target, arguments = make_call(rng, shape, None, dtype, kind, weighted, options)
     check_both_ways(logits, target, **arguments)
+    check_stats(logits, target, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -143,6 +155,7 @@ def test_any_axis_of_arrays_in_any_order(rng, isa, dtype, kind, name, order, sha
     logits, target, arguments = make_call(rng, shape, axis, dtype, kind, True, OPTIONS[name])
     logits = np.asarray(logits, order=order)
     check_both_ways(logits, target, axis=axis, **arguments)
+    check_stats(logits, target, axis=axis, **arguments)
     if kind == "prob":
         check_both_ways(logits, np.asarray(target, order="F" if order == "C" else "C"), axis=axis, **arguments)
 
@@ -261,7 +274,8 @@ def test_only_ordinary_calls_take_the_short_way(rng, dtype):
         {"n_threads": 1.0},
         {"weight": np.ones(9, np.float32)},
         {"weight": np.ones((10, 1), np.float32)},
-        {"weight": np.ones(10)},  # would be rounded
+        {"weight": np.full(10, 1e300)},  # infinite in float32
+        {"weight": np.ones(10, np.float16)},
         {"weight": np.ones(10, int)},
         {"weight": [1.0] * 10},
         {"weight": np.ones(20, np.float32)[::2]},

@@ -17,7 +17,7 @@ import ctypes
 import importlib
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 
@@ -126,6 +126,7 @@ def solve_ordinary(
     out: object,
     axis: object,
     with_grad: bool,
+    make_stats: Callable[..., Any] | None,
     weight: object,
     sample_weight: object,
     grad_output: object,
@@ -139,6 +140,7 @@ def solve_ordinary(
         out,
         axis,
         with_grad,
+        make_stats,
         weight,
         sample_weight,
         grad_output,

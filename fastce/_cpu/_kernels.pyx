@@ -188,15 +188,16 @@ def run(
 
 
 def solve_ordinary(
-    logits, target, out, axis, bint with_grad, weight, sample_weight, grad_output, tuple given, n_threads,
+    logits, target, out, axis, bint with_grad, make_stats, weight, sample_weight, grad_output, tuple given, n_threads,
     Py_ssize_t serial_size, choose_n_threads,
 ):
     """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
 
     Ordinary is what can break no rule: aligned arrays in native byte order, all in C order but for logits, gradient and
     class probabilities, which may be in Fortran order; integers that fit in int64; any valid options. Return the loss,
-    or loss and gradient. Without `n_threads`, problems of less than `serial_size` numbers are left to one
-    thread; otherwise `choose_n_threads` says how many.
+    or a tuple of it and, as far as they are asked for, the gradient and what `make_stats` makes of the statistics.
+    Without `n_threads`, problems of less than `serial_size` numbers are left to one thread; otherwise
+    `choose_n_threads` says how many.
     """
     cdef Task task
     cdef Options options
@@ -216,11 +217,14 @@ def solve_ordinary(
     if class_axis < 0 or not is_ordinary_call(
             logits, class_axis, target, out, weight, sample_weight, grad_output, &options):
         return None
+    arithmetic = arithmetic_of(logits)
     n_dims = cnp.PyArray_NDIM(logits)
     n_classes = cnp.PyArray_DIM(logits, class_axis)
     n_rows = cnp.PyArray_SIZE(logits) // n_classes
     if n_threads is not None or n_rows * n_classes >= serial_size:
         team = choose_n_threads(n_threads, n_rows * n_classes)
+    if weight is not None and cnp.PyArray_TYPE(weight) != arithmetic:
+        weight = cnp.PyArray_Cast(weight, arithmetic)
     set_vector(&class_weight, weight)
     set_vector(&row_weight, sample_weight)
     set_vector(&upstream, grad_output if options.is_per_row else None)
@@ -240,11 +244,17 @@ def solve_ordinary(
     if with_grad and out is None:
         out = cnp.PyArray_EMPTY(
             n_dims, cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits), not cnp.PyArray_IS_C_CONTIGUOUS(logits))
-    arithmetic = arithmetic_of(logits)
     describe(&task, class_axis, logits, target if has_classes else None, None if has_classes else target, out, None)
     if options.is_per_row:
-        losses = empty_per_row(logits, class_axis)
-        task.loss = cnp.PyArray_DATA(losses)
+        losses = empty_per_row(logits, class_axis, arithmetic)
+        task.loss = address(losses)
+    if make_stats is not None:
+        lse = empty_per_row(logits, class_axis, arithmetic)
+        log_prob = empty_per_row(logits, class_axis, arithmetic)
+        argmax = empty_per_row(logits, class_axis, cnp.NPY_INT64)
+        entropy = empty_per_row(logits, class_axis, arithmetic)
+        task.lse, task.log_prob, task.entropy = address(lse), address(log_prob), address(entropy)
+        task.argmax = <int64_t*>address(argmax)
     task.weight = class_weight.data
     task.weight_sum = n_classes if weight is None else sum_vector(&class_weight, n_classes)
     task.sample_weight = row_weight
@@ -259,13 +269,17 @@ def solve_ordinary(
     choose_sums(&task)
     loss = dispatch(&task, <int>cnp.PyArray_ITEMSIZE(logits), team)
     if options.is_per_row:
-        return (losses, out) if with_grad else losses
-    if options.is_mean:
-        loss /= normalizer
-    loss_float = <float>loss
-    result = PyArray_Scalar(
-        <void*>&loss if arithmetic == cnp.NPY_FLOAT64 else <void*>&loss_float, cnp.PyArray_DescrFromType(arithmetic),
-        None)
+        result = losses
+    else:
+        if options.is_mean:
+            loss /= normalizer
+        loss_float = <float>loss
+        result = PyArray_Scalar(
+            <void*>&loss if arithmetic == cnp.NPY_FLOAT64 else <void*>&loss_float,
+            cnp.PyArray_DescrFromType(arithmetic), None)
+    if make_stats is not None:
+        stats = make_stats(lse, log_prob, argmax, entropy)
+        return (result, out, stats) if with_grad else (result, stats)
     return (result, out) if with_grad else result
 
 

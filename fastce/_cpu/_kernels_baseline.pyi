@@ -45,6 +45,7 @@ def solve_ordinary(
     out: object,
     axis: object,
     with_grad: bool,
+    make_stats: Callable[..., Any] | None,
     weight: object,
     sample_weight: object,
     grad_output: object,

@@ -1,4 +1,5 @@
 """Arguments of ordinary calls, read and checked in C; whatever might break a rule is left to the checks in Python."""
+from libc.float cimport DBL_MAX, FLT_MAX
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t
 from libc.string cimport memset
@@ -73,15 +74,15 @@ cdef inline int read_axis(object axis, object logits) noexcept:
     return <int>axis if axis >= 0 else <int>axis + n_dims
 
 
-cdef inline cnp.ndarray empty_per_row(cnp.ndarray logits, int axis):
-    """Return an array for one number of the arithmetic's type for each row."""
+cdef inline cnp.ndarray empty_per_row(cnp.ndarray logits, int axis, int type_num):
+    """Return an array for one number for each row."""
     cdef cnp.npy_intp shape[MAX_DIMS]
     cdef int k, n = 0
     for k in range(cnp.PyArray_NDIM(logits)):
         if k != axis:
             shape[n] = cnp.PyArray_DIM(logits, k)
             n += 1
-    return cnp.PyArray_EMPTY(n, shape, arithmetic_of(logits), 0)
+    return cnp.PyArray_EMPTY(n, shape, type_num, 0)
 
 
 cdef inline bint is_like(cnp.ndarray array, cnp.ndarray logits) noexcept:
@@ -128,49 +129,45 @@ cdef inline bint is_out(object out, cnp.ndarray logits) noexcept:
         and is_like(out, logits) and (out is logits or not share_bytes(out, logits)))
 
 
-cdef inline bint are_factors(const void* data, Py_ssize_t n, bint is_double) noexcept:
-    """Tell whether n numbers are finite and not negative."""
+cdef inline bint are_factors(cnp.ndarray array, double most) noexcept:
+    """Tell whether numbers, float or double, are not negative and at most so much."""
+    cdef const void* data = cnp.PyArray_DATA(array)
     cdef Py_ssize_t i
     cdef int all_are = True
-    if is_double:
-        for i in range(n):  # vectorised: no exit
-            all_are &= <int>((<const double*>data)[i] >= 0) & <int>((<const double*>data)[i] < INFINITY)
+    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64:
+        for i in range(cnp.PyArray_SIZE(array)):  # vectorised: no exit
+            all_are &= <int>((<const double*>data)[i] >= 0) & <int>((<const double*>data)[i] <= most)
     else:
-        for i in range(n):
-            all_are &= <int>((<const float*>data)[i] >= 0) & <int>((<const float*>data)[i] < <float>INFINITY)
+        for i in range(cnp.PyArray_SIZE(array)):
+            all_are &= <int>((<const float*>data)[i] >= 0) & <int>((<const float*>data)[i] <= FLT_MAX)
     return all_are
 
 
-cdef inline bint are_numbers(object array, bint may_be_float, bint may_be_double, object out) noexcept:
-    """Tell whether this is an array of a type that the kernels read, apart from `out`."""
+cdef inline bint are_numbers(object array, object out) noexcept:
+    """Tell whether this is an array of floats or doubles, apart from `out`."""
     if not is_ordinary(array) or (out is not None and share_bytes(out, array)):
         return False
-    if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64:
-        return may_be_double
-    return may_be_float and cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32
+    return cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 or cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32
 
 
 cdef inline bint is_weight(object weight, cnp.ndarray logits, int axis, object out) noexcept:
-    """Tell whether this is None, or valid weights of the classes."""
-    cdef bint is_double = arithmetic_of(logits) == cnp.NPY_FLOAT64
+    """Tell whether this is None, or valid weights of the classes, in the arithmetic's type too."""
     return weight is None or (
-        are_numbers(weight, not is_double, is_double, out) and cnp.PyArray_NDIM(weight) == 1
+        are_numbers(weight, out) and cnp.PyArray_NDIM(weight) == 1
         and cnp.PyArray_DIM(weight, 0) == cnp.PyArray_DIM(logits, axis)
-        and are_factors(cnp.PyArray_DATA(weight), cnp.PyArray_SIZE(weight), is_double))
+        and are_factors(weight, DBL_MAX if arithmetic_of(logits) == cnp.NPY_FLOAT64 else FLT_MAX))
 
 
 cdef inline bint is_sample_weight(object weight, cnp.ndarray logits, int axis, object out) noexcept:
     """Tell whether this is None, or valid weights of the rows."""
     return weight is None or (
-        are_numbers(weight, True, True, out) and is_per_row(weight, logits, axis)
-        and are_factors(
-            cnp.PyArray_DATA(weight), cnp.PyArray_SIZE(weight), cnp.PyArray_TYPE(weight) == cnp.NPY_FLOAT64))
+        are_numbers(weight, out) and is_per_row(weight, logits, axis) and are_factors(weight, DBL_MAX))
 
 
 cdef inline bint is_upstream(object grad_output, cnp.ndarray logits, int axis, object out) noexcept:
     """Tell whether this is None, or a factor per row."""
     return grad_output is None or (
-        are_numbers(grad_output, True, True, out) and is_per_row(grad_output, logits, axis))
+        are_numbers(grad_output, out) and is_per_row(grad_output, logits, axis))
 
 
 cdef inline bint is_ordinary_call(
