@@ -31,7 +31,7 @@ FLOORS = {
     "_curvature": {*RULES, "_solve"},
     "_loss_object": {"_curvature", "_loss", "_options"},
     "_nll_loss": {*RULES, "_solve"},
-    "_stats": {*RULES, "_solve"},
+    "_stats": {*RULES, "_backend", "_solve"},
     "_softmax": {*RULES, "_backend"},
     "_config": {"_cpu"},
     "_problem": {"_array", "_options"},  # the rules
