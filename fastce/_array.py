@@ -21,12 +21,15 @@ Array = NDArray[Any]
 
 _DLPACK_CUDA = (2, 13)  # device types: memory of a GPU, and memory managed for it
 
+# A constant, for this is asked of every argument of every call, and a union would be made anew each time.
+_ON_HOST = (np.ndarray, np.generic, int, float, list, tuple, type(None))
+
 _waits = contextvars.ContextVar("fastce_waits", default=False)
 
 
 def is_on_gpu(value: object) -> bool:
     """Tell whether an object is an array on a GPU."""
-    if isinstance(value, np.ndarray | np.generic | int | float | list | tuple) or value is None:
+    if isinstance(value, _ON_HOST):
         return False
     kind = type(value)
     if kind.__module__.partition(".")[0] != "cupy" and hasattr(kind, "__dlpack_device__"):

@@ -13,6 +13,9 @@ ON_EMPTY = ("nan", "zero")
 
 INT64 = np.iinfo(np.int64)
 
+_BOOLEANS = (bool, np.bool_)
+_NO_NUMBERS = (*_BOOLEANS, str, bytes)  # although float() takes them
+
 
 class LossOptions(TypedDict, total=False):
     """The options of `cross_entropy`, as its callers give them."""
@@ -92,7 +95,7 @@ def check_name(value: object, name: str, allowed: tuple[str, ...]) -> None:
 
 def check_integer(value: Any, name: str) -> int:
     """Return an int; booleans are not numbers here."""
-    if isinstance(value, bool | np.bool_):
+    if isinstance(value, _BOOLEANS):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     try:
         return operator.index(value)
@@ -103,7 +106,7 @@ def check_integer(value: Any, name: str) -> int:
 def check_number(value: Any, name: str, rule: str, is_allowed: Callable[[float], bool]) -> float:
     """Return a float that obeys the rule."""
     try:
-        if isinstance(value, bool | np.bool_ | str | bytes):
+        if isinstance(value, _NO_NUMBERS):
             raise TypeError
         number = float(value)
     except TypeError:

@@ -10,6 +10,8 @@ from fastce._backend import Backend, backend_of
 from fastce._options import Options
 from fastce._problem import Problem, arithmetic, class_error
 
+_LARGEST = {np.dtype(kind): float(np.finfo(kind).max) for kind in (np.float32, np.float64)}
+
 
 class CrossEntropyStats(NamedTuple):
     """Per-row statistics of the softmax after `logit_scale` and `softcap`, each of the shape of an index target.
@@ -113,7 +115,7 @@ def reduce_loss(total: float, normalizer: float, options: Options, loss_dtype: n
     value = total
     if options.reduction == "mean":
         value = total / normalizer if normalizer != 0 else _value_of_nothing(options.on_empty)
-    if abs(value) > float(np.finfo(loss_dtype).max):
+    if abs(value) > _LARGEST[loss_dtype]:
         value = np.copysign(np.inf, value)  # what a cast gives too, but with a warning
     scalar: np.floating[Any] = loss_dtype.type(value)
     return scalar
