@@ -46,14 +46,16 @@ MAP = [
     Case("32x10"),
     Case("32x10", option="losses"),
     Case("32x10", option="probabilities"),
+    Case("32x10", call="product"),
+    Case("32x10", call="gradient+diagonal"),
 ]
 
 
 def title(case):
     """Return the problem's name."""
     order = " Fortran" if case.layout == "F" else ""
-    option = f", {case.option}" if case.option != "plain" else ""
-    return f"{case.shape.replace('x', ' x ')} {case.dtype}{order}{option}"
+    others = (f", {word}" for word in (case.option, case.call) if word not in ("plain", "loss+gradient"))
+    return f"{case.shape.replace('x', ' x ')} {case.dtype}{order}{''.join(others)}"
 
 
 def print_table(isas, n_threads, rounds, table=TABLE, columns=COLUMNS):

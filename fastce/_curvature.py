@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce._array import Array, check_array
+from fastce._backend import solve_ordinary
 from fastce._options import check_name
 from fastce._problem import DTYPES, arithmetic, as_float, check_out, check_problem, is_real, put_back, put_last
 from fastce._solve import solve
@@ -114,6 +115,13 @@ def cross_entropy_hvp(
     >>> print(f"{fastce.cross_entropy_hvp(np.float32([60, 0]), 0, np.float32([1, 0]))[0]:.4e}")  # p_1 p_0
     8.7565e-27
     """
+    options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+    if v is not None:
+        ordinary: NDArray[Any] | None = solve_ordinary(
+            logits, target, out, axis, True, None, weight, sample_weight, grad_output, options, n_threads, v
+        )
+        if ordinary is not None:
+            return ordinary
     check_array(logits, "logits")
     problem, class_axis = check_problem(
         logits,
@@ -232,8 +240,26 @@ def cross_entropy_grad_hess(
     >>> print(grad.round(6), hess.round(6))
     [[-0.213014  0.106507  0.106507]] [[0.167639 0.095163 0.095163]]
     """
-    check_array(logits, "logits")
     check_name(curvature, "curvature", tuple(CURVATURES))
+    options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+    ordinary: tuple[NDArray[Any], NDArray[Any]] | None = solve_ordinary(
+        logits,
+        target,
+        out,
+        axis,
+        True,
+        None,
+        weight,
+        sample_weight,
+        grad_output,
+        options,
+        n_threads,
+        hess=hess_out,
+        curvature=CURVATURES[curvature],
+    )
+    if ordinary is not None:
+        return ordinary
+    check_array(logits, "logits")
     problem, class_axis = check_problem(
         logits,
         target,
@@ -258,14 +284,6 @@ def cross_entropy_grad_hess(
         problem,
         put_last(grad, class_axis),
         hess=put_last(hess, class_axis),
-        curvature=_numbers_of(CURVATURES[curvature], like.shape[class_axis]),
+        curvature=CURVATURES[curvature],
     )
     return grad, hess
-
-
-def _numbers_of(curvature: Curvature, n_classes: int) -> tuple[float, float, bool, bool, float]:
-    """Return what the kernels want to know of a curvature."""
-    factor, z_factor, bends, absolute, floor, per_class = curvature
-    if per_class:
-        factor *= n_classes / max(1, n_classes - 1)
-    return factor, z_factor, bends, absolute, floor

@@ -28,7 +28,7 @@ FLOORS = {
     },  # the door
     "_loss": {*RULES, "_backend", "_solve"},  # meaning: the public functions
     "_linear": {*RULES, "_backend", "_solve"},
-    "_curvature": {*RULES, "_solve"},
+    "_curvature": {*RULES, "_backend", "_solve"},
     "_loss_object": {"_curvature", "_loss", "_options"},
     "_nll_loss": {*RULES, "_solve"},
     "_stats": {*RULES, "_backend", "_solve"},

@@ -1,12 +1,15 @@
 """Ordinary calls have a short way past the checks: same results, and only they take it."""
 
+import contextlib
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 import fastce
 from cases import class_axis, make_logits, make_target, row_shape
-from fastce import _backend, _loss
+from fastce import _backend, _curvature, _loss
+from fastce._curvature import CURVATURES
 from fastce._options import DEFAULT_IGNORE_INDEX, Options
 
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
@@ -43,19 +46,42 @@ def solve(
     n_threads=None,
     with_grad=True,
     make_stats=None,
+    v=None,
+    hess=None,
+    curvature=None,
     **changes,
 ):
     """Try the short way."""
-    options = tuple(Options(**changes))[:-1]
     return _backend.solve_ordinary(
-        logits, target, out, axis, with_grad, make_stats, weight, sample_weight, grad_output, options, n_threads
+        logits,
+        target,
+        out,
+        axis,
+        with_grad,
+        make_stats,
+        weight,
+        sample_weight,
+        grad_output,
+        tuple(Options(**changes))[:-1],
+        n_threads,
+        v,
+        hess,
+        curvature,
     )
+
+
+@contextlib.contextmanager
+def long_way():
+    """Close the short way for a while."""
+    with pytest.MonkeyPatch.context() as patch:
+        for module in (_loss, _curvature):
+            patch.setattr(module, "solve_ordinary", lambda *_, **__: None)
+        yield
 
 
 def solve_long(*arguments, **options):
     """Take the long way."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_loss, "solve_ordinary", lambda *_: None)
+    with long_way():
         return fastce.cross_entropy_with_grad(*arguments, **options)
 
 
@@ -101,6 +127,40 @@ def check_stats(logits, target, **arguments):
     assert same(solve(logits, target, with_grad=False, make_stats=fastce.CrossEntropyStats, **arguments)[1], stats)
 
 
+def check_second(rng, logits, target, **arguments):
+    """Compare products and diagonals: apart, in place, in any order, with threads."""
+    v = np.asarray(rng.standard_normal(logits.shape).astype(DTYPES[rng.integers(4)]), order=rng.choice(["C", "F"]))
+    name = rng.choice(list(CURVATURES)).item()
+    in_c = np.full(logits.shape, np.nan, logits.dtype)
+    with long_way():
+        product = fastce.cross_entropy_hvp(logits, target, v, **arguments)
+        diagonal = fastce.cross_entropy_grad_hess(logits, target, curvature=name, **arguments)
+    for changes in ({}, {"n_threads": 3}, {"out": in_c.copy()}, {"out": np.asfortranarray(in_c)}):
+        result = solve(logits, target, v=v, **changes, **arguments)
+        assert same([result], [product])
+        assert result is changes.get("out", result)
+    result = fastce.cross_entropy_hvp(logits, target, v, **arguments)
+    assert same([result], [product])
+    assert result.strides == product.strides
+    in_place = logits.copy("K")
+    assert solve(in_place, target, in_place, v=v, **arguments) is in_place
+    assert same([in_place], [product])
+    if v.dtype == logits.dtype:
+        assert solve(logits, target, v, v=v, **arguments) is v
+        assert same([v], [product])
+    for changes in ({}, {"n_threads": 3}, {"hess": np.asfortranarray(in_c)}):
+        results = solve(logits, target, curvature=CURVATURES[name], **changes, **arguments)
+        assert same(results, diagonal)
+        assert results[1] is changes.get("hess", results[1])
+    results = fastce.cross_entropy_grad_hess(logits, target, curvature=name, **arguments)
+    assert same(results, diagonal)
+    assert [array.strides for array in results] == [array.strides for array in diagonal]
+    in_place = logits.copy("K")
+    results = fastce.cross_entropy_grad_hess(in_place, target, curvature=name, out=in_place, hess_out=in_c, **arguments)
+    assert results[0] is in_place and results[1] is in_c
+    assert same(results, diagonal)
+
+
 def make_call(rng, shape, axis, dtype, kind, weighted, options):
     """Return logits, a target and options that go with them."""
     logits, target = make_logits(rng, shape, dtype), make_target(rng, kind, shape, axis)
@@ -131,6 +191,7 @@ def test_both_ways_give_the_same_bits(rng, isa, dtype, kind, weighted, options, 
     logits, target, arguments = make_call(rng, shape, None, dtype, kind, weighted, options)
     check_both_ways(logits, target, **arguments)
     check_stats(logits, target, **arguments)
+    check_second(rng, logits, target, **arguments)
 
 
 @pytest.mark.parametrize(
@@ -157,6 +218,7 @@ def test_any_axis_of_arrays_in_any_order(rng, isa, dtype, kind, name, order, sha
     logits = np.asarray(logits, order=order)
     check_both_ways(logits, target, axis=axis, **arguments)
     check_stats(logits, target, axis=axis, **arguments)
+    check_second(rng, logits, target, axis=axis, **arguments)
     if kind == "prob":
         check_both_ways(logits, np.asarray(target, order="F" if order == "C" else "C"), axis=axis, **arguments)
 
@@ -232,6 +294,45 @@ def test_only_ordinary_calls_take_the_short_way(rng, dtype):
         kept = [np.array(array) for array in case]
         assert solve(*case) is None, name
         assert all(np.array_equal(before, array) for before, array in zip(kept, case, strict=True)), name
+
+
+def test_only_ordinary_second_derivatives_take_the_short_way(rng, dtype):
+    """Everything else is left to the checks, and nothing is written."""
+    logits, target = make_logits(rng, (32, 10), dtype), make_target(rng, "index", (32, 10))
+    weight, exact = np.ones(10, dtype), CURVATURES["exact"]
+    v, out = rng.random((2, 32, 10)).astype(dtype)
+    wide = rng.random((33, 11)).astype(dtype)
+    read_only = v.copy()
+    read_only.flags.writeable = False
+    assert solve(logits, target, v=v) is not None
+    assert solve(logits, target, v=read_only, weight=weight) is not None
+    assert solve(logits, target, curvature=exact) is not None
+    longer = np.resize(v, (33, 10))
+    cases = {
+        "a list": {"v": v.tolist()},
+        "integers": {"v": np.ones((32, 10), int)},
+        "swapped bytes": {"v": v.astype(v.dtype.newbyteorder())},
+        "strided": {"v": wide[:32, :10]},
+        "another shape": {"v": v[:31]},
+        "overlap of out and v": {"v": longer[1:], "out": longer[:32]},
+        "another view of v": {"v": v, "out": v[:]},
+        "read-only out": {"v": read_only, "out": read_only},
+        "strided diagonal": {"hess": wide[:32, :10], "curvature": exact},
+        "diagonal in place": {"hess": logits, "curvature": exact},
+        "gradient and diagonal": {"hess": out, "out": out, "curvature": exact},
+        "overlap of both": {"hess": longer[1:], "out": longer[:32], "curvature": exact},
+        "another type": {"hess": np.zeros((32, 10), np.float16), "curvature": exact},
+        "another shape of the diagonal": {"hess": v[:31], "curvature": exact},
+        "read-only diagonal": {"hess": read_only, "curvature": exact},
+        "weights in the diagonal": {"hess": v, "weight": v.reshape(-1)[:10], "curvature": exact},
+        "row weights in the diagonal": {"hess": v, "sample_weight": v.reshape(-1)[:32], "curvature": exact},
+    }
+    for name, case in cases.items():
+        kept = [np.array(array) for array in (logits, *case.values())]
+        assert solve(logits, target, **case) is None, name
+        for before, array in zip(kept, (logits, *case.values()), strict=True):
+            assert np.array_equal(before, array), name
+    assert solve(logits, target, out, v=out.astype(np.float64 if dtype == np.float32 else np.float32)) is out
 
 
 @pytest.mark.parametrize(

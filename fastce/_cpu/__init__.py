@@ -132,6 +132,9 @@ def solve_ordinary(
     grad_output: object,
     options: tuple[object, ...],
     n_threads: object,
+    v: object = None,
+    hess: object = None,
+    curvature: tuple[Any, ...] | None = None,
 ) -> Any:
     """Do a whole call that is ordinary; else return None. See ``_kernels.solve_ordinary``."""
     return _kernels.solve_ordinary(
@@ -146,6 +149,9 @@ def solve_ordinary(
         grad_output,
         options,
         n_threads,
+        v,
+        hess,
+        curvature,
         _SERIAL_SIZE,
         _choose_n_threads,
     )

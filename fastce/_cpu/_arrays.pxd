@@ -1,4 +1,4 @@
-"""From NumPy arrays to the structs of a task."""
+"""From NumPy arrays to the structs of a task, and from its loss to a NumPy scalar."""
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -99,6 +99,23 @@ cdef inline void describe(
     task.target = <const int64_t*>address(target)
     task.logit_scale = 1
     task.factor = 1
+
+
+cdef inline int set_curvature(Task* task, object fields) except -1:
+    """Say which diagonal is wanted, by the fields of Python's `Curvature`."""
+    cdef bint per_class
+    task.curvature.factor, task.curvature.z_factor, task.curvature.bends, task.curvature.absolute, \
+        task.curvature.floor, per_class = fields
+    if per_class:
+        task.curvature.factor *= task.n_classes / <double>max(1, task.n_classes - 1)
+    return 0
+
+
+cdef inline object scalar_of(double value, int type_num):
+    """Return a NumPy scalar, float or double."""
+    cdef float rounded = <float>value
+    return PyArray_Scalar(
+        <void*>&value if type_num == cnp.NPY_FLOAT64 else <void*>&rounded, cnp.PyArray_DescrFromType(type_num), None)
 
 
 cdef inline bint is_ordinary(object array) noexcept:

@@ -6,22 +6,16 @@ from libc.stdint cimport int64_t
 
 cimport numpy as cnp
 
-from fastce._cpu._arrays cimport PyArray_Scalar, address, arithmetic_of, describe, set_vector
-from fastce._cpu._columns cimport STAGE_BYTES, column_group, process_columns
-from fastce._cpu._curvature cimport process_curvature
-from fastce._cpu._dispatch cimport (
-    COLUMNS, CURVATURE, ROWS, Kernel, align, choose_kernel, goes_by_rows, workspace_bytes
+from fastce._cpu._arrays cimport address, arithmetic_of, describe, scalar_of, set_curvature, set_vector
+from fastce._cpu._ordinary cimport (
+    NO_CLASS_IGNORED, Options, are_apart, are_inputs, empty_like, empty_per_row, is_result, read_axis, read_options
 )
-from fastce._cpu._halves cimport choose_stage, row_bytes, task_on_stage
-from fastce._cpu._math cimport real
 from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
 )
-from fastce._cpu._ordinary cimport NO_CLASS_IGNORED, Options, empty_per_row, is_ordinary_call, read_axis, read_options
-from fastce._cpu._plain_columns cimport process_plain
-from fastce._cpu._rows cimport block_bytes, process_rows, row_group
+from fastce._cpu._process cimport process_task
 from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Task, Vector, choose_sums
-from fastce._cpu._team cimport process_all, process_t, scan_targets
+from fastce._cpu._team cimport scan_targets
 from fastce._cpu._vectors cimport sum_vector
 
 cnp.import_array()
@@ -46,99 +40,6 @@ def max_threads():
     return fastce_max_threads()
 
 
-cdef inline void process_by_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
-) noexcept nogil:
-    cdef Py_ssize_t i = start
-    cdef Py_ssize_t step = row_group(task, like)
-    while i < stop:
-        process_rows(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + block_bytes(task, like)))
-        i += step
-
-
-cdef inline void process_by_columns(
-    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
-) noexcept nogil:
-    cdef Py_ssize_t i = start
-    cdef Py_ssize_t step = column_group(task, like)
-    while i < stop:
-        process_columns(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + STAGE_BYTES))
-        i += step
-
-
-# Each kernel is one C function of its own, called through a pointer, for two reasons. Copies of inlined code may be
-# contracted to FMA differently, and a result would depend on which of them computed it. And GCC keeps fewer constants
-# in registers in larger functions: row and column kernel in one cost a tenth of the speed of both.
-cdef void rows_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    """Do the rows start .. stop - 1."""
-    process_by_rows(task, start, stop, workspace, <float>0)
-
-
-cdef void rows_16_bit(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    cdef Task staged = task_on_stage(task)
-    cdef Py_ssize_t i = start
-    cdef Py_ssize_t step = row_group(task, <float>0)
-    cdef char* stage = workspace + workspace_bytes(task, ROWS, <float>0) - align(step * row_bytes(task))
-    while i < stop:
-        choose_stage(&staged, i, stage)
-        rows_float(&staged, i, min(i + step, stop), workspace)
-        i += step
-
-
-cdef void rows_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_by_rows(task, start, stop, workspace, <double>0)
-
-
-cdef void columns_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_by_columns(task, start, stop, workspace, <float>0)
-
-
-cdef void columns_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_by_columns(task, start, stop, workspace, <double>0)
-
-
-cdef void plain_columns_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_plain(task, start, stop, workspace, <float>0)
-
-
-cdef void plain_columns_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_plain(task, start, stop, workspace, <double>0)
-
-
-cdef void curvature_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_curvature(task, start, stop, workspace, <float>0)
-
-
-cdef void curvature_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_curvature(task, start, stop, workspace, <double>0)
-
-
-cdef process_t kernel_of_doubles(Kernel kernel) noexcept:
-    if kernel == ROWS:
-        return rows_double
-    if kernel == CURVATURE:
-        return curvature_double
-    return columns_double if kernel == COLUMNS else plain_columns_double
-
-
-cdef process_t kernel_of_floats(Kernel kernel, int itemsize) noexcept:
-    if kernel == ROWS:
-        return rows_16_bit if itemsize == 2 else rows_float
-    if kernel == CURVATURE:
-        return curvature_float
-    return columns_float if kernel == COLUMNS else plain_columns_float
-
-
-cdef double dispatch(Task* task, int itemsize, int n_threads) except? -1:
-    """Run the kernel for a task; return the sum of the losses."""
-    cdef Kernel kernel = choose_kernel(task, itemsize)
-    if kernel == CURVATURE:
-        task.by_rows = goes_by_rows(task, itemsize)
-    if itemsize == 8:
-        return process_all(task, kernel_of_doubles(kernel), kernel, n_threads, <double>0)
-    return process_all(task, kernel_of_floats(kernel, itemsize), kernel, n_threads, <float>0)
-
-
 def run(
     cnp.ndarray logits not None, cnp.ndarray target=None, cnp.ndarray prob=None, cnp.ndarray out=None, *,
     cnp.ndarray weight=None, cnp.ndarray sample_weight=None, cnp.ndarray grad_output=None,
@@ -146,7 +47,7 @@ def run(
     cnp.ndarray argmax=None, bint log_softmax=False, bint normalized=False, int64_t ignore_index=NO_CLASS_IGNORED,
     double label_smoothing=0.0, double z_loss=0.0, double logit_scale=1.0, double softcap=0.0,
     double weight_sum=0.0, double factor=1.0, int n_threads=1, cnp.ndarray v=None, cnp.ndarray hess=None,
-    tuple curvature=(1.0, 1.0, True, False, 0.0),
+    curvature=None,
 ):
     """Do one sweep over `logits`, shape (..., n_classes); return the sum of the losses.
 
@@ -157,8 +58,8 @@ def run(
     (int64). `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
 
     With `v`, shaped like the logits, `out` gets the product of the Hessian and `v` instead; with `hess`, like the
-    logits, that gets the diagonal that `curvature` describes by the fields of the struct of this name. Then there must
-    be a target and `out`, and no losses are summed.
+    logits, that gets the diagonal that `curvature`, a `Curvature`, describes. Then there must be a target and `out`,
+    and no losses are summed.
     """
     cdef Task task
     describe(&task, cnp.PyArray_NDIM(logits) - 1, logits, target, prob, out, hess if v is None else v)
@@ -179,46 +80,51 @@ def run(
     task.log_prob = address(log_prob)
     task.entropy = address(entropy)
     task.argmax = <int64_t*>address(argmax)
-    task.find_peak = prob is not None and out is not None and (v is None or softcap != 0)
     task.is_product = v is not None
-    task.curvature.factor, task.curvature.z_factor, task.curvature.bends = curvature[:3]
-    task.curvature.absolute, task.curvature.floor = curvature[3:]
+    if curvature is not None:
+        set_curvature(&task, curvature)
     choose_sums(&task)
-    return dispatch(&task, <int>cnp.PyArray_ITEMSIZE(logits), n_threads)
+    return process_task(&task, <int>cnp.PyArray_ITEMSIZE(logits), n_threads)
 
 
 def solve_ordinary(
     logits, target, out, axis, bint with_grad, make_stats, weight, sample_weight, grad_output, tuple given, n_threads,
-    Py_ssize_t serial_size, choose_n_threads,
+    v, hess, curvature, Py_ssize_t serial_size, choose_n_threads,
 ):
     """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
 
-    Ordinary is what can break no rule: aligned arrays in native byte order, all in C order but for logits, gradient and
-    class probabilities, which may be in Fortran order; integers that fit in int64; any valid options. Return the loss,
-    or a tuple of it and, as far as they are asked for, the gradient and what `make_stats` makes of the statistics.
-    Without `n_threads`, problems of less than `serial_size` numbers are left to one thread; otherwise
-    `choose_n_threads` says how many.
+    Ordinary is what can break no rule: aligned arrays in native byte order, all in C order but for those shaped like
+    the logits, which may be in Fortran order; integers that fit in int64; any valid options. Return the loss, or a
+    tuple of it and, as far as they are asked for, the gradient and what `make_stats` makes of the statistics. With `v`
+    return the product of the Hessian and that instead; with `curvature`, a `Curvature`, the gradient and that
+    diagonal, in `hess` if that is given. Without `n_threads`, problems of less than `serial_size` numbers are left to
+    one thread; otherwise `choose_n_threads` says how many.
     """
     cdef Task task
     cdef Options options
     cdef Vector class_weight, row_weight, upstream
     cdef double normalizer = 0
     cdef double loss
-    cdef float loss_float
     cdef bint has_classes
+    cdef bint is_second = v is not None or curvature is not None
     cdef int arithmetic
     cdef Py_ssize_t n_rows, n_classes, bad
-    cdef int class_axis, n_dims, team = 1
+    cdef int class_axis, team = 1
     if not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
         return None
     if not read_options(given, grad_output, &options):
         return None
+    if not options.is_per_row:
+        grad_output = None  # is among the options
     class_axis = read_axis(axis, logits)
-    if class_axis < 0 or not is_ordinary_call(
-            logits, class_axis, target, out, weight, sample_weight, grad_output, &options):
+    if class_axis < 0 or not are_inputs(
+            logits, class_axis, target, v, weight, sample_weight, grad_output, &options):
+        return None
+    if not (is_result(out, logits, target, v, weight, sample_weight, grad_output, True)
+            and is_result(hess, logits, target, v, weight, sample_weight, grad_output, False)
+            and (hess is None or are_apart(hess, out))):
         return None
     arithmetic = arithmetic_of(logits)
-    n_dims = cnp.PyArray_NDIM(logits)
     n_classes = cnp.PyArray_DIM(logits, class_axis)
     n_rows = cnp.PyArray_SIZE(logits) // n_classes
     if n_threads is not None or n_rows * n_classes >= serial_size:
@@ -227,8 +133,8 @@ def solve_ordinary(
         weight = cnp.PyArray_Cast(weight, arithmetic)
     set_vector(&class_weight, weight)
     set_vector(&row_weight, sample_weight)
-    set_vector(&upstream, grad_output if options.is_per_row else None)
-    has_classes = cnp.PyArray_NDIM(target) < n_dims
+    set_vector(&upstream, grad_output)
+    has_classes = cnp.PyArray_NDIM(target) < cnp.PyArray_NDIM(logits)
     if has_classes:
         if cnp.PyArray_TYPE(target) != cnp.NPY_INT64:
             target = cnp.PyArray_Cast(target, cnp.NPY_INT64)
@@ -242,10 +148,16 @@ def solve_ordinary(
     if options.is_mean and normalizer == 0:
         return None
     if with_grad and out is None:
-        out = cnp.PyArray_EMPTY(
-            n_dims, cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits), not cnp.PyArray_IS_C_CONTIGUOUS(logits))
-    describe(&task, class_axis, logits, target if has_classes else None, None if has_classes else target, out, None)
-    if options.is_per_row:
+        out = empty_like(logits)
+    if curvature is not None and hess is None:
+        hess = empty_like(logits)
+    describe(
+        &task, class_axis, logits, target if has_classes else None, None if has_classes else target, out,
+        hess if v is None else v)
+    task.is_product = v is not None
+    if curvature is not None:
+        set_curvature(&task, curvature)
+    if options.is_per_row and not is_second:
         losses = empty_per_row(logits, class_axis, arithmetic)
         task.loss = address(losses)
     if make_stats is not None:
@@ -265,18 +177,11 @@ def solve_ordinary(
     task.logit_scale = options.logit_scale
     task.softcap = options.softcap
     task.factor = options.grad_output / normalizer if options.is_mean else options.grad_output
-    task.find_peak = not has_classes and with_grad
     choose_sums(&task)
-    loss = dispatch(&task, <int>cnp.PyArray_ITEMSIZE(logits), team)
-    if options.is_per_row:
-        result = losses
-    else:
-        if options.is_mean:
-            loss /= normalizer
-        loss_float = <float>loss
-        result = PyArray_Scalar(
-            <void*>&loss if arithmetic == cnp.NPY_FLOAT64 else <void*>&loss_float,
-            cnp.PyArray_DescrFromType(arithmetic), None)
+    loss = process_task(&task, <int>cnp.PyArray_ITEMSIZE(logits), team)
+    if is_second:
+        return out if v is not None else (out, hess)
+    result = losses if options.is_per_row else scalar_of(loss / normalizer if options.is_mean else loss, arithmetic)
     if make_stats is not None:
         stats = make_stats(lse, log_prob, argmax, entropy)
         return (result, out, stats) if with_grad else (result, stats)

@@ -37,7 +37,7 @@ def run(
     n_threads: int = 1,
     v: NDArray[Any] | None = None,
     hess: NDArray[Any] | None = None,
-    curvature: tuple[float, float, bool, bool, float] = (1.0, 1.0, True, False, 0.0),
+    curvature: tuple[Any, ...] | None = None,
 ) -> float: ...
 def solve_ordinary(
     logits: object,
@@ -51,6 +51,9 @@ def solve_ordinary(
     grad_output: object,
     given: tuple[object, ...],
     n_threads: object,
+    v: object,
+    hess: object,
+    curvature: tuple[Any, ...] | None,
     serial_size: int,
     choose_n_threads: Callable[[int | None, int], int],
 ) -> Any: ...

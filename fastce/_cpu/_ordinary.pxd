@@ -85,6 +85,13 @@ cdef inline cnp.ndarray empty_per_row(cnp.ndarray logits, int axis, int type_num
     return cnp.PyArray_EMPTY(n, shape, type_num, 0)
 
 
+cdef inline cnp.ndarray empty_like(cnp.ndarray logits):
+    """Return an array for a result, in the memory order of the logits."""
+    return cnp.PyArray_EMPTY(
+        cnp.PyArray_NDIM(logits), cnp.PyArray_DIMS(logits), cnp.PyArray_TYPE(logits),
+        not cnp.PyArray_IS_C_CONTIGUOUS(logits))
+
+
 cdef inline bint is_like(cnp.ndarray array, cnp.ndarray logits) noexcept:
     """Tell whether an array has the shape of the logits."""
     cdef int k
@@ -94,6 +101,11 @@ cdef inline bint is_like(cnp.ndarray array, cnp.ndarray logits) noexcept:
         if cnp.PyArray_DIM(array, k) != cnp.PyArray_DIM(logits, k):
             return False
     return True
+
+
+cdef inline bint are_like(object array, cnp.ndarray logits) noexcept:
+    """Tell whether this is a dense array of floating numbers with the shape of the logits."""
+    return is_dense(array) and are_logits(array) and is_like(array, logits)
 
 
 cdef inline bint is_per_row(cnp.ndarray array, cnp.ndarray logits, int axis) noexcept:
@@ -119,14 +131,7 @@ cdef inline bint are_targets(object target, cnp.ndarray logits, int axis) noexce
     """Tell whether this holds a class per row, or class probabilities."""
     if is_ordinary(target) and is_per_row(target, logits, axis):
         return are_classes(target)
-    return is_dense(target) and are_logits(target) and is_like(target, logits)
-
-
-cdef inline bint is_out(object out, cnp.ndarray logits) noexcept:
-    """Tell whether the gradient can go there: None, the logits, or an array like them that is apart from them."""
-    return out is None or (
-        is_dense(out) and cnp.PyArray_ISWRITEABLE(out) and cnp.PyArray_TYPE(out) == cnp.PyArray_TYPE(logits)
-        and is_like(out, logits) and (out is logits or not share_bytes(out, logits)))
+    return are_like(target, logits)
 
 
 cdef inline bint are_factors(cnp.ndarray array, double most) noexcept:
@@ -143,44 +148,65 @@ cdef inline bint are_factors(cnp.ndarray array, double most) noexcept:
     return all_are
 
 
-cdef inline bint are_numbers(object array, object out) noexcept:
-    """Tell whether this is an array of floats or doubles, apart from `out`."""
-    if not is_ordinary(array) or (out is not None and share_bytes(out, array)):
-        return False
-    return cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 or cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32
+cdef inline bint are_numbers(object array) noexcept:
+    """Tell whether this is an array of floats or doubles."""
+    return is_ordinary(array) and (
+        cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64 or cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT32)
 
 
-cdef inline bint is_weight(object weight, cnp.ndarray logits, int axis, object out) noexcept:
+cdef inline bint is_weight(object weight, cnp.ndarray logits, int axis) noexcept:
     """Tell whether this is None, or valid weights of the classes, in the arithmetic's type too."""
     return weight is None or (
-        are_numbers(weight, out) and cnp.PyArray_NDIM(weight) == 1
+        are_numbers(weight) and cnp.PyArray_NDIM(weight) == 1
         and cnp.PyArray_DIM(weight, 0) == cnp.PyArray_DIM(logits, axis)
         and are_factors(weight, DBL_MAX if arithmetic_of(logits) == cnp.NPY_FLOAT64 else FLT_MAX))
 
 
-cdef inline bint is_sample_weight(object weight, cnp.ndarray logits, int axis, object out) noexcept:
+cdef inline bint is_sample_weight(object weight, cnp.ndarray logits, int axis) noexcept:
     """Tell whether this is None, or valid weights of the rows."""
     return weight is None or (
-        are_numbers(weight, out) and is_per_row(weight, logits, axis) and are_factors(weight, DBL_MAX))
+        are_numbers(weight) and is_per_row(weight, logits, axis) and are_factors(weight, DBL_MAX))
 
 
-cdef inline bint is_upstream(object grad_output, cnp.ndarray logits, int axis, object out) noexcept:
+cdef inline bint is_upstream(object grad_output, cnp.ndarray logits, int axis) noexcept:
     """Tell whether this is None, or a factor per row."""
-    return grad_output is None or (
-        are_numbers(grad_output, out) and is_per_row(grad_output, logits, axis))
+    return grad_output is None or (are_numbers(grad_output) and is_per_row(grad_output, logits, axis))
 
 
-cdef inline bint is_ordinary_call(
-    cnp.ndarray logits, int axis, object target, object out, object weight, object sample_weight, object grad_output,
+cdef inline bint are_inputs(
+    cnp.ndarray logits, int axis, object target, object v, object weight, object sample_weight, object grad_output,
     const Options* options
 ) noexcept:
     """Tell whether the arrays that go with these logits can be taken as they are."""
-    if not (are_targets(target, logits, axis) and is_out(out, logits)):
-        return False
-    if out is not None and share_bytes(out, target):
+    if not are_targets(target, logits, axis):
         return False
     if cnp.PyArray_NDIM(target) == cnp.PyArray_NDIM(logits) and options.ignore_index != NO_CLASS_IGNORED:
         return False
     return (
-        is_weight(weight, logits, axis, out) and is_sample_weight(sample_weight, logits, axis, out)
-        and (not options.is_per_row or is_upstream(grad_output, logits, axis, out)))
+        (v is None or are_like(v, logits)) and is_weight(weight, logits, axis)
+        and is_sample_weight(sample_weight, logits, axis) and is_upstream(grad_output, logits, axis))
+
+
+cdef inline bint are_apart(cnp.ndarray result, object other) noexcept:
+    """Tell whether a result shares no memory with another array, if there is one."""
+    return other is None or not share_bytes(result, other)
+
+
+cdef inline bint is_result(
+    object result, cnp.ndarray logits, object target, object v, object weight, object sample_weight,
+    object grad_output, bint in_place
+) noexcept:
+    """Tell whether a result can go there: None, or an array like the logits that is apart from the inputs.
+
+    Where it may be `in_place`, it may be the logits or the vector.
+    """
+    if result is None:
+        return True
+    if not (is_dense(result) and cnp.PyArray_ISWRITEABLE(result)
+            and cnp.PyArray_TYPE(result) == cnp.PyArray_TYPE(logits) and is_like(result, logits)):
+        return False
+    return (
+        (result is logits and in_place or are_apart(result, logits))
+        and (result is v and in_place or are_apart(result, v))
+        and are_apart(result, target) and are_apart(result, weight) and are_apart(result, sample_weight)
+        and are_apart(result, grad_output))

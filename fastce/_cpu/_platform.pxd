@@ -1,4 +1,4 @@
-"""What compiler, OpenMP and CPU have to say of themselves."""
+"""What depends on the compiler, OpenMP and the CPU, and what they have to say of themselves."""
 
 cdef extern from *:
     """
@@ -33,6 +33,13 @@ cdef extern from *:
     static int fastce_has_avx2(void) { return 0; }
     static int fastce_has_avx512(void) { return 0; }
     #endif
+    /* The same function, but no compiler knows that, so that none inlines it. */
+    static CYTHON_INLINE void* fastce_own_function(void* function) {
+    #if defined(__GNUC__)
+        __asm__("" : "+r"(function));
+    #endif
+        return function;
+    }
     """
     const int CYTHON_HEX_VERSION
     const int FASTCE_OPENMP
@@ -40,3 +47,4 @@ cdef extern from *:
     int fastce_max_threads() noexcept nogil
     int fastce_has_avx2() noexcept nogil
     int fastce_has_avx512() noexcept nogil
+    void* own_function "fastce_own_function"(void* function) noexcept nogil

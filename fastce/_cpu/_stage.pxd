@@ -13,21 +13,10 @@ from libc.string cimport memcpy
 
 from fastce._cpu._convert cimport NATIVE, Format, is_16_bit, narrow_16, read_converted, widen_16, write_converted
 from fastce._cpu._math cimport real
+from fastce._cpu._platform cimport own_function
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES, TILE, fill
 from fastce._cpu._transpose cimport transpose, transpose_from_16, transpose_to_16
-
-cdef extern from *:
-    """
-    /* The same function, but no compiler knows that, so that none inlines it. */
-    static CYTHON_INLINE void* fastce_own_function(void* function) {
-    #if defined(__GNUC__)
-        __asm__("" : "+r"(function));
-    #endif
-        return function;
-    }
-    """
-    void* own_function "fastce_own_function"(void* function) noexcept nogil
 
 cdef enum:
     WIDENED = 128  # classes of 16 rows that pass between 16 bits and the stage at once

@@ -143,6 +143,7 @@ cdef inline void choose_sums(Task* task) noexcept:
     task.sum_prob = task.prob.data != NULL
     task.sum_entropy = task.entropy != NULL
     task.find_argmax = task.argmax != NULL
+    task.find_peak = task.sum_prob and task.out.data != NULL and (not task.is_product or task.softcap != 0)
     # sums of t d before those of t: `merge` needs the latter as they were
     if task.sum_entropy:
         add_sum(task, E_D)
