@@ -8,7 +8,7 @@ cimport numpy as cnp
 
 from fastce._cpu._arrays cimport address, arithmetic_of, describe, scalar_of, set_curvature, set_vector
 from fastce._cpu._ordinary cimport (
-    NO_CLASS_IGNORED, Options, are_apart, are_inputs, empty_like, empty_per_row, is_result, read_axis, read_options
+    NO_CLASS_IGNORED, Options, are_inputs, are_results, empty_like, empty_per_row, read_axis, read_options
 )
 from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
@@ -87,46 +87,24 @@ def run(
     return process_task(&task, <int>cnp.PyArray_ITEMSIZE(logits), n_threads)
 
 
-def solve_ordinary(
-    logits, target, out, axis, bint with_grad, make_stats, weight, sample_weight, grad_output, tuple given, n_threads,
-    v, hess, curvature, Py_ssize_t serial_size, choose_n_threads,
+cdef solve_arrays(
+    cnp.ndarray logits, int axis, cnp.ndarray target, cnp.ndarray out, bint with_grad, make_stats, cnp.ndarray weight,
+    cnp.ndarray sample_weight, cnp.ndarray grad_output, const Options* options, n_threads, cnp.ndarray v,
+    cnp.ndarray hess, curvature, Py_ssize_t serial_size, choose_n_threads,
 ):
-    """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
-
-    Ordinary is what can break no rule: aligned arrays in native byte order, all in C order but for those shaped like
-    the logits, which may be in Fortran order; integers that fit in int64; any valid options. Return the loss, or a
-    tuple of it and, as far as they are asked for, the gradient and what `make_stats` makes of the statistics. With `v`
-    return the product of the Hessian and that instead; with `curvature`, a `Curvature`, the gradient and that
-    diagonal, in `hess` if that is given. Without `n_threads`, problems of less than `serial_size` numbers are left to
-    one thread; otherwise `choose_n_threads` says how many.
-    """
+    """Do an ordinary call, unless a class does not exist or a mean has nothing to divide by: then return None."""
     cdef Task task
-    cdef Options options
     cdef Vector class_weight, row_weight, upstream
     cdef double normalizer = 0
     cdef double loss
-    cdef bint has_classes
+    cdef bint has_classes = cnp.PyArray_NDIM(target) < cnp.PyArray_NDIM(logits)
     cdef bint is_second = v is not None or curvature is not None
-    cdef int arithmetic
-    cdef Py_ssize_t n_rows, n_classes, bad
-    cdef int class_axis, team = 1
-    if not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
-        return None
-    if not read_options(given, grad_output, &options):
-        return None
-    if not options.is_per_row:
-        grad_output = None  # is among the options
-    class_axis = read_axis(axis, logits)
-    if class_axis < 0 or not are_inputs(
-            logits, class_axis, target, v, weight, sample_weight, grad_output, &options):
-        return None
-    if not (is_result(out, logits, target, v, weight, sample_weight, grad_output, True)
-            and is_result(hess, logits, target, v, weight, sample_weight, grad_output, False)
-            and (hess is None or are_apart(hess, out))):
-        return None
-    arithmetic = arithmetic_of(logits)
-    n_classes = cnp.PyArray_DIM(logits, class_axis)
-    n_rows = cnp.PyArray_SIZE(logits) // n_classes
+    cdef int arithmetic = arithmetic_of(logits)
+    cdef Py_ssize_t n_classes = cnp.PyArray_DIM(logits, axis)
+    cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(logits) // n_classes
+    cdef Py_ssize_t bad
+    cdef int team = 1
+    cdef cnp.ndarray losses, lse, log_prob, argmax, entropy
     if n_threads is not None or n_rows * n_classes >= serial_size:
         team = choose_n_threads(n_threads, n_rows * n_classes)
     if weight is not None and cnp.PyArray_TYPE(weight) != arithmetic:
@@ -134,7 +112,6 @@ def solve_ordinary(
     set_vector(&class_weight, weight)
     set_vector(&row_weight, sample_weight)
     set_vector(&upstream, grad_output)
-    has_classes = cnp.PyArray_NDIM(target) < cnp.PyArray_NDIM(logits)
     if has_classes:
         if cnp.PyArray_TYPE(target) != cnp.NPY_INT64:
             target = cnp.PyArray_Cast(target, cnp.NPY_INT64)
@@ -152,19 +129,19 @@ def solve_ordinary(
     if curvature is not None and hess is None:
         hess = empty_like(logits)
     describe(
-        &task, class_axis, logits, target if has_classes else None, None if has_classes else target, out,
+        &task, axis, logits, target if has_classes else None, None if has_classes else target, out,
         hess if v is None else v)
     task.is_product = v is not None
     if curvature is not None:
         set_curvature(&task, curvature)
     if options.is_per_row and not is_second:
-        losses = empty_per_row(logits, class_axis, arithmetic)
+        losses = empty_per_row(logits, axis, arithmetic)
         task.loss = address(losses)
     if make_stats is not None:
-        lse = empty_per_row(logits, class_axis, arithmetic)
-        log_prob = empty_per_row(logits, class_axis, arithmetic)
-        argmax = empty_per_row(logits, class_axis, cnp.NPY_INT64)
-        entropy = empty_per_row(logits, class_axis, arithmetic)
+        lse = empty_per_row(logits, axis, arithmetic)
+        log_prob = empty_per_row(logits, axis, arithmetic)
+        argmax = empty_per_row(logits, axis, cnp.NPY_INT64)
+        entropy = empty_per_row(logits, axis, arithmetic)
         task.lse, task.log_prob, task.entropy = address(lse), address(log_prob), address(entropy)
         task.argmax = <int64_t*>address(argmax)
     task.weight = class_weight.data
@@ -186,6 +163,38 @@ def solve_ordinary(
         stats = make_stats(lse, log_prob, argmax, entropy)
         return (result, out, stats) if with_grad else (result, stats)
     return (result, out) if with_grad else result
+
+
+def solve_ordinary(
+    logits, target, out, axis, bint with_grad, make_stats, weight, sample_weight, grad_output, tuple given, n_threads,
+    v, hess, curvature, Py_ssize_t serial_size, choose_n_threads,
+):
+    """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
+
+    Ordinary is what can break no rule: aligned arrays in native byte order, all in C order but for those shaped like
+    the logits, which may be in Fortran order; integers that fit in int64; any valid options. Return the loss, or a
+    tuple of it and, as far as they are asked for, the gradient and what `make_stats` makes of the statistics. With `v`
+    return the product of the Hessian and that instead; with `curvature`, a `Curvature`, the gradient and that
+    diagonal, in `hess` if that is given. Without `n_threads`, problems of less than `serial_size` numbers are left to
+    one thread; otherwise `choose_n_threads` says how many.
+    """
+    cdef Options options
+    cdef int class_axis
+    if not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
+        return None
+    if not read_options(given, grad_output, &options):
+        return None
+    if not options.is_per_row:
+        grad_output = None  # is among the options
+    class_axis = read_axis(axis, logits)
+    if class_axis < 0 or not are_inputs(
+            logits, class_axis, target, v, weight, sample_weight, grad_output, &options):
+        return None
+    if not are_results(out, hess, logits, target, v, weight, sample_weight, grad_output):
+        return None
+    return solve_arrays(
+        logits, class_axis, target, out, with_grad, make_stats, weight, sample_weight, grad_output, &options, n_threads,
+        v, hess, curvature, serial_size, choose_n_threads)
 
 
 def scan(

@@ -187,26 +187,40 @@ cdef inline bint are_inputs(
         and is_sample_weight(sample_weight, logits, axis) and is_upstream(grad_output, logits, axis))
 
 
-cdef inline bint are_apart(cnp.ndarray result, object other) noexcept:
+cdef inline bint are_apart(cnp.ndarray result, cnp.ndarray other) noexcept:
     """Tell whether a result shares no memory with another array, if there is one."""
     return other is None or not share_bytes(result, other)
 
 
 cdef inline bint is_result(
-    object result, cnp.ndarray logits, object target, object v, object weight, object sample_weight,
-    object grad_output, bint in_place
+    object result, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray v, cnp.ndarray weight,
+    cnp.ndarray sample_weight, cnp.ndarray grad_output, bint in_place
 ) noexcept:
     """Tell whether a result can go there: None, or an array like the logits that is apart from the inputs.
 
     Where it may be `in_place`, it may be the logits or the vector.
     """
+    cdef cnp.ndarray array
     if result is None:
         return True
-    if not (is_dense(result) and cnp.PyArray_ISWRITEABLE(result)
-            and cnp.PyArray_TYPE(result) == cnp.PyArray_TYPE(logits) and is_like(result, logits)):
+    if not is_dense(result):
         return False
+    array = <cnp.ndarray>result
     return (
-        (result is logits and in_place or are_apart(result, logits))
-        and (result is v and in_place or are_apart(result, v))
-        and are_apart(result, target) and are_apart(result, weight) and are_apart(result, sample_weight)
-        and are_apart(result, grad_output))
+        cnp.PyArray_ISWRITEABLE(array) and cnp.PyArray_TYPE(array) == cnp.PyArray_TYPE(logits)
+        and is_like(array, logits)
+        and (array is logits and in_place or are_apart(array, logits))
+        and (array is v and in_place or are_apart(array, v))
+        and are_apart(array, target) and are_apart(array, weight) and are_apart(array, sample_weight)
+        and are_apart(array, grad_output))
+
+
+cdef inline bint are_results(
+    object out, object hess, cnp.ndarray logits, cnp.ndarray target, cnp.ndarray v, cnp.ndarray weight,
+    cnp.ndarray sample_weight, cnp.ndarray grad_output
+) noexcept:
+    """Tell whether results can go there, the gradient or the product in place."""
+    return (
+        is_result(out, logits, target, v, weight, sample_weight, grad_output, True)
+        and is_result(hess, logits, target, v, weight, sample_weight, grad_output, False)
+        and (hess is None or are_apart(hess, out)))

@@ -10,8 +10,8 @@ Design
    sum over the whole, without cancellation, and the loss has what it needs in it as well. One sum does where `_columns`
    needs two, for a comparison with the class is all that it takes.
 4. Groups of rows begin with a cache line where planes allow it: a store across two lines costs twice.
-5. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are. Whatever has
-   options goes through `_columns`, which does the same in float64.
+5. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are; what costs
+   most is done by 16 rows, as far as there are any. Whatever has options goes through `_columns`, in float64.
 """
 from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int32_t
@@ -28,7 +28,7 @@ from fastce._cpu._plain_tile cimport (
     exp_and_sum, exp_pairs, find_tops_and_peaks, pick_peaks, put_pairs, scale_and_put, shift_and_scale
 )
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
-from fastce._cpu._tiles cimport LANES, TILE
+from fastce._cpu._tiles cimport LANES, TILE, fill
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:
@@ -57,7 +57,7 @@ cdef inline void process_tile(
 ) noexcept nogil:
     """Do n <= 64 staged rows, up to the factors of the gradient; what is staged beyond them is finite.
 
-    y is -1 for rows that are skipped.
+    y is -1 for rows that are skipped, and the factors of rows beyond are 0.
     """
     cdef real top[TILE]
     cdef real shift[TILE]
@@ -67,9 +67,10 @@ cdef inline void process_tile(
     cdef real scale = <real>task.logit_scale
     cdef double factor = task.factor * task.logit_scale
     cdef Py_ssize_t j, k, n_classes = task.n_classes
+    cdef Py_ssize_t n_groups = (n + LANES - 1) // LANES
     if has_skipped:
         # whatever is there, NaN included
-        for j in range(TILE):
+        for j in range(n):
             if y[j] < 0:
                 for k in range(n_classes):
                     stage[k * pitch + j] = 0
@@ -84,12 +85,15 @@ cdef inline void process_tile(
             shift[j] = <real>0 if top[j] == -INFINITY else top[j]
         if scale != 1:
             shift_and_scale(stage, pitch, n_classes, scale, shift)
-        exp_and_sum(stage, pitch, n_classes, shift, y, terms, feed)
-    for k in range(TILE // LANES):
+        exp_and_sum(stage, pitch, n_groups * LANES, n_classes, shift, y, terms, feed)
+    for k in range(n_groups):
         j = k * LANES
         finish_lanes(
             scale, factor, n_classes == 2, task.out.data != NULL, y + j, has_skipped, top + j, x_peak + j, terms + j,
             loss + j, alpha + j, grad_peak + j)
+    if n_groups * LANES < TILE:
+        fill(alpha, n_groups * LANES, TILE, <real>0)
+        fill(grad_peak, n_groups * LANES, TILE, <real>0)
     if task.out.data != NULL and n_classes == 2:
         put_pairs(grad_peak, y, stage, pitch)
 

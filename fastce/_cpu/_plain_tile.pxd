@@ -53,9 +53,9 @@ cdef extern from *:
     }
     /* n = 4, 2 or 1 classes from class k on */
     static CYTHON_INLINE void fastce_exp_classes(
-            float* x, ptrdiff_t pitch, int n, const float* top, const int32_t* y, int32_t k, float* others,
+            float* x, ptrdiff_t pitch, int n_rows, int n, const float* top, const int32_t* y, int32_t k, float* others,
             fastce_feed* feed) {
-        for (int i = 0; i < 64; i += FASTCE_WIDTH) {
+        for (int i = 0; i < n_rows; i += FASTCE_WIDTH) {
             fastce_floats e[4];
             const fastce_floats m = fastce_load(top + i);
             const fastce_ints t = fastce_load_ints(y + i);
@@ -67,16 +67,22 @@ cdef extern from *:
         }
     }
     static CYTHON_INLINE void fastce_exp_and_sum(
-            float* x, ptrdiff_t pitch, int n_classes, const float* top, const int32_t* y, float* others,
+            float* x, ptrdiff_t pitch, int n_rows, int n_classes, const float* top, const int32_t* y, float* others,
             fastce_feed* feed) {
         int32_t k = 0;
-        for (int i = 0; i < 64; i += FASTCE_WIDTH) fastce_store(others + i, fastce_fill(0)); /* no call of memset */
-        for (; k + 4 <= n_classes; k += 4) fastce_exp_classes(x, pitch, 4, top, y, k, others, feed);
+        for (int i = 0; i < n_rows; i += FASTCE_WIDTH) fastce_store(others + i, fastce_fill(0)); /* no call of memset */
+        for (; k + 4 <= n_classes; k += 4) fastce_exp_classes(x, pitch, n_rows, 4, top, y, k, others, feed);
         if (k + 2 <= n_classes) {
-            fastce_exp_classes(x, pitch, 2, top, y, k, others, feed);
+            fastce_exp_classes(x, pitch, n_rows, 2, top, y, k, others, feed);
             k += 2;
         }
-        if (k < n_classes) fastce_exp_classes(x, pitch, 1, top, y, k, others, feed);
+        if (k < n_classes) fastce_exp_classes(x, pitch, n_rows, 1, top, y, k, others, feed);
+    }
+    /* Of fewer rows than a tile: code of its own, for the loops of whole tiles must be short of no register. */
+    FASTCE_OWN_FUNCTION static void fastce_exp_and_sum_part(
+            float* x, ptrdiff_t pitch, int n_rows, int n_classes, const float* top, const int32_t* y, float* others,
+            fastce_feed* feed) {
+        fastce_exp_and_sum(x, pitch, n_rows, n_classes, top, y, others, feed);
     }
     static CYTHON_INLINE void fastce_scale_and_put(
             const float* x, ptrdiff_t pitch, ptrdiff_t n, int n_classes, const float* alpha, const int32_t* y,
@@ -100,7 +106,8 @@ cdef extern from *:
     #else
     #define fastce_tops_and_peaks(x, pitch, n_classes, y, pick, top, x_peak) ((void)0)
     #define fastce_gather_peaks(x, pitch, y, x_peak) ((void)0)
-    #define fastce_exp_and_sum(x, pitch, n_classes, top, y, others, feed) ((void)0)
+    #define fastce_exp_and_sum(x, pitch, n_rows, n_classes, top, y, others, feed) ((void)0)
+    #define fastce_exp_and_sum_part(x, pitch, n_rows, n_classes, top, y, others, feed) ((void)0)
     #define fastce_scale_and_put(x, pitch, n, n_classes, alpha, y, grad_peak, out, out_pitch) ((void)0)
     #endif
     """
@@ -110,7 +117,12 @@ cdef extern from *:
     void gather_peaks_floats "fastce_gather_peaks"(
         const float* x, Py_ssize_t pitch, const int32_t* y, float* x_peak) noexcept nogil
     void exp_and_sum_floats "fastce_exp_and_sum"(
-        float* x, Py_ssize_t pitch, int n_classes, const float* top, const int32_t* y, float* others, Feed* feed
+        float* x, Py_ssize_t pitch, int n_rows, int n_classes, const float* top, const int32_t* y, float* others,
+        Feed* feed
+    ) noexcept nogil
+    void exp_and_sum_part_floats "fastce_exp_and_sum_part"(
+        float* x, Py_ssize_t pitch, int n_rows, int n_classes, const float* top, const int32_t* y, float* others,
+        Feed* feed
     ) noexcept nogil
     void scale_and_put_floats "fastce_scale_and_put"(
         const float* x, Py_ssize_t pitch, Py_ssize_t n, int n_classes, const float* alpha, const int32_t* y,
@@ -185,14 +197,15 @@ cdef inline void shift_and_scale(
 
 
 cdef inline void exp_classes(
-    real* x, Py_ssize_t pitch, int n, const real* top, const int32_t* y, int32_t k, real* others, Feed* feed
+    real* x, Py_ssize_t pitch, Py_ssize_t n_rows, int n, const real* top, const int32_t* y, int32_t k, real* others,
+    Feed* feed
 ) noexcept nogil:
     """Do the part of `exp_and_sum` for 4, 2 or 1 classes from class k on, and fetch as many pieces, spread evenly."""
     cdef real e[LANES]
     cdef int32_t t[LANES]
     cdef int32_t g
     cdef Py_ssize_t i = 0, j
-    while i < TILE:
+    while i < n_rows:
         memcpy(t, y + i, sizeof(t))
         for g in range(n):
             for j in range(LANES):
@@ -206,23 +219,27 @@ cdef inline void exp_classes(
 
 
 cdef inline void exp_and_sum(
-    real* x, Py_ssize_t pitch, Py_ssize_t n_classes, const real* top, const int32_t* y, real* others, Feed* feed
+    real* x, Py_ssize_t pitch, Py_ssize_t n_rows, Py_ssize_t n_classes, const real* top, const int32_t* y, real* others,
+    Feed* feed
 ) noexcept nogil:
-    """Turn the logits of 64 rows into exponentials, but 0 for the targets; write their sums."""
+    """Turn the logits of 16, 32, 48 or 64 rows into exponentials, but 0 for the targets; write their sums."""
     cdef int32_t k = 0
     if real is float:
         if HAS_REGISTERS:
-            exp_and_sum_floats(x, pitch, <int>n_classes, top, y, others, feed)
+            if n_rows == TILE:
+                exp_and_sum_floats(x, pitch, TILE, <int>n_classes, top, y, others, feed)
+            else:
+                exp_and_sum_part_floats(x, pitch, <int>n_rows, <int>n_classes, top, y, others, feed)
             return
     fill(others, 0, TILE, <real>0)
     while k + 4 <= n_classes:
-        exp_classes(x, pitch, 4, top, y, k, others, feed)
+        exp_classes(x, pitch, n_rows, 4, top, y, k, others, feed)
         k += 4
     if k + 2 <= n_classes:
-        exp_classes(x, pitch, 2, top, y, k, others, feed)
+        exp_classes(x, pitch, n_rows, 2, top, y, k, others, feed)
         k += 2
     if k < n_classes:
-        exp_classes(x, pitch, 1, top, y, k, others, feed)
+        exp_classes(x, pitch, n_rows, 1, top, y, k, others, feed)
 
 
 cdef inline void scale_and_put(
