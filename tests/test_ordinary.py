@@ -52,21 +52,10 @@ def solve(
     **changes,
 ):
     """Try the short way."""
+    factors, second = (weight, sample_weight, grad_output), (v, hess, curvature)
+    given = tuple(Options(**changes))[:-1]
     return _backend.solve_ordinary(
-        logits,
-        target,
-        out,
-        axis,
-        with_grad,
-        make_stats,
-        weight,
-        sample_weight,
-        grad_output,
-        tuple(Options(**changes))[:-1],
-        n_threads,
-        v,
-        hess,
-        curvature,
+        logits, target, out, axis, with_grad, make_stats, *factors, given, n_threads, *second
     )
 
 
