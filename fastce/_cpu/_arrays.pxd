@@ -99,6 +99,8 @@ cdef inline void describe(
     task.target = <const int64_t*>address(target)
     task.logit_scale = 1
     task.factor = 1
+    task.curvature.factor = task.curvature.z_factor = 1  # the Hessian's own, as products have it
+    task.curvature.bends = True
 
 
 cdef inline int set_curvature(Task* task, object fields) except -1:
