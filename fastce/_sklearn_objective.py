@@ -15,7 +15,9 @@ Design
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -161,7 +163,6 @@ class Objective:
         self._spans = [chunks[start:stop] for start, stop in itertools.pairwise(bounds)]
         size = (2, min(self.n_rows, self._chunk_rows), layer.n_classes)
         self._workspaces = [np.empty(size, rows.X.dtype) for _ in self._spans]
-        self._resources = contextlib.ExitStack()
 
     @property
     def _chunk_rows(self) -> int:
@@ -172,10 +173,12 @@ class Objective:
         return max(_CHUNK_ENTRIES // (self.n_features + n_classes), _LEAST_CHUNK_ROWS)
 
     def __enter__(self) -> Self:
-        self._resources.enter_context(_find_thread_pools().limit(limits=1, user_api="blas"))
-        self._map: Callable[..., Iterable[Any]] = map
-        if len(self._spans) > 1:
-            self._map = self._resources.enter_context(ThreadPoolExecutor(len(self._spans))).map
+        with contextlib.ExitStack() as resources:
+            resources.enter_context(_one_blas_thread())
+            self._map: Callable[..., Iterable[Any]] = map
+            if len(self._spans) > 1:
+                self._map = resources.enter_context(ThreadPoolExecutor(len(self._spans))).map
+            self._resources = resources.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -218,12 +221,81 @@ class Objective:
         return average
 
     def _on_spans(self, call: Callable[..., T], spans: Any = None) -> list[T]:
-        return list(self._map(call, spans or self._spans, self._workspaces))
+        return list(self._map(_in_thread, itertools.repeat(call), spans or self._spans, self._workspaces))
+
+
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
+def _in_thread(call: Callable[..., T], chunks: Any, workspace: Array) -> T:
+    """Call it. Small products may round to 0; at a step that is too long all may overflow, which the solvers expect."""
+    return call(chunks, workspace)  # the caller's settings are unknown to other threads
+
+
+class _BlasLimit:
+    """How many objectives keep BLAS to one thread, and what numbers its libraries have otherwise.
+
+    The number is the process's: each objective that saved and restored it for itself would, if another ended first,
+    leave what the other had set.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._n_users = 0
+        self._before: dict[Any, int] = {}
+
+    def enter(self) -> None:
+        """Limit BLAS; a number that somebody has set since the last call is the one to come back to."""
+        with self.lock:
+            if self._n_users == 0:
+                self._before = {}
+            self._n_users += 1
+            for library in _find_blas():
+                n_threads = library.num_threads
+                if n_threads != 1:
+                    self._before[library] = n_threads
+                    library.set_num_threads(1)
+
+    def leave(self) -> None:
+        """Undo it if nobody else needs it; but what somebody else has set since then stays."""
+        with self.lock:
+            self._n_users -= 1
+            if self._n_users == 0:
+                self._restore()
+
+    def start_child(self) -> None:
+        """Undo it in a forked process, where none but the thread that holds the lock lives on."""
+        if self._n_users:
+            self._n_users = 0
+            self._restore()
+        self.lock.release()
+
+    def _restore(self) -> None:
+        for library, n_threads in self._before.items():
+            if library.num_threads == 1:
+                library.set_num_threads(n_threads)
+
+
+_blas_limit = _BlasLimit()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_blas_limit.lock.acquire,
+        after_in_parent=_blas_limit.lock.release,
+        after_in_child=_blas_limit.start_child,
+    )
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    _blas_limit.enter()
+    try:
+        yield
+    finally:
+        _blas_limit.leave()
 
 
 @functools.cache
-def _find_thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all loaded libraries: some milliseconds
+def _find_blas() -> list[Any]:
+    """Return threadpoolctl's controllers: it looks through all loaded libraries, which takes some milliseconds."""
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 def _sum_rows(chunks: Iterable[Rows], _workspace: Array) -> tuple[Floats, Floats]:
@@ -239,7 +311,7 @@ def _sum_rows(chunks: Iterable[Rows], _workspace: Array) -> tuple[Floats, Floats
 
 
 def _sum_squares(mean: Floats, unit: Floats, full: bool, chunks: Iterable[Rows], _workspace: Array) -> Floats:
-    """Return the weighted sum of squared deviations from the mean, of one feature or of every two, in a unit of each."""
+    """Return the weighted sum of squared deviations from the mean, of each feature or of every two, in their units."""
 
     def part(x: Any, weight: Any) -> Any:
         if scipy.sparse.issparse(x):
