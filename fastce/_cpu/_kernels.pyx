@@ -2,6 +2,7 @@
 
 Arguments are trusted: everything was checked before.
 """
+from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t
 
 cimport numpy as cnp
@@ -189,8 +190,10 @@ def solve_ordinary(
     """
     cdef Options options
     cdef int class_axis
-    if not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
-        return None
+    if n_threads is not None:
+        if not (type(n_threads) is int and n_threads >= 1):
+            return None
+        n_threads = min(n_threads, INT_MAX)
     if not read_options(given, grad_output, &options):
         return None
     if not options.is_per_row:
