@@ -349,7 +349,7 @@ def _log_of_sum(x: Array, b: Array) -> tuple[Any, Any]:
         return np.log(np.abs(total)), np.sign(total)
     is_top = x == top
     equal, others = b[is_top].sum(), (b * np.exp(x - top))[~is_top].sum()
-    if np.abs(others) <= np.abs(equal) / 2:
+    if np.abs(others) < np.abs(equal) / 2:
         return top + np.log(np.abs(equal)) + np.log1p(others / equal), np.sign(equal)
     return top + np.log(np.abs(equal + others)), np.sign(equal + others)
 
