@@ -141,6 +141,17 @@ def logsumexp(
     out: NDArray[Any] | None = None,
     n_threads: int | None = None,
 ) -> tuple[Result, Result]: ...
+@overload
+def logsumexp(
+    x: ArrayLike,
+    *,
+    axis: Axis = -1,
+    b: ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool,
+    out: NDArray[Any] | None = None,
+    n_threads: int | None = None,
+) -> Result | tuple[Result, Result]: ...
 def logsumexp(
     x: ArrayLike,
     *,
@@ -291,7 +302,7 @@ def _find_axes(axis: Axis, x: Array) -> tuple[int, ...]:
 
 def _put_last(array: Array, axes: Sequence[int]) -> Array:
     """Return a view with these axes last, in their order."""
-    return array.transpose([k for k in range(array.ndim) if k not in axes] + list(axes))
+    return array.transpose((*(k for k in range(array.ndim) if k not in axes), *axes))
 
 
 def _can_merge(array: Array, axes: Sequence[int]) -> bool:
