@@ -20,7 +20,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 try:
-    import scipy.optimize  # noqa: F401: what is missing is to be missed here
+    # Two for the modules below: what is missing is to be missed here.
+    import scipy.optimize  # noqa: F401
     import threadpoolctl  # noqa: F401
     from sklearn.base import BaseEstimator
     from sklearn.exceptions import ConvergenceWarning
@@ -45,7 +46,13 @@ __all__ = ["HalfMultinomialLoss", "LogisticRegression"]
 
 _METHODS = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG"}  # SciPy's names
 _SOLVERS = (*_METHODS, "sgd")
-# What to do instead of what scikit-learn has and this has not.
+# Of scikit-learn's parameters, those of which one meaning is here: the rule, what is allowed, and who has the others.
+_ONLY: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    "penalty": ("'l2' or None", ("l2", None, "deprecated"), "saga"),
+    "l1_ratio": ("0 or None", (0, None), "saga"),
+    "dual": ("False", (False,), "liblinear"),
+}
+# What to do instead of scikit-learn's other solvers.
 _PEER = "sklearn.linear_model.LogisticRegression"
 _INSTEAD = {
     "newton-cholesky": "'newton-cg' finds the same minimum",
@@ -367,20 +374,10 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
 
     def _check_parameters(self) -> None:
-        if not (self.penalty is None or (isinstance(self.penalty, str) and self.penalty in ("l2", "deprecated"))):
-            raise ValueError(
-                f"penalty must be 'l2' or None, got {self.penalty!r}: for others use {_PEER} with solver='saga'"
-            )
-        if self.l1_ratio is not None:
-            check_scalar(self.l1_ratio, "l1_ratio", Real)
-            if self.l1_ratio != 0:
-                raise ValueError(
-                    f"l1_ratio must be 0 or None, got {self.l1_ratio!r}: for others use {_PEER} with solver='saga'"
-                )
-        if self.dual not in (False,):
-            raise ValueError(
-                f"dual must be False, got {self.dual!r}: for the dual form use {_PEER} with solver='liblinear'"
-            )
+        for name, (rule, allowed, solver) in _ONLY.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} must be {rule}, got {value!r}: for others use {_PEER} with solver={solver!r}")
         if self.n_jobs is not None:
             check_scalar(self.n_jobs, "n_jobs", Integral)
         for name, kind in {"C": Real, "tol": Real, "intercept_scaling": Real, "max_iter": Integral}.items():
@@ -403,7 +400,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         """Return the inverse of the penalty's strength."""
         if self.penalty is not None:
             return float(self.C)
-        if self.C != 1:
+        if self.C not in (1, np.inf):
             warnings.warn(f"penalty=None has no use for C, got C={self.C!r}: leave it out", stacklevel=3)
         return float("inf")
 
