@@ -25,6 +25,7 @@ Design
 """
 
 import contextlib
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Self
@@ -41,6 +42,11 @@ Array = NDArray[Any]
 
 _FLOOR = 1e-16  # the least curvature of XGBoost's own objectives
 _FIXED = ("axis", "on_empty", "reduction", "sample_weight")  # options that are not the caller's here
+_OPTIONS = tuple(
+    name
+    for name, parameter in inspect.signature(fastce.cross_entropy).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in _FIXED
+)
 _ONE_MARGIN = ", one margin, which is that of two classes"
 _MAX_LABELS = 2**24  # both libraries keep labels in float32, where 2**24 + 1 is 2**24
 
@@ -366,7 +372,9 @@ class _Softmax:
         for name in sorted(options):
             if name in _FIXED:
                 raise TypeError(f"options must not be {', '.join(_FIXED)}, for they are fixed here, got {name}")
-        fastce.CrossEntropyLoss(**options)  # refuses what is no option of the loss
+            if name not in _OPTIONS:
+                raise TypeError(f"options must be those of cross_entropy, got {name}: use {', '.join(_OPTIONS)}")
+        fastce.CrossEntropyLoss(**options)  # checks what it can without data
         self._factory = factory
         self._own = own
         self._soft_labels = None if soft_labels is None else _check_soft_labels(soft_labels)
