@@ -20,9 +20,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 try:
-    # Two for the modules below: what is missing is to be missed here.
-    import scipy.optimize  # noqa: F401
-    import threadpoolctl  # noqa: F401
     from sklearn.base import BaseEstimator
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.linear_model._base import LinearClassifierMixin, SparseCoefMixin
@@ -31,8 +28,7 @@ try:
     from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 except ImportError as error:
     raise type(error)(
-        f"fastce.sklearn needs scikit-learn 1.6 or later, SciPy and threadpoolctl, got: {error}. Install them with "
-        f"pip install 'fastce[sklearn]'",
+        f"fastce.sklearn needs scikit-learn 1.6 or later, got: {error}. Install it with pip install 'fastce[sklearn]'",
         name=error.name,
         path=error.path,
     ) from error
