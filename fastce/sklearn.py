@@ -236,7 +236,9 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         if theta is None:
             theta = np.zeros((X.shape[1] + 1, layer.n_outputs))
         self._adam, self._weight_seen = None, total_weight(rows)  # for partial_fit
-        with Objective(layer, rows, self._inverse_strength(), self.n_threads) as objective:
+        C = self._inverse_strength()
+        # Products of small weights, probabilities and features are meant to be 0.
+        with np.errstate(under="ignore"), Objective(layer, rows, C, self.n_threads) as objective:
             if self.solver == "sgd":
                 self._adam = solvers.Adam(objective, theta)
                 rng = check_random_state(self.random_state)
@@ -305,7 +307,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         rows = Rows(X, target, self._weigh(X, target, sample_weight))
         layer = self._layer()
         C = self._inverse_strength()
-        with Objective(layer, rows, C, self.n_threads) as objective:
+        with np.errstate(under="ignore"), Objective(layer, rows, C, self.n_threads) as objective:
             adam: solvers.Adam | None = getattr(self, "_adam", None)
             if adam is None:
                 fitted = hasattr(self, "coef_")
