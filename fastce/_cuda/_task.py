@@ -138,6 +138,11 @@ def describe(
         t[name] = value if isinstance(value, int | float) else address(value)
     scale, cap = float(t["logit_scale"]), float(t["softcap"]) or math.inf
     t["softcap"] = cap
-    t["scale_steps"] = steps_of(scale, 1.0, logits.dtype) if is_below_normal(scale, logits.dtype) else (scale, 1.0)
+    if is_below_normal(scale, logits.dtype):
+        t["scale_steps"] = steps_of(scale, 1.0, logits.dtype)
+    elif scale < 1 and cap == math.inf:
+        t["scale_steps"] = 2 * scale, 0.5  # for differences of logits that are out of range themselves
+    else:
+        t["scale_steps"] = scale, 1.0
     t["cap_steps"] = steps_of(scale, cap, logits.dtype)
     return task

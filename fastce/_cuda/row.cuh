@@ -47,8 +47,8 @@ FC_DEVICE real not_a_number() { return infinity((real)0) - infinity((real)0); }
 
 /* The options as the arithmetic's type, and a row's share of them. */
 struct Setting {
-    real scale;
-    real cap, scale_rest, cap_step, cap_rest; /* under FC_CAP; the scale is then scale * scale_rest */
+    real scale, scale_rest; /* their product is `logit_scale` */
+    real cap, cap_step, cap_rest; /* under FC_CAP */
     real even;   /* label_smoothing / n_classes */
     real chosen; /* (1 - label_smoothing), times the class weight of the target if that is an index */
     int y;
@@ -57,9 +57,9 @@ struct Setting {
 
 FC_DEVICE Setting read_setting(const Task& task, const Row& r, int64 row) {
     Setting o;
-    o.scale = (real)(FC_CAP ? task.scale_steps[0] : task.logit_scale);
-    o.cap = (real)task.softcap;
+    o.scale = (real)task.scale_steps[0];
     o.scale_rest = (real)task.scale_steps[1];
+    o.cap = (real)task.softcap;
     o.cap_step = (real)task.cap_steps[0];
     o.cap_rest = (real)task.cap_steps[1];
     o.even = (real)(task.label_smoothing / task.n_classes);
@@ -82,14 +82,17 @@ FC_DEVICE bool is_uncapped(real u) {
     return !(u >= (real)least);
 }
 
-/* A logit as the maximum is taken of it, and the difference of two of these. */
+/* A logit as the maximum is taken of it, and the difference of two of these. That of two logits may be twice the largest
+   number where the scaled one is not, so that `scale_rest` is 1/2 then: halves do not overflow, and are exact. */
 FC_DEVICE real value_of(const Setting& o, real x) {
     if (!FC_CAP) return x;
     const real u = cap_part(o, x), scaled = o.scale * x * o.scale_rest;
     const real v = o.cap * tanh(u);
     return is_uncapped(u) ? scaled : x < 0 ? -v : v;
 }
-FC_DEVICE real difference(const Setting& o, real v, real m) { return FC_CAP ? v - m : o.scale * (v - m); }
+FC_DEVICE real difference(const Setting& o, real v, real m) { 
+    return FC_CAP ? v - m : o.scale * (o.scale_rest * v - o.scale_rest * m);
+}
 /* The derivative of a capped logit by the scaled one, 1 - tanh^2, without that difference. */
 FC_DEVICE real slope_of(const Setting& o, real x) {
     if (!FC_CAP) return 1;
@@ -190,7 +193,7 @@ FC_DEVICE Finished finish_row(
     f.rest = a.sum[LOW] + (a.sum[TOPS] > 0 ? (a.sum[TOPS] - 1) + (a.top - a.top) : not_a_number());
     f.s = 1 + f.rest;
     f.log_s = log1p(f.rest);
-    real lse = (FC_CAP ? a.top : o.scale * a.top) + f.log_s;
+    real lse = (FC_CAP ? a.top : o.scale * (o.scale_rest * a.top)) + f.log_s;
     if (FC_SHARES < 2 && task.target == nullptr) {
         /* Alone, it is more than a loss's: infinite where a maximum is, and where there is none. */
         if (a.sum[TOPS] == 0) lse = a.sum[LOW] == 0 ? -infinity((real)0) : not_a_number();
