@@ -40,8 +40,7 @@ from fastce._sklearn_objective import Layer, Objective, Rows, total_weight
 
 __all__ = ["HalfMultinomialLoss", "LogisticRegression"]
 
-_METHODS = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG"}  # SciPy's names
-_SOLVERS = (*_METHODS, "sgd")
+_SOLVERS = (*solvers.METHODS, "sgd")
 # Of scikit-learn's parameters, those of which one meaning is here: the rule, what is allowed, and who has the others.
 _ONLY: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "penalty": ("'l2' or None", ("l2", None, "deprecated"), "saga"),
@@ -244,13 +243,10 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
                 rng = check_random_state(self.random_state)
                 outcome = solvers.descend(objective, self._adam, self.tol, self.max_iter, rng, self._report)
             else:
-                outcome = solvers.minimize(
-                    objective, theta, _METHODS[self.solver], self.tol, self.max_iter, self._report
-                )
+                outcome = solvers.minimize(objective, theta, self.solver, self.tol, self.max_iter, self._report)
         if outcome.complaint:
             warnings.warn(
-                f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}. Scale the "
-                f"features, or increase max_iter={self.max_iter}",
+                f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
