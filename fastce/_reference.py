@@ -130,7 +130,7 @@ def _weigh(
     n_rows, n_classes = prod(_row_shape(shape, axis)), shape[axis]
     w = np.ones(n_classes) if weight is None else np.asarray(weight, np.float64)
     a = np.ones(n_rows) if sample_weight is None else np.asarray(sample_weight, np.float64).reshape(n_rows)
-    kept = a > 0
+    kept = a != 0
     if target.dtype.kind in "iu":
         y = target.reshape(n_rows)
         kept &= y != ignore_index
