@@ -40,7 +40,8 @@ from fuzz_problems import Dice, Memory
 from guard import Pool
 
 MOST_FAULTS = 10  # after which a process gives up
-CRASHES = 5
+MOST_CRASHES = 5
+PROGRAM = Path(__file__)
 _COUNTERS = np.dtype([("case", np.int64), ("cases", np.int64), ("calls", np.int64), ("faults", np.int64)])
 
 
@@ -115,7 +116,7 @@ class _Job:
     def start(self):
         self.path.write_bytes(bytes(_COUNTERS.itemsize))
         arguments = self.arguments
-        command = [sys.executable, __file__, "--seed", arguments.seed, "--case", self.first, "--calls", self.left]
+        command = [sys.executable, PROGRAM, "--seed", arguments.seed, "--case", self.first, "--calls", self.left]
         command += ["--step", arguments.jobs, "--counters", self.path]
         if arguments.isa:
             command += ["--isa", arguments.isa]
@@ -138,7 +139,7 @@ class _Job:
         number = int(done["case"])
         print(f"FAULT {command(self.arguments.seed, number)}\n  the process ended with status {status}", flush=True)
         self.first = number + self.arguments.jobs
-        if self.left <= 0 or self.n_crashes >= CRASHES:
+        if self.left <= 0 or self.n_crashes >= MOST_CRASHES:
             return True
         self.start()
         return False
@@ -156,8 +157,10 @@ def main():
     parser.add_argument("--step", type=int, help=argparse.SUPPRESS)
     parser.add_argument("--counters", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    # Threads of several processes on few cores would keep each other waiting.
+    # As many threads as cases ask for, however few processors there are; then they must not wait by spinning.
+    os.environ.setdefault("OMP_NUM_THREADS", "4")
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     if arguments.counters:
         return _worker(arguments)
     if arguments.case is not None:

@@ -180,7 +180,7 @@ def draw_logits(dice, shape, axis):
     return x, extreme
 
 
-def draw_weights(dice, shape, signed):
+def draw_weights(dice, shape):
     """Return float64 factors: multiples of 1/16 with zeros among them, or extreme ones of one sign."""
     numbers = dice.numbers
     kind = dice.random()
@@ -188,7 +188,7 @@ def draw_weights(dice, shape, signed):
         return np.zeros(shape)
     if kind < 0.2:
         return np.exp2(numbers.integers(-60, 60, shape))
-    low = -48 if signed and dice.often(0.5) else 0
+    low = dice.choice((-48, 0))
     weights = numbers.integers(low, 49, shape) / 16
     if dice.often(0.7):
         weights = np.where(numbers.random(shape) < 0.2, 0.0, weights)
@@ -212,19 +212,18 @@ class Problem:
     of those that a function is given.
     """
 
-    def __init__(self, dice, memory, signed_weights=True, need_indices=None):
+    def __init__(self, dice, memory):
         self.dice, self.memory = dice, memory
         self.shape, self.axis = draw_shape(dice)
         self.rows = row_shape(self.shape, self.axis)
         self.n_classes = self.shape[self.axis]
         self.dtype = dice.choice(LOGITS_DTYPES)
-        self.signed = signed_weights
         values, self.is_extreme = draw_logits(dice, self.shape, self.axis)
         self.strides = draw_strides(dice, self.shape, self.dtype.itemsize, may_repeat=True)
         self.logits = memory.input("logits", values, self.dtype, strides=self.strides)
         self.exact_logits = self.logits.copy()
         self.options = self._draw_options()
-        is_index = dice.often(0.65) if need_indices is None else need_indices
+        is_index = dice.often(0.65)
         self.target = self._draw_indices() if is_index else self._draw_probabilities()
         self.is_index = is_index
         self.exact_target = self.target.copy()
@@ -291,7 +290,7 @@ class Problem:
         return options
 
     def _draw_factors(self, name, shape):
-        values = draw_weights(self.dice, shape, self.signed)
+        values = draw_weights(self.dice, shape)
         return self.memory.input(name, values, as_dtype_that_holds(self.dice, values))
 
     @property

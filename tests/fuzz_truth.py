@@ -51,8 +51,13 @@ def hold(actual, expected, bound, what):
 
 
 def unit_of(dtype, n_classes):
-    """Return what is meant by "a few eps": the roundings of C additions one after the other are a random walk."""
-    return _UNIT * float(np.finfo(dtype).eps) * (1 + np.sqrt(n_classes) / 8)
+    """Return what is meant by "a few eps".
+
+    The roundings of additions one after the other, for each of 16 lanes in a block, are a random walk; but equal terms,
+    which are not rare here, are rounded alike.
+    """
+    lengths = np.sqrt(n_classes) / 8 + min(n_classes, 4096) / 128
+    return _UNIT * float(np.finfo(dtype).eps) * (1 + lengths)
 
 
 class Bounds:
@@ -92,9 +97,10 @@ class Bounds:
         # Sums over the classes are kept 2^16 times smaller, so that they do not overflow, and what is below the least
         # normal number then loses its last places.
         smallest = float(np.finfo(self.dtype).smallest_subnormal)
-        self.least = n_classes * 2.0**17 * smallest
         weight = options.get("weight")
-        self.least_factor = 4 * smallest * (1 if weight is None else 1 + np.max(np.abs(weight))) * max(1, self.scale)
+        heaviest = 1.0 if weight is None else 1 + float(np.max(np.abs(weight)))
+        self.least = n_classes * heaviest * 2.0**17 * smallest
+        self.least_factor = 4 * smallest * heaviest * max(1, self.scale)
 
     def _per_row(self, values):
         return np.broadcast_to(values, self.kept.shape).reshape(self.row_shape)
@@ -146,7 +152,8 @@ class Bounds:
         bends = 4 * self.bends * (self.amount + (0.0 if self.z == 0 else 2 * self.z * (self.lse + 1)))
         bound = bound + factor * self.scale * bends * self.logits_error
         bound = bound + self.least_factor
-        has_bound = self.has_bound & (bound < self.unit * self.largest)
+        most = factor * self.scale * np.maximum(1, self.amount + z_part)
+        has_bound = self.has_bound & (bound < self.unit * self.largest) & (most < self.largest)
         return np.where(counts, np.where(has_bound, bound, np.nan), 0.0)[:, None]
 
     def _hold_second(self, actual, expected, size, what):
@@ -154,9 +161,9 @@ class Bounds:
 
         A row where their product is no number of the type has no bound.
         """
-        steep = 4 * self.scale * self.bends * size
-        steep = np.where(self.scale * steep < self.largest, steep, np.nan)
-        bound = steep * self.grad_bound(least_lse=1.0)
+        steep = 4 * self.scale * self.bends
+        bound = steep * size * self.grad_bound(least_lse=1.0)
+        bound = np.where(self.scale * steep < self.largest, bound, np.nan)
         self._hold_matrix(actual, expected, np.where(bound < self.unit * self.largest, bound, np.nan), what)
 
     def _hold_matrix(self, actual, expected, bound, what):
