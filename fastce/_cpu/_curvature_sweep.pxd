@@ -78,9 +78,9 @@ cdef inline bint overflows(const Task* task, const Scalars* rows, Py_ssize_t lan
     cdef Py_ssize_t j, start = lane if task.by_rows else 0, stop = lane + 1 if task.by_rows else LANES
     cdef bint found = False
     for j in range(start, stop):
-        if moments.moment[j] - moments.moment[j] != 0 and rows.rest[j] - rows.rest[j] == 0 and (
-                moments.w_scale[j] == 1):
+        if moments.moment[j] - moments.moment[j] != 0 and rows.rest[j] - rows.rest[j] == 0:
             moments.w_scale[j] = small_scale(task)
+            moments.w_top[j] *= moments.w_scale[j]
             found = True
     return found
 
@@ -98,7 +98,7 @@ cdef inline void take_sum(const Task* task, const double* lanes, Py_ssize_t lane
 cdef inline void sum_unit(
     const Task* task, const Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
 ) noexcept nogil:
-    """Do the passes for the maximum and for the sums, with the scales of `moments`."""
+    """Do the passes for the maximum and for the sums; `lane` is that of a single row."""
     cdef real top[LANES]
     cdef real w_top[LANES]
     cdef real e[TILE]
@@ -186,12 +186,31 @@ cdef inline void sum_unit(
         take_sum(task, wide + 3 * LANES, lane, rows.sums[WT])
 
 
+cdef inline void sum_scaled_moment(
+    const Task* task, const Unit* unit, Py_ssize_t lane, Moments* moments, real like
+) noexcept nogil:
+    """Sum up the moment again, with scales of w, from the exponentials that are there."""
+    cdef real w_top[LANES]
+    cdef real w[TILE]
+    cdef real sums[LANES]
+    cdef double wide[LANES]
+    cdef Py_ssize_t j, t
+    for j in range(LANES):
+        w_top[j] = <real>moments.w_top[lane if task.by_rows else j]
+    fill(wide, 0, LANES, <double>0)
+    for t in range(task.n_tiles):
+        fill(sums, 0, LANES, <real>0)
+        fold_moment(tile_of(&unit.exps, t, like), w_tile(task, unit, t, w), w_top, sums)
+        for j in range(LANES):
+            wide[j] += sums[j]
+    take_sum(task, wide, lane, moments.moment)
+
+
 cdef inline void sweep_unit(
     const Task* task, Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
 ) noexcept nogil:
     """Do the first passes; `lane` is that of a single row."""
-    while True:
-        sum_unit(task, unit, lane, rows, moments, like)
-        if not task.is_product or not overflows(task, rows, lane, moments):
-            return
+    sum_unit(task, unit, lane, rows, moments, like)
+    if task.is_product and overflows(task, rows, lane, moments):
         scale_w(task, unit, lane, moments.w_scale)
+        sum_scaled_moment(task, unit, lane, moments, like)
