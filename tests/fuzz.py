@@ -11,7 +11,7 @@ Design
    other threads, into an `out` that is full of something, in place, for some of its rows. All must have the same bits.
 3. Operands and `out` lie between pages that nobody may touch, and the bytes around and between their elements are
    looked at afterwards. Inputs must be as they were, and so must `out` be when a call raises.
-4. Only documented exceptions may come, for calls that are wrong on purpose, and never a warning, whatever `np.errstate`.
+4. Only documented exceptions may come, for calls that are wrong on purpose, and no warnings, whatever `np.errstate` is.
 5. Cases run in processes of their own: one that crashes is named by the process that waits for it, and the others go
    on.
 """
@@ -34,27 +34,30 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))  # also for those who import this by its path
 
-import fuzz_calls
 from fastce import _cpu
+from fuzz_calls import Calls
+from fuzz_families import FAMILIES
+from fuzz_mistakes import anything, mistakes
 from fuzz_problems import Dice, Memory
 from guard import Pool
 
+ALL_FAMILIES = (*FAMILIES, mistakes, mistakes, anything)
 MOST_FAULTS = 10  # after which a process gives up
 MOST_CRASHES = 5
 PROGRAM = Path(__file__)
 _COUNTERS = np.dtype([("case", np.int64), ("cases", np.int64), ("calls", np.int64), ("faults", np.int64)])
 
 
-def run_case(seed, number, pool, isa=None, family=None):
+def run_case(seed, number, pool, isa=None):
     """Run one case and return how many calls it made; raise what is wrong with it."""
     dice = Dice(seed, number)
     memory = Memory(dice, pool)
     chosen = dice.choice(_cpu.supported_isas)
-    run = dice.choice(fuzz_calls.FAMILIES)
-    calls = fuzz_calls.Calls(dice, memory)
+    run = dice.choice(ALL_FAMILIES)
+    calls = Calls(dice, memory)
     try:
         with _cpu.use_isa(chosen) if isa is None else contextlib.nullcontext():
-            (family or run)(calls)
+            run(calls)
     except Exception as error:
         error.add_note(f"{isa or chosen}: {calls.describe()}")
         raise
@@ -66,6 +69,13 @@ def run_case(seed, number, pool, isa=None, family=None):
 def command(seed, number):
     """Return the command that repeats a case."""
     return f"python tests/fuzz.py --seed {seed} --case {number}"
+
+
+def describe(error):
+    """Return what is wrong with a case, where that was found and in which call, in two lines."""
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    place = f"{Path(last.filename).name}:{last.lineno}"
+    return f"  {type(error).__name__}: {' '.join(str(error).split())}\n  at {place} {' '.join(error.__notes__)}"
 
 
 def work(seed, numbers, most_calls, counters=None, isa=None):
@@ -81,10 +91,7 @@ def work(seed, numbers, most_calls, counters=None, isa=None):
             n_calls += run_case(seed, number, pool, isa)
         except Exception as error:
             n_faults += 1
-            last = traceback.extract_tb(error.__traceback__)[-1]
-            text = " ".join(str(error).split())
-            print(f"FAULT {command(seed, number)}\n  {type(error).__name__}: {text}", flush=True)
-            print(f"  at {Path(last.filename).name}:{last.lineno}; {' '.join(getattr(error, '__notes__', []))}", flush=True)
+            print(f"FAULT {command(seed, number)}\n{describe(error)}", flush=True)
         if counters is not None:
             counters["cases"] += 1
             counters["calls"] = n_calls
@@ -176,8 +183,11 @@ def main():
             time.sleep(0.05)
             waiting = [job for job in waiting if not job.has_ended()]
     seconds = time.monotonic() - began
-    n_calls, n_cases, n_faults = (sum(getattr(job, f"n_{name}") for job in jobs) for name in ("calls", "cases", "faults"))
-    print(f"seed {arguments.seed}: {n_calls} calls in {n_cases} cases, {n_faults} faults; {n_calls / seconds:.0f} calls/s")
+    n_calls, n_cases, n_faults = (
+        sum(getattr(job, name) for job in jobs) for name in ("n_calls", "n_cases", "n_faults")
+    )
+    speed = f"{n_calls / seconds:.0f} calls/s"
+    print(f"seed {arguments.seed}: {n_calls} calls in {n_cases} cases, {n_faults} faults; {speed}")
     return 1 if n_faults else 0
 
 
