@@ -26,6 +26,12 @@ def test_random_calls_match_the_definition(pytestconfig):
     print(result.stdout)
 
 
+@pytest.mark.parametrize("attack", ["inputs", "threads"])
+def test_threads_that_disturb_each_other_do_no_harm(attack):
+    result = run_python("-X", "faulthandler", FUZZER.with_name("attack.py"), attack, "--seconds", 2)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_a_case_is_a_function_of_seed_and_number():
     """Whatever was drawn before, and wherever it lies in memory."""
 
