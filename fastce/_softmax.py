@@ -242,7 +242,7 @@ def logsumexp(
             lse[sign < 0] = np.nan
     if place is not None:
         place[...] = lse
-        lse = place
+        lse = out
     else:
         lse = lse[()]
     return (lse, sign[()]) if return_sign else lse
