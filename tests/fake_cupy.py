@@ -445,6 +445,10 @@ def moveaxis(a, source, destination):
     return _wrap(np.moveaxis(a._array, source, destination))
 
 
+def isfinite(a):
+    return _wrap(np.isfinite(a._array))
+
+
 def shares_memory(a, b):
     return np.shares_memory(_unwrap(a), _unwrap(b))
 

@@ -6,7 +6,6 @@ numbers for 0 where a test says so (`flush`), as the device's float32 does.
 
 import math
 
-import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
@@ -18,7 +17,7 @@ from cases import make_logits, make_target, row_shape
 from device import PLACES, call_on, device, to_device, to_host
 from fastce import _reference
 from fastce._cuda import _task
-from oracle import Bounds, arithmetic, assert_stats, assert_within, half_unit
+from oracle import Bounds, assert_stats, assert_within
 from test_cuda import DTYPES, FEW, SHAPES
 
 
@@ -123,9 +122,9 @@ def test_scale_and_softcap_out_of_range_of_their_quotient(xp, request, dtype, ca
                 softcap=None if cap is None else float(cap),
             )
             what = f"{scale} {cap} {values} {y}"
-            # A capped logit has a few roundings of its size, which an exponential turns into as much of itself; of what
-            # the type holds but the device takes for 0, the loss and the logits may lack `tiny`.
-            slack = 8 * eps * min(1 + size, 1e30 * (size == 0) + 1 + size)
+            # A logit after scale and cap has a few roundings of its size, which an exponential turns into as much of
+            # itself. What the device takes for 0 is less than `tiny`.
+            slack = 8 * eps * (1 + size)
             assert_within(got_loss, loss, slack + 8 * eps * abs(loss) + tiny, f"{what} loss")
             assert_within(got_grad[0], grad, min(slack, 1) * float(scale) + tiny, f"{what} grad")
 
@@ -152,8 +151,7 @@ def test_steps_are_in_range_and_make_the_quotient(dtype, rng):
 
 def signed(rng, shape):
     """Return weights of both signs, some of them 0, whose sum is not near 0."""
-    weights = rng.uniform(0.5, 2, shape) * np.where(rng.random(shape) < 0.3, -1, 1) * (rng.random(shape) < 0.8)
-    return weights
+    return rng.uniform(0.5, 2, shape) * np.where(rng.random(shape) < 0.3, -1, 1) * (rng.random(shape) < 0.8)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
@@ -335,8 +333,7 @@ def test_a_row_has_the_same_bits_in_every_batch(xp, n_classes, dtype, rng):
             assert solve(x, out) == expected, f"{name}, into {layout}"
 
 
-@pytest.mark.parametrize("classes_first", [False, True])
-def test_a_column_has_the_same_bits_in_every_batch(xp, classes_first, rng):
+def test_a_column_has_the_same_bits_in_every_batch(xp, rng):
     for n_classes in (7, 50):
         logits = make_logits(rng, (4, n_classes, 33), np.float32)
         y = rng.integers(0, n_classes, (4, 33))

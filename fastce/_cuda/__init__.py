@@ -8,8 +8,9 @@ Design
 3. What the launches share, sums of blocks and the rows' losses, is kept for each stream and thread: there the next
    call comes after this one.
 4. A row has the same bits in every batch: its kernel depends on how the logits' classes lie in memory, on their number
-   and type, never on how many rows there are, on gaps between these or on `out`. (Where a row begins within 16 bytes
-   decides which thread adds up what, if it is longer than those of TILE.)
+   and type, never on how many rows there are, on gaps between these or on `out`. What remains: where a row of WARP,
+   BLOCK or STREAM begins within 16 bytes decides which thread adds up what. To move numbers so that it does not would
+   take instructions for each of them.
 """
 
 import threading
@@ -73,8 +74,8 @@ def _workspace(device: Any) -> _Workspace:
 def _geometry_inputs(logits: Any, out: Any) -> dict[str, bool]:
     """Return how the rows lie in memory.
 
-    Alone a row must be told as in a batch. So the step of an axis of length 1 does not count, which may be anything, and
-    a row that is no multiple of 16 bytes long counts as misaligned: dense rows are, but for the first.
+    Alone a row must be told as in a batch. So the step of an axis of length 1, which may be anything, does not count,
+    and a row that is no multiple of 16 bytes long counts as misaligned: without gaps all but the first are.
     """
     n_classes = logits.shape[-1]
     steps = [step for step, n in zip(logits.strides[:-1], logits.shape[:-1], strict=True) if n > 1]

@@ -65,8 +65,8 @@ def choose_geometry(
 ) -> Geometry:
     """Return how to do a problem.
 
-    `is_row_major`: the classes lie side by side. `is_dense`: so do the rows, in what is written too. `is_aligned`: every
-    row begins and ends at a multiple of 16 bytes.
+    `is_row_major`: the classes lie side by side. `is_dense`: so do the rows, in what is written too. `is_aligned`:
+    every row begins and ends at a multiple of 16 bytes.
     """
     row_bytes = n_classes * itemsize
     if not is_row_major:
