@@ -284,7 +284,7 @@ def test_tensors_that_want_a_gradient_are_sent_where_they_get_one():
         with pytest.raises(TypeError, match=r"requires a gradient.*fastce\.torch.*\.detach\(\)"):
             fastce.cross_entropy(given, TARGET, **options)
     assert fastce.cross_entropy(logits.detach(), TARGET) == fastce.cross_entropy(LOGITS, TARGET)
-    with pytest.raises(TypeError, match="logits must be an array or like one, got a Tensor: .*BFloat16"):
+    with pytest.raises(TypeError, match=r"logits must be an array or like one, got a Tensor: .*BFloat16"):
         fastce.cross_entropy(logits.detach().bfloat16(), TARGET)
 
 

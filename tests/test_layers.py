@@ -53,10 +53,11 @@ PROGRAMS = {
     "_contenders": {"_reference"},
     "_machine": set(),
     "_progress": set(),
-    "boosting": set(),
+    "boosting": {"_labels"},
     "torch": set(),
     "sklearn": {"_sklearn_loss", "_sklearn_objective", "_sklearn_solvers"},
-    "_sklearn_loss": set(),
+    "_sklearn_loss": {"_labels"},
+    "_labels": set(),
     "_sklearn_solvers": {"_sklearn_objective"},
     "_sklearn_objective": set(),
 }
