@@ -284,7 +284,7 @@ def test_tensors_that_want_a_gradient_are_sent_where_they_get_one():
         with pytest.raises(TypeError, match=r"requires a gradient.*fastce\.torch.*\.detach\(\)"):
             fastce.cross_entropy(given, TARGET, **options)
     assert fastce.cross_entropy(logits.detach(), TARGET) == fastce.cross_entropy(LOGITS, TARGET)
-    with pytest.raises(TypeError, match="logits must be an array or like one, got a Tensor: .*BFloat16"):
+    with pytest.raises(TypeError, match=r"logits must be an array or like one, got a Tensor: .*BFloat16"):
         fastce.cross_entropy(logits.detach().bfloat16(), TARGET)
 
 
@@ -329,12 +329,12 @@ def test_the_loss_object_refuses_when_it_is_made(options, exception, parts):
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 def test_the_softmax_family_refuses(name):
     function = getattr(fastce, name)
+    whole = [(LOGITS.astype(int), {}, TypeError, ["x", "int64"]), (LOGITS > 0, {}, TypeError, ["x", "bool"])]
     for x, options, exception, parts in [
-        (LOGITS.astype(int), {}, TypeError, ["x", "int64"]),
-        (LOGITS > 0, {}, TypeError, ["x", "bool"]),
+        *(whole if name != "logsumexp" else []),  # which sums them
+        (LOGITS.astype(complex), {}, TypeError, ["x", "complex128"]),
         (masked(LOGITS), {}, TypeError, ["x", "masked"]),
         (LOGITS.astype(">f4"), {}, TypeError, ["x", "byte order"]),
-        (np.float32(1), {}, ValueError, ["x", "dimension"]),
         (LOGITS, {"axis": 2}, ValueError, ["axis", "2"]),
         (LOGITS, {"axis": 0.5}, TypeError, ["axis", "0.5"]),
         (LOGITS, {"n_threads": 0}, ValueError, ["n_threads", "0"]),

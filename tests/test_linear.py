@@ -457,6 +457,10 @@ def test_nothing_is_said_of_what_overflows_or_underflows(name, rng):
         for kind in ("index", "prob"):
             target = make_target(rng, kind, shape, axis)
             options = options_for(rng, OPTION_SETS["all"], kind, shape, axis)
+            options["weight"][0] = 1e-60  # which float32 has not
+            options["sample_weight"] = options["sample_weight"].astype(np.longdouble) * np.longdouble("1e-40")
+            if kind == "prob":
+                target = target.astype(np.longdouble) * np.longdouble("1e-330")
             for size in (tiny, 1e-6, 1.0, 1e3, huge, np.inf):
                 with np.errstate(all="ignore"):
                     features, linear_weight, bias = ((size * a.astype(np.float64)).astype(dtype) for a in layer)
