@@ -30,10 +30,10 @@ from typing import Any, Literal, NamedTuple, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._array import Array, check_array
+from fastce._array import Array, take_in
 from fastce._backend import backend_of
 from fastce._options import LossOptions, Options, check_integer, check_options
-from fastce._problem import Problem, Shape, arithmetic, check_axis, check_logits, check_problem, put_last
+from fastce._problem import Problem, Shape, arithmetic, check_axis, check_logits_array, check_problem, put_last
 from fastce._solve import CrossEntropyStats, empty_stats, find_normalizer, reduce_loss, solve
 
 Loss = np.floating[Any] | NDArray[Any]
@@ -398,18 +398,27 @@ def _check_layer(
     axis = None if options["axis"] is None else check_integer(options["axis"], "axis")
     options |= check_options(**{name: options[name] for name in Options._fields})._asdict()
     is_sparse = _is_sparse(features)
-    optional = {"linear_bias": linear_bias} | {name: options.get(name) for name in _ARRAY_OPTIONS}
-    arrays = _take_in(
-        ({} if is_sparse else {"features": features})
-        | {"linear_weight": linear_weight, "target": target}
-        | {name: value for name, value in optional.items() if value is not None}
+    is_list = isinstance(target, list | tuple)  # an empty one has no kind of its own
+    given = take_in(
+        np,
+        [
+            *(() if is_sparse else [("features", features)]),
+            ("linear_weight", linear_weight),
+            ("target", target),
+            ("linear_bias", linear_bias),
+            *((name, options[name]) for name in _ARRAY_OPTIONS if name in options),
+        ],
     )
-    options |= {name: arrays[name] for name in _ARRAY_OPTIONS if name in arrays}
+    if is_list and given["target"].size == 0:
+        given["target"] = given["target"].astype(np.int64)
+    options |= {name: given[name] for name in _ARRAY_OPTIONS if name in given}
     if is_sparse:
         _check_csr(features)
     else:
-        features = check_logits(arrays["features"], "features")
-    weight = check_logits(arrays["linear_weight"], "linear_weight")
+        features = given["features"]
+        check_logits_array(features, "features", np)
+    weight = given["linear_weight"]
+    check_logits_array(weight, "linear_weight", np)
     if weight.ndim < 2:
         raise ValueError(f"linear_weight must have shape (C, d) or (C, d1, ..., dK, d), got {weight.shape}")
     *lead, n_features = features.shape
@@ -420,7 +429,7 @@ def _check_layer(
             f"{features.shape}, got {weight.shape}"
         )
     _check_dtype(weight, "linear_weight", features.dtype)
-    bias = arrays.get("linear_bias")
+    bias = given.get("linear_bias")
     if bias is not None:
         if bias.shape != weight.shape[:-1]:
             raise ValueError(
@@ -434,7 +443,7 @@ def _check_layer(
         raise ValueError(
             f"axis must be None or {class_axis}, the class axis of logits of shape {logits.shape}, got {axis}"
         )
-    problem, _ = check_problem(logits, arrays["target"], **(options | {"axis": class_axis}))
+    problem, _ = check_problem(logits, given["target"], **(options | {"axis": class_axis}))
     normalizer = find_normalizer(problem, backend_of(problem.logits))
     layer = _Layer(
         features=features.reshape(1, n_features).tocsr() if is_sparse and not lead else features,
@@ -455,19 +464,6 @@ def _is_sparse(value: object) -> bool:
     return any(kind.__module__.startswith("scipy.sparse") for kind in type(value).__mro__)
 
 
-def _take_in(arrays: dict[str, Any]) -> dict[str, Array]:
-    """Return arguments as arrays. When it returns, no code of the caller's is left to run."""
-    taken: dict[str, Array] = {}
-    # Arrays last: of a subclass they become a view of memory that a conversion of another argument might move.
-    for is_array in (False, True):
-        for name, value in arrays.items():
-            if isinstance(value, np.ndarray) == is_array:
-                taken[name] = check_array(value, name)
-    if taken["target"].size == 0 and not isinstance(arrays["target"], np.ndarray):
-        taken["target"] = taken["target"].astype(np.int64)  # an empty list has no kind of its own
-    return taken
-
-
 def _check_csr(features: Any) -> None:
     """Refuse sparse features that are not floats in the CSR format.
 
@@ -477,7 +473,8 @@ def _check_csr(features: Any) -> None:
         raise TypeError(
             f"features must be dense or of SciPy's CSR format, got {features.format}: convert it with features.tocsr()"
         )
-    dtype = check_logits(features.data, "features").dtype
+    check_logits_array(features.data, "features", np)
+    dtype = features.data.dtype
     if dtype != arithmetic(dtype):
         raise TypeError(f"features of SciPy's CSR format must be float32 or float64, got {dtype.name}")
     n_rows, n_features = features.shape if features.ndim == 2 else (1, features.shape[0])

@@ -142,7 +142,7 @@ def _check_arrays(given: dict[str, Array], axis: int | None, options: Options, x
         prob=put_last(as_float(target, dtype, DTYPES), axis) if is_prob else None,
         given=given,
         ignore_index=as_comparable(options.ignore_index, target.dtype),
-        weight=None if weight is None else weight.astype(dtype, copy=False),
+        weight=None if weight is None else _rounded(weight, dtype),
         sample_weight=sample_weight,
         grad_output=check_grad_output(given.get("grad_output"), options.reduction, row_shape),
         options=options,
@@ -350,8 +350,7 @@ def as_float(array: Array, dtype: DTypeLike, names: tuple[str, ...] = ("float32"
     """Return arrays of a dtype that backends read as they are, others in `dtype`."""
     if is_one_of(array.dtype, names):
         return array
-    with np.errstate(over="ignore"):  # infinities are results like others, or refused later
-        return array.astype(dtype)
+    return _rounded(array, np.dtype(dtype))  # infinities are results like others, or refused later
 
 
 def as_vector(array: Array, xp: Any) -> Array:

@@ -381,6 +381,70 @@ def test_gradients_are_the_slopes_of_the_loss(rng):
                 assert np.vdot(grad, direction) == pytest.approx(slope, abs=1e-7)
 
 
+@pytest.mark.parametrize("kind", ["index", "prob"])
+def test_weights_of_any_sign(dtype, kind, rng):
+    """A mean divides by their signed sum; rows of weight 0 alone are skipped."""
+    for lead, outer in SHAPES.values():
+        features, linear_weight, bias = make_shaped(rng, dtype, lead, outer)
+        shape, axis = logits_shape(features, linear_weight)
+        rows = row_shape(shape, axis)
+        options = {
+            "weight": rng.standard_normal(N_CLASSES),
+            "sample_weight": np.asarray(rng.standard_normal(rows) * (rng.random(rows) < 0.8)),
+            "label_smoothing": 0.1,
+            "z_loss": 0.01,
+        }
+        target = make_target(rng, kind, shape, axis)
+        for reduction in REDUCTIONS:
+            for chunk_rows in (2, None):
+                assert_linear(
+                    features,
+                    linear_weight,
+                    target,
+                    linear_bias=bias,
+                    chunk_rows=chunk_rows,
+                    reduction=reduction,
+                    grad_output=rng.standard_normal(rows) if reduction == "none" else -0.7,
+                    what=f"{lead} {outer} {reduction} {chunk_rows}",
+                    **options,
+                )
+
+
+def test_a_mean_over_weights_that_cancel_has_no_gradient(rng):
+    features, linear_weight, bias = make_layer(rng, np.float64)
+    target = make_target(rng, "index", SHAPE)
+    sample_weight = np.where(np.arange(N_ROWS) % 2, -1.0, 1.0)
+    sample_weight[0] = 0
+    options = {"linear_bias": bias, "sample_weight": sample_weight, "return_stats": True}
+    for on_empty, wanted in (("nan", np.nan), ("zero", 0.0)):
+        loss, *grads, stats = fastce.linear_cross_entropy_with_grad(
+            features, linear_weight, target, on_empty=on_empty, **options
+        )
+        np.testing.assert_array_equal(loss, wanted)
+        assert not any(grad.any() for grad in grads)
+        expected = _reference.linear_cross_entropy(features, linear_weight, target, linear_bias=bias).stats
+        for one, other in zip(stats, expected, strict=True):
+            np.testing.assert_allclose(one[1:], other[1:], rtol=0, atol=1e-14)  # a few roundings of numbers below 10
+
+
+@pytest.mark.parametrize("size", [2.0**-1070, 2.0**-600, 2.0**600, 2.0**1020])
+def test_a_mean_knows_no_size_of_weights(dtype, size, rng):
+    """As small and as large as float64 has them: their sum divides all the same."""
+    features, linear_weight, bias = make_layer(rng, dtype)
+    sample_weight = rng.integers(1, 4, N_ROWS).astype(float)
+    for kind in ("index", "prob"):
+        target = make_target(rng, kind, SHAPE)
+        for chunk_rows in CHUNKS:
+            options = {"linear_bias": bias, "chunk_rows": chunk_rows}
+            wanted = assert_linear(features, linear_weight, target, sample_weight=sample_weight, **options)
+            found = fastce.linear_cross_entropy_with_grad(
+                features, linear_weight, target, sample_weight=size * sample_weight, **options
+            )
+            for one, other in zip(found, wanted, strict=True):
+                # Weights are rounded to a type and multiplied: a few roundings more or less
+                np.testing.assert_allclose(one, other, rtol=0, atol=16 * np.finfo(dtype).eps * np.abs(other).max())
+
+
 @pytest.mark.parametrize("name", ["float64", "float32", "float16", "bfloat16"])
 def test_nothing_is_said_of_what_overflows_or_underflows(name, rng):
     """Whatever the caller has set NumPy to raise: these are results like others."""
@@ -393,6 +457,10 @@ def test_nothing_is_said_of_what_overflows_or_underflows(name, rng):
         for kind in ("index", "prob"):
             target = make_target(rng, kind, shape, axis)
             options = options_for(rng, OPTION_SETS["all"], kind, shape, axis)
+            options["weight"][0] = 1e-60  # which float32 has not
+            options["sample_weight"] = options["sample_weight"].astype(np.longdouble) * np.longdouble("1e-40")
+            if kind == "prob":
+                target = target.astype(np.longdouble) * np.longdouble("1e-330")
             for size in (tiny, 1e-6, 1.0, 1e3, huge, np.inf):
                 with np.errstate(all="ignore"):
                     features, linear_weight, bias = ((size * a.astype(np.float64)).astype(dtype) for a in layer)
@@ -727,8 +795,14 @@ CASES = {
     "fractional axis": ({"axis": 1.0}, TypeError, ["axis", "integer", "1.0"]),
     "chunk_rows 0": ({"chunk_rows": 0}, ValueError, ["chunk_rows", "0"]),
     "chunk_rows fractional": ({"chunk_rows": 1.5}, TypeError, ["chunk_rows", "integer", "1.5"]),
-    "negative class weight": ({"weight": -np.ones(N_CLASSES)}, ValueError, ["weight", "-1"]),
-    "negative sample weight": ({"sample_weight": -np.ones(N_ROWS)}, ValueError, ["sample_weight", "-1"]),
+    "infinite class weight": ({"weight": np.full(N_CLASSES, np.inf)}, ValueError, ["weight", "finite", "inf"]),
+    "sample weight of NaN": (
+        {"sample_weight": np.full(N_ROWS, np.nan)},
+        ValueError,
+        ["sample_weight", "finite", "nan"],
+    ),
+    "softcap of no float32": ({"softcap": 1e39}, ValueError, ["softcap", "1e+39"]),
+    "logit_scale of no float32": ({"logit_scale": 1e-46}, ValueError, ["logit_scale", "1e-46"]),
     "reduction": ({"reduction": "avg"}, ValueError, ["reduction", "'avg'"]),
     "softcap": ({"softcap": -1.0}, ValueError, ["softcap", "-1.0"]),
     "n_threads": ({"n_threads": 0}, ValueError, ["n_threads", "0"]),
