@@ -47,7 +47,10 @@ SIGNATURES = {
     "nll_loss": (["log_probs", "target"], {name: OPTIONS[name] for name in NLL_OPTIONS}),
     "softmax": (["x"], {"axis": -1, "out": None, "n_threads": None}),
     "log_softmax": (["x"], {"axis": -1, "out": None, "n_threads": None}),
-    "logsumexp": (["x"], {"axis": -1, "n_threads": None}),
+    "logsumexp": (
+        ["x"],
+        {"axis": -1, "b": None, "keepdims": False, "return_sign": False, "out": None, "n_threads": None},
+    ),
 }
 LOGITS = np.random.default_rng(3).standard_normal((6, 4))
 TARGET = np.array([0, 1, 2, 3, 1, -100])
