@@ -87,10 +87,10 @@ def _solve_at_once(
     mean = options.reduction == "mean"
     per_row_loss = np.zeros(problem.row_shape, loss_dtype) if options.reduction == "none" else None
     total = 0.0
+    zeros: list[Array] = []
     if mean and normalizer == 0:
-        for result in (grad, second.get("hess")):
-            if result is not None:
-                result[...] = 0
+        # Written at the end: they may be the logits, of which there are statistics all the same.
+        zeros = [result for result in (grad, second.get("hess")) if result is not None]
         grad, second = None, {}
     elif mean:
         factor /= normalizer
@@ -106,6 +106,8 @@ def _solve_at_once(
             **what_for,
             **second,
         )
+    for result in zeros:
+        result[...] = 0
     if per_row_loss is not None:
         return per_row_loss
     return reduce_loss(total, normalizer, options, loss_dtype)

@@ -329,12 +329,12 @@ def test_the_loss_object_refuses_when_it_is_made(options, exception, parts):
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 def test_the_softmax_family_refuses(name):
     function = getattr(fastce, name)
+    whole = [(LOGITS.astype(int), {}, TypeError, ["x", "int64"]), (LOGITS > 0, {}, TypeError, ["x", "bool"])]
     for x, options, exception, parts in [
-        (LOGITS.astype(int), {}, TypeError, ["x", "int64"]),
-        (LOGITS > 0, {}, TypeError, ["x", "bool"]),
+        *(whole if name != "logsumexp" else []),  # which sums them
+        (LOGITS.astype(complex), {}, TypeError, ["x", "complex128"]),
         (masked(LOGITS), {}, TypeError, ["x", "masked"]),
         (LOGITS.astype(">f4"), {}, TypeError, ["x", "byte order"]),
-        (np.float32(1), {}, ValueError, ["x", "dimension"]),
         (LOGITS, {"axis": 2}, ValueError, ["axis", "2"]),
         (LOGITS, {"axis": 0.5}, TypeError, ["axis", "0.5"]),
         (LOGITS, {"n_threads": 0}, ValueError, ["n_threads", "0"]),

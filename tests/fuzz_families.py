@@ -1,0 +1,425 @@
+"""The families of functions, one class for each function: how to call it, and what the definition says."""
+
+from typing import ClassVar
+
+import numpy as np
+
+import fastce
+import fuzz_truth
+from fastce import _reference
+from fastce._curvature import CURVATURES
+from fuzz_calls import Operation, exercise
+from fuzz_problems import FLOATS, INTEGERS, LOGITS_DTYPES, Problem, draw_logits, draw_shape
+
+STATS = fastce.CrossEntropyStats._fields
+
+
+class Loss(Operation):
+    """Any function of the loss family."""
+
+    def __init__(self, calls, problem):
+        dice = calls.dice
+        self.problem, self.rows, self.axis = problem, problem.rows, problem.axis
+        keywords = {**problem.axis_given, **problem.options}
+        super().__init__(calls, {"logits": problem.logits, "target": problem.target}, keywords)
+        self.as_object = dice.often(0.15)
+        self.draw()
+
+    def draw(self):
+        """Draw what the function takes besides."""
+
+    def add_grad_output(self):
+        """Draw an upstream gradient."""
+        self.grad_output = self.problem.draw_grad_output()
+        if self.grad_output is not None:
+            self.keywords["grad_output"] = self.grad_output
+
+    grad_output = None
+    method = None  # of CrossEntropyLoss
+    own = ()  # keywords that are no options
+
+    def call(self, **more):
+        if not self.as_object or self.method is None:
+            return super().call(**more)
+        keywords = {**self.keywords, **more}
+        own = {name: keywords.pop(name) for name in (*self.own, *self.outs.values()) if name in keywords}
+        loss = fastce.CrossEntropyLoss(**keywords)
+        return self.name(self.calls.make(getattr(loss, self.method), *self.arrays.values(), **own))
+
+    def of_definition(self, function, *arrays, **more):
+        """Return what the definition says."""
+        problem = self.problem
+        return function(problem.exact_logits, problem.exact_target, *arrays, **self.definition_options(), **more)
+
+    def definition_options(self):
+        """Return options, and the upstream gradient, as the definition takes them."""
+        options = self.problem.for_definition()
+        if self.grad_output is not None:
+            options["grad_output"] = self.grad_output
+        return options
+
+    def bounds(self):
+        """Return how far results may be from the definition."""
+        problem = self.problem
+        return fuzz_truth.Bounds(problem.exact_logits, problem.exact_target, **self.definition_options())
+
+    def check(self, results):
+        problem = self.problem
+        if problem.n_classes == 0:
+            assert all(np.asarray(value).size == 0 for name, value in results.items() if name != "loss")
+            return
+        self.check_values(results, self.bounds())
+
+    def of_rows(self, rows):
+        problem = self.problem
+        if problem.reduction == "mean":
+            return None
+        at_class = (*rows[: self.axis], slice(None), *rows[self.axis :])
+
+        def cut(name, value):
+            return value[at_class] if np.ndim(value) == len(at_class) else value[rows]
+
+        arrays = {name: cut(name, value) for name, value in self.arrays.items()}
+        few = self.with_arrays(**arrays)
+        few.keywords = dict(self.keywords)
+        for name in ("sample_weight", "grad_output"):
+            value = few.keywords.get(name)
+            if value is not None and (name == "sample_weight" or np.ndim(value)):
+                few.keywords[name] = value[rows]
+        names = [name for name in self.result_names() if not (name == "loss" and problem.reduction == "sum")]
+        return few, names, cut
+
+    def result_names(self):
+        """Return the names of all results."""
+        raise NotImplementedError
+
+
+class LossAlone(Loss):
+    function = staticmethod(fastce.cross_entropy)
+    method = "__call__"
+
+    def name(self, results):
+        return {"loss": results}
+
+    def result_names(self):
+        return ["loss"]
+
+    def check_values(self, results, bounds):
+        bounds.hold_loss(results["loss"], self.of_definition(_reference.cross_entropy).loss, "loss")
+
+
+class WithGrad(Loss):
+    function = staticmethod(fastce.cross_entropy_with_grad)
+    method = "with_grad"
+    own = ("grad_output",)
+    outs: ClassVar = {"grad": "out"}
+
+    def draw(self):
+        self.add_grad_output()
+        self.has_stats = self.calls.dice.often(0.4)
+        if self.has_stats:
+            self.as_object = False
+            self.keywords["return_stats"] = True
+
+    def name(self, results):
+        named = {"loss": results[0], "grad": results[1]}
+        return {**named, **results[2]._asdict()} if self.has_stats else named
+
+    def result_names(self):
+        return ["loss", "grad", *(STATS if self.has_stats else ())]
+
+    def check_values(self, results, bounds):
+        expected = self.of_definition(_reference.cross_entropy)
+        bounds.hold_loss(results["loss"], expected.loss, "loss")
+        bounds.hold_grad(results["grad"], expected.grad, "grad")
+        if self.has_stats:
+            bounds.hold_stats(fastce.CrossEntropyStats(*(results[name] for name in STATS)), expected.stats, "stats")
+
+
+class StatsAlone(Loss):
+    function = staticmethod(fastce.cross_entropy_stats)
+
+    def name(self, results):
+        return results._asdict()
+
+    def result_names(self):
+        return list(STATS)
+
+    def check_values(self, results, bounds):
+        expected = self.of_definition(_reference.cross_entropy).stats
+        bounds.hold_stats(fastce.CrossEntropyStats(**results), expected, "stats")
+
+
+class Product(Loss):
+    function = staticmethod(fastce.cross_entropy_hvp)
+    method = "hvp"
+    own = ("grad_output",)
+    outs: ClassVar = {"product": "out"}
+
+    def draw(self):
+        self.add_grad_output()
+        dice, problem = self.calls.dice, self.problem
+        v = dice.numbers.standard_normal(problem.shape) * dice.choice((1.0, 1.0, 1.0, 1e-3, 1e3))
+        if dice.often(0.05):
+            v = np.where(dice.numbers.random(problem.shape) < 0.1, dice.choice((np.nan, np.inf, -np.inf)), v)
+        if dice.often(0.04):
+            self.arrays["v"] = problem.logits
+        elif dice.often(0.05):
+            self.arrays["v"] = self.calls.memory.input("v", np.rint(np.nan_to_num(v)), dice.choice(INTEGERS[:4]))
+        else:
+            dtype = problem.dtype if dice.often(0.6) else dice.choice(FLOATS)
+            self.arrays["v"] = self.calls.memory.input("v", v, dtype)
+        self.exact_v = self.arrays["v"].copy()
+
+    def in_place_names(self):
+        return ["logits", "v"] if self.arrays["v"].dtype == self.problem.dtype else ["logits"]
+
+    def name(self, results):
+        return {"product": results}
+
+    def result_names(self):
+        return ["product"]
+
+    def check_values(self, results, bounds):
+        problem = self.problem
+        v = self.exact_v.astype(np.float64)
+        product = self.of_definition(_reference.cross_entropy_hvp, v)
+        bad = ~np.isfinite(v).all(axis=problem.axis, keepdims=True)
+        if bad.any():
+            # Not finite, in one way or another.
+            actual = results["product"]
+            product = np.where(bad & ~np.isfinite(actual), actual.astype(np.float64), product)
+        bounds.hold_product(results["product"], product, v, "product")
+
+
+class Diagonal(Loss):
+    function = staticmethod(fastce.cross_entropy_grad_hess)
+    method = "grad_hess"
+    own = ("grad_output", "curvature")
+    outs: ClassVar = {"grad": "out", "hess": "hess_out"}
+
+    def draw(self):
+        self.add_grad_output()
+        self.curvature = self.calls.dice.choice(tuple(CURVATURES))
+        if self.curvature != "exact" or self.calls.dice.often(0.3):
+            self.keywords["curvature"] = self.curvature
+
+    def name(self, results):
+        return {"grad": results[0], "hess": results[1]}
+
+    def result_names(self):
+        return ["grad", "hess"]
+
+    def check_values(self, results, bounds):
+        grad, hess = self.of_definition(_reference.cross_entropy_grad_hess, curvature=self.curvature)
+        bounds.hold_grad(results["grad"], grad, "grad")
+        bounds.hold_diagonal(results["hess"], hess, self.curvature)
+
+
+LOSSES = (LossAlone, WithGrad, WithGrad, StatsAlone, Product, Diagonal)
+
+
+def losses(calls):
+    """Make calls of one function of the loss family."""
+    problem = Problem(calls.dice, calls.memory)
+    exercise(calls, calls.dice.choice(LOSSES)(calls, problem))
+
+
+# ---- log-probabilities that are given
+
+
+class GivenLogProbs(Loss):
+    function = staticmethod(fastce.nll_loss)
+
+    def __init__(self, calls, problem):
+        for name in ("label_smoothing", "logit_scale", "softcap", "z_loss"):
+            problem.options.pop(name, None)
+        super().__init__(calls, problem)
+
+    def call(self, **more):
+        more.pop("n_threads", None)
+        return super().call(**more)
+
+    def name(self, results):
+        return {"loss": results}
+
+    def result_names(self):
+        return ["loss"]
+
+    def check_values(self, results, bounds):
+        expected = self.of_definition(_reference.nll_loss)
+        problem, weighing = self.problem, bounds.work.weighing
+        with np.errstate(all="ignore"):
+            cost = _reference._times(np.abs(weighing.share), np.abs(bounds.x)).sum(axis=1)
+            bounds.cost, bounds.amount = cost, 0 * bounds.amount
+            is_too_large = np.isfinite(cost) & (cost > bounds.largest)
+        if is_too_large.any():
+            return  # its terms cancel, or their sum is infinite
+        bounds.hold_loss(results["loss"], expected, f"loss of {problem.dtype}")
+
+
+def log_probs(calls):
+    """Make calls of `nll_loss`."""
+    exercise(calls, GivenLogProbs(calls, Problem(calls.dice, calls.memory)))
+
+
+# ---- softmax
+
+
+class SoftmaxFamily(Operation):
+    """Softmax, log-softmax and log-sum-exp."""
+
+    def __init__(self, calls):
+        dice = calls.dice
+        self.function_name = dice.choice(("softmax", "log_softmax", "logsumexp"))
+        self.function = getattr(fastce, self.function_name)
+        shape, self.axis = draw_shape(dice)
+        self.rows = (*shape[: self.axis], *shape[self.axis + 1 :])
+        self.dtype = dice.choice(LOGITS_DTYPES)
+        x, _ = draw_logits(dice, shape, self.axis)
+        x = calls.memory.input("x", x, self.dtype)
+        self.exact = x.copy()
+        keywords = {}
+        if self.axis != len(shape) - 1 or dice.often(0.5):
+            keywords["axis"] = self.axis - len(shape) * dice.often(0.3)
+        self.outs = {} if self.function_name == "logsumexp" else {"result": "out"}
+        super().__init__(calls, {"x": x}, keywords)
+
+    def name(self, results):
+        return {"result": results}
+
+    def of_rows(self, rows):
+        at_class = (*rows[: self.axis], slice(None), *rows[self.axis :])
+
+        def cut(name, value):
+            return value[at_class] if np.ndim(value) == len(at_class) else value[rows]
+
+        return self.with_arrays(x=self.arrays["x"][at_class]), ["result"], cut
+
+    def check(self, results):
+        x, axis, result = self.exact, self.axis, results["result"]
+        is_lse = self.function_name == "logsumexp"
+        n = x.shape[axis]
+        work = np.float64 if self.dtype == np.float64 else np.float32
+        assert result.dtype == (work if is_lse else self.dtype)
+        if n == 0:
+            assert result.shape == (self.rows if is_lse else x.shape)
+            return
+        expected = getattr(_reference, self.function_name)(x, axis=axis)
+        with np.errstate(all="ignore"):
+            wide = x.astype(np.float64)
+            size = np.max(np.abs(wide), axis=axis, keepdims=True, where=np.isfinite(wide), initial=0)
+            unit = fuzz_truth.unit_of(work, n)
+            if is_lse:
+                bound = unit * (size.squeeze(axis) + 1 + np.log(n))
+            elif self.function_name == "softmax":
+                bound = unit * (2 * size + 1 + np.log(n)) * expected
+                bound = bound + fuzz_truth.half_unit(expected, self.dtype)
+            else:
+                bound = unit * (np.abs(expected) + 1 + np.log(n)) + fuzz_truth.half_unit(expected, self.dtype)
+        fuzz_truth.hold(result, expected, bound, self.function_name)
+
+
+def softmaxes(calls):
+    """Make calls of one function of the softmax family."""
+    exercise(calls, SoftmaxFamily(calls))
+
+
+# ---- a linear layer
+
+
+class Linear(Operation):
+    """The loss of a linear layer, with or without gradients."""
+
+    def __init__(self, calls):
+        dice, memory = calls.dice, calls.memory
+        n, d = dice.choice((0, 1, 2, 3, 5, 16, 17, 40)), dice.choice((0, 1, 2, 3, 8, 17))
+        n_classes = dice.choice((1, 2, 3, 7, 10, 33, 64, 130))
+        self.dtype = dice.choice(LOGITS_DTYPES)
+        numbers = dice.numbers
+        problem = self.problem = Problem.__new__(Problem)
+        problem.dice, problem.memory = dice, memory
+        problem.shape, problem.axis, problem.rows, problem.n_classes = (n, n_classes), 1, (n,), n_classes
+        problem.options = problem._draw_options()
+        if problem.options.get("logit_scale", 1) > 100:
+            del problem.options["logit_scale"]
+        problem.is_index = dice.often(0.65)
+        problem.target = problem._draw_indices() if problem.is_index else problem._draw_probabilities()
+        problem.exact_target = problem.target.copy()
+        features = numbers.standard_normal((n, d)) * dice.choice((0.1, 1.0, 3.0))
+        if dice.often(0.1):
+            features = np.where(numbers.random((n, 1)) < 0.2, dice.choice((np.nan, np.inf)), features)
+        arrays = {
+            "features": memory.input("features", features, self.dtype),
+            "linear_weight": memory.input("linear_weight", numbers.standard_normal((n_classes, d)), self.dtype),
+            "target": problem.target,
+        }
+        self.exact = {name: array.copy() for name, array in arrays.items()}
+        keywords = dict(problem.options)
+        self.bias = None
+        if dice.often(0.5):
+            bias = memory.input("linear_bias", numbers.standard_normal(n_classes), self.dtype)
+            self.bias = bias.copy()
+            keywords["linear_bias"] = bias
+        if dice.often(0.4):
+            keywords["chunk_rows"] = dice.choice((1, 2, 7, 1000))
+        self.grad_output = None
+        self.with_grad = dice.often(0.7)
+        self.function = fastce.linear_cross_entropy_with_grad if self.with_grad else fastce.linear_cross_entropy
+        if self.with_grad:
+            self.grad_output = problem.draw_grad_output()
+            if self.grad_output is not None:
+                keywords["grad_output"] = self.grad_output
+        super().__init__(calls, arrays, keywords)
+
+    def name(self, results):
+        if not self.with_grad:
+            return {"loss": results}
+        names = ["loss", "grad_features", "grad_linear_weight"]
+        if self.bias is not None:
+            names.append("grad_linear_bias")
+        else:
+            assert results[3] is None
+        return dict(zip(names, results, strict=False))
+
+    @np.errstate(all="ignore")
+    def check(self, results):
+        options = self.problem.for_definition()
+        del options["axis"]
+        if self.grad_output is not None:
+            options["grad_output"] = self.grad_output
+        features, weight = (self.exact[name].astype(np.float64) for name in ("features", "linear_weight"))
+        target = self.exact["target"]
+        bias = None if self.bias is None else self.bias.astype(np.float64)
+        expected = _reference.linear_cross_entropy(features, weight, target, linear_bias=bias, **options)
+        logits = features @ weight.T + (0.0 if bias is None else bias)
+        bounds = fuzz_truth.Bounds(logits, target, dtype=self.dtype, **options)
+        magnitude = np.abs(features) @ np.abs(weight).T + (0.0 if bias is None else np.abs(bias))
+        # Products of d numbers are off by d eps times the sum of their magnitudes, in any order.
+        bounds.add_error_of_logits(np.max(magnitude, axis=1, initial=0) * bounds.eps * (features.shape[1] + 4))
+        bounds.hold_loss(results["loss"], expected.loss, "loss")
+        if not self.with_grad:
+            return
+        error = bounds.grad_bound()
+        grad = _reference.cross_entropy(logits, target, **options).grad
+        error = error + bounds.eps * (4 + sum(grad.shape)) * np.abs(grad)
+        error, features = (np.where(bounds.work.counts, value, 0.0) for value in (error, features))
+        pairs = {
+            "grad_features": (expected.grad_features, error @ np.abs(weight)),
+            "grad_linear_weight": (expected.grad_linear_weight, error.T @ np.abs(features)),
+            "grad_linear_bias": (expected.grad_linear_bias, error.sum(axis=0)),
+        }
+        for name, (value, bound) in pairs.items():
+            if value is None:
+                continue
+            assert results[name].dtype == self.dtype, name
+            bound = np.where(np.isfinite(value), bound + fuzz_truth.half_unit(value, self.dtype), np.nan)
+            fuzz_truth.hold(results[name], value, bound, name)
+
+
+def linear(calls):
+    """Make calls of the loss of a linear layer."""
+    exercise(calls, Linear(calls))
+
+
+FAMILIES = (*(losses,) * 11, *(softmaxes,) * 3, log_probs, linear)
