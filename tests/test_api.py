@@ -190,7 +190,7 @@ def test_loss_objects_are_equal_if_their_options_are():
         ({"softcap": 5}, {"softcap": 5.0}),
     ]
     for one, other in same:
-        assert loss(**one) == loss(**other) and not loss(**one) != loss(**other)
+        assert loss(**one) == loss(**other)
     different = [
         ({}, {"reduction": "sum"}),
         ({}, {"weight": weight}),
@@ -309,8 +309,7 @@ def test_the_module_shows_the_configuration():
         ("sys.modules['torch'] = None; import fastce.torch", "pip install 'fastce[torch]'"),
         ("sys.modules['sklearn'] = None; import fastce.sklearn", "pip install 'fastce[sklearn]'"),
         (
-            "sys.modules['cupy'] = None\nclass Array: __dlpack_device__ = lambda self: (2, 0)\n"
-            "import fastce; fastce.softmax(Array())",
+            "sys.modules['cupy'] = None; import fastce; fastce.softmax(Array())",
             "pip install 'fastce[cuda]' for CUDA 13",
         ),
     ],
