@@ -2,6 +2,7 @@
 
 from typing import ClassVar
 
+import ml_dtypes
 import numpy as np
 
 import fastce
@@ -9,7 +10,16 @@ import fuzz_truth
 from fastce import _reference
 from fastce._curvature import CURVATURES
 from fuzz_calls import Operation, exercise
-from fuzz_problems import FLOATS, INTEGERS, LOGITS_DTYPES, Problem, draw_logits, draw_shape
+from fuzz_problems import (
+    FLOATS,
+    INTEGERS,
+    LOGITS_DTYPES,
+    Problem,
+    as_dtype_that_holds,
+    draw_logits,
+    draw_shape,
+    draw_weights,
+)
 
 STATS = fastce.CrossEntropyStats._fields
 
@@ -266,58 +276,133 @@ def log_probs(calls):
 # ---- softmax
 
 
+def _lse_of_rows(rows):
+    return np.broadcast_to(_reference._softmax_of_rows(rows).lse, rows.shape)
+
+
 class SoftmaxFamily(Operation):
-    """Softmax, log-softmax and log-sum-exp."""
+    """Softmax, log-softmax and log-sum-exp, along one axis, several or all."""
 
     def __init__(self, calls):
         dice = calls.dice
         self.function_name = dice.choice(("softmax", "log_softmax", "logsumexp"))
         self.function = getattr(fastce, self.function_name)
-        shape, self.axis = draw_shape(dice)
-        self.rows = (*shape[: self.axis], *shape[self.axis + 1 :])
-        self.dtype = dice.choice(LOGITS_DTYPES)
-        x, _ = draw_logits(dice, shape, self.axis)
-        x = calls.memory.input("x", x, self.dtype)
-        self.exact = x.copy()
-        keywords = {}
-        if self.axis != len(shape) - 1 or dice.often(0.5):
-            keywords["axis"] = self.axis - len(shape) * dice.often(0.3)
-        self.outs = {} if self.function_name == "logsumexp" else {"result": "out"}
+        self.is_lse = self.function_name == "logsumexp"
+        shape, axis = draw_shape(dice)
+        x, _ = draw_logits(dice, shape, axis)
+        dtype = dice.choice(LOGITS_DTYPES)
+        if dice.often(0.03):
+            shape, axis, x = (), -1, x.flat[0] if x.size else np.float64(1)
+        if self.is_lse and dice.often(0.08):
+            dtype, x = dice.choice(INTEGERS), np.rint(np.clip(np.nan_to_num(x), 0, 100))
+        x = calls.memory.input("x", x, dtype)
+        self.exact, self.shape = x.copy(), shape
+        n_dims = max(1, len(shape))
+        self.axes = (axis % n_dims,)
+        keywords = (
+            {} if self.axes == (n_dims - 1,) and dice.often(0.5) else {"axis": axis % n_dims - n_dims * dice.often(0.3)}
+        )
+        if dice.often(0.2):
+            self.axes = tuple(dice.sample(range(n_dims), dice.integer(0, n_dims)))
+            keywords = {"axis": tuple(k - n_dims * dice.often(0.3) for k in self.axes)}
+        if dice.often(0.1):
+            self.axes, keywords = tuple(range(n_dims)), {"axis": None}
+        self.rows = tuple(n for k, n in enumerate(shape or (1,)) if k not in self.axes)
+        self.outs = {"result": "out"}
+        self.out_dtype, self.out_shape = dtype, shape
+        if self.is_lse:
+            self.out_shape = self.rows
+            self._draw_of_sums(calls, keywords)
+            # As NumPy promotes, with at least float32; integers alone are float64.
+            given = [dtype] if self.b is None else [dtype, self.b.dtype]
+            given = [np.dtype(np.float32) if t in (np.float16, ml_dtypes.bfloat16) else t for t in given]
+            is_single = np.result_type(*given) == np.float32
+            self.out_dtype = np.dtype(np.float32 if is_single else np.float64)
         super().__init__(calls, {"x": x}, keywords)
 
+    def _draw_of_sums(self, calls, keywords):
+        """Draw what only `logsumexp` takes."""
+        dice = calls.dice
+        self.b = None
+        if dice.often(0.2):
+            keywords["keepdims"] = True
+            self.out_shape = tuple(1 if k in self.axes else n for k, n in enumerate(self.shape or (1,)))
+        if dice.often(0.3) and len(self.shape) > 0 and np.prod(self.rows) <= 64:
+            values = draw_weights(dice, self.shape[dice.integer(0, len(self.shape)) :])
+            keywords["b"] = calls.memory.input("b", values, as_dtype_that_holds(dice, values))
+            self.b = keywords["b"].copy()
+        if dice.often(0.3):
+            keywords["return_sign"] = True
+
+    def like_out(self):
+        return np.broadcast_to(np.empty((), self.out_dtype), self.out_shape)
+
+    def in_place_names(self):
+        return [] if self.is_lse else ["x"]
+
     def name(self, results):
-        return {"result": results}
+        return (
+            dict(zip(("result", "sign"), results, strict=True))
+            if "return_sign" in self.keywords
+            else {"result": results}
+        )
 
     def of_rows(self, rows):
-        at_class = (*rows[: self.axis], slice(None), *rows[self.axis :])
+        if self.is_lse and (self.b is not None or "keepdims" in self.keywords):
+            return None
+        kept = iter(rows)
+        place = tuple(slice(None) if k in self.axes else next(kept) for k in range(len(self.shape)))
 
         def cut(name, value):
-            return value[at_class] if np.ndim(value) == len(at_class) else value[rows]
+            return value[rows if self.is_lse else place]
 
-        return self.with_arrays(x=self.arrays["x"][at_class]), ["result"], cut
+        few = self.with_arrays(x=self.arrays["x"][place])
+        return few, ["result", "sign"] if "return_sign" in self.keywords else ["result"], cut
 
+    @np.errstate(all="ignore")
     def check(self, results):
-        x, axis, result = self.exact, self.axis, results["result"]
-        is_lse = self.function_name == "logsumexp"
-        n = x.shape[axis]
-        work = np.float64 if self.dtype == np.float64 else np.float32
-        assert result.dtype == (work if is_lse else self.dtype)
-        if n == 0:
-            assert result.shape == (self.rows if is_lse else x.shape)
+        x, axes, result = self.exact, self.axes, results["result"]
+        assert result.dtype == self.out_dtype
+        assert result.shape == self.out_shape
+        wide = np.atleast_1d(x).astype(np.float64)
+        size = np.max(np.abs(wide), axis=axes, keepdims=True, where=np.isfinite(wide), initial=0)
+        n = int(np.prod([wide.shape[k] for k in axes]))
+        work = np.float64 if self.out_dtype == np.float64 else np.float32
+        unit, spread = fuzz_truth.unit_of(work, n), 1 + np.log(max(1, n))
+        if self.is_lse:
+            self._check_sums(results, wide, unit, size, spread)
             return
-        expected = getattr(_reference, self.function_name)(x, axis=axis)
-        with np.errstate(all="ignore"):
-            wide = x.astype(np.float64)
-            size = np.max(np.abs(wide), axis=axis, keepdims=True, where=np.isfinite(wide), initial=0)
-            unit = fuzz_truth.unit_of(work, n)
-            if is_lse:
-                bound = unit * (size.squeeze(axis) + 1 + np.log(n))
-            elif self.function_name == "softmax":
-                bound = unit * (2 * size + 1 + np.log(n)) * expected
-                bound = bound + fuzz_truth.half_unit(expected, self.dtype)
-            else:
-                bound = unit * (np.abs(expected) + 1 + np.log(n)) + fuzz_truth.half_unit(expected, self.dtype)
-        fuzz_truth.hold(result, expected, bound, self.function_name)
+        expected = getattr(_reference, self.function_name)(x, axis=axes).reshape(self.shape)
+        size = np.broadcast_to(size, wide.shape).reshape(self.shape)
+        if self.function_name == "softmax":
+            bound = unit * (2 * size + spread) * expected
+        else:
+            bound = unit * (np.abs(expected) + spread)
+        fuzz_truth.hold(result, expected, bound + fuzz_truth.half_unit(expected, self.out_dtype), self.function_name)
+
+    def _check_sums(self, results, x, unit, size, spread):
+        """Hold log-sum-exp, and the sums' signs. What cancels makes the logarithm worse by as much."""
+        b = np.ones(()) if self.b is None else self.b.astype(np.float64)
+        if self.b is None:
+            soft = _reference._along(x, self.axes, _lse_of_rows)
+            expected = soft.max(axis=self.axes) if soft.size else np.full(self.rows, -np.inf)
+            sign = np.where(np.isnan(expected), np.nan, expected > -np.inf)
+            cancels = 1.0
+        else:
+            expected, sign = _reference.logsumexp(x, axis=self.axes, b=b, return_sign=True)
+            top = np.max(np.where(b == 0, -np.inf, x), axis=self.axes, keepdims=True, initial=-np.inf)
+            terms = _reference._times(np.broadcast_to(b, x.shape), np.exp(x - np.where(np.isfinite(top), top, 0)))
+            cancels = np.abs(terms).sum(axis=self.axes) / np.abs(terms.sum(axis=self.axes))
+            if "return_sign" not in self.keywords:
+                expected = np.where(sign < 0, np.nan, expected)
+        is_sure = ~(cancels * unit > 1 / 8)
+        size = np.abs(expected) + size.max(axis=self.axes, initial=0)
+        bound = np.where(is_sure, unit * (size + spread) * cancels, np.nan)
+        bound = np.where(np.isfinite(expected), bound, np.where(is_sure, 0.0, np.nan))
+        fuzz_truth.hold(results["result"].reshape(self.rows), np.reshape(expected, self.rows), bound, "log of sum")
+        if "sign" in results:
+            given = results["sign"].reshape(self.rows)
+            fuzz_truth.hold(given, np.reshape(sign, self.rows), np.where(is_sure, 0.0, np.nan), "sign")
 
 
 def softmaxes(calls):

@@ -98,9 +98,9 @@ class Bounds:
         # normal number then loses its last places.
         smallest = float(np.finfo(self.dtype).smallest_subnormal)
         weight = options.get("weight")
-        heaviest = 1.0 if weight is None else 1 + float(np.max(np.abs(weight)))
-        self.least = n_classes * heaviest * 2.0**17 * smallest
-        self.least_factor = 4 * smallest * heaviest * max(1, self.scale)
+        self.heaviest = 1.0 if weight is None else 1 + float(np.max(np.abs(weight)))
+        self.least = n_classes * self.heaviest * 2.0**17 * smallest
+        self.least_factor = 4 * smallest * self.heaviest * max(1, self.scale)
 
     def _per_row(self, values):
         return np.broadcast_to(values, self.kept.shape).reshape(self.row_shape)
@@ -152,7 +152,7 @@ class Bounds:
         bends = 4 * self.bends * (self.amount + (0.0 if self.z == 0 else 2 * self.z * (self.lse + 1)))
         bound = bound + factor * self.scale * bends * self.logits_error
         bound = bound + self.least_factor
-        most = factor * self.scale * np.maximum(1, self.amount + z_part)
+        most = factor * self.scale * np.maximum(self.heaviest, self.amount + z_part)
         has_bound = self.has_bound & (bound < self.unit * self.largest) & (most < self.largest)
         return np.where(counts, np.where(has_bound, bound, np.nan), 0.0)[:, None]
 
