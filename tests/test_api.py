@@ -28,7 +28,7 @@ OPTIONS = {  # the table of the documentation, with its defaults
     "n_threads": None,
 }
 GRAD_OPTIONS = {"grad_output": None, "out": None, "return_stats": False}
-LINEAR_OPTIONS = {"linear_bias": None, "chunk_rows": None}
+LINEAR_OPTIONS = {"linear_bias": None, "chunk_rows": None, "return_stats": False}
 NLL_OPTIONS = ("weight", "sample_weight", "ignore_index", "reduction", "on_empty", "axis")
 SIGNATURES = {
     "cross_entropy": (["logits", "target"], OPTIONS),
@@ -42,7 +42,7 @@ SIGNATURES = {
     "linear_cross_entropy": (["features", "linear_weight", "target"], LINEAR_OPTIONS | OPTIONS),
     "linear_cross_entropy_with_grad": (
         ["features", "linear_weight", "target"],
-        LINEAR_OPTIONS | {"grad_output": None} | OPTIONS,
+        LINEAR_OPTIONS | {"grad_output": None, "wrt": ("features", "linear_weight", "linear_bias")} | OPTIONS,
     ),
     "nll_loss": (["log_probs", "target"], {name: OPTIONS[name] for name in NLL_OPTIONS}),
     "softmax": (["x"], {"axis": -1, "out": None, "n_threads": None}),

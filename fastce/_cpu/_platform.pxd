@@ -67,7 +67,7 @@ cdef extern from *:
     static int fastce_startable(int n) { return n; }
     static void fastce_forget_started(void) {}
     #endif
-    /* The same function, but no compiler knows that, so that none inlines it. */
+    /* The same function, or address, but no compiler knows that: none inlines it, or knows what is there. */
     static CYTHON_INLINE void* fastce_own_function(void* function) {
     #if defined(__GNUC__)
         __asm__("" : "+r"(function));

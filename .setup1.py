@@ -1,0 +1,191 @@
+"""Build the compiled kernels; everything declarative is in pyproject.toml.
+
+Design
+------
+1. One Cython source becomes one extension module per instruction set, each with its own compiler flags. Rejected: one
+   module with functions marked for several instruction sets. The marks differ between compilers, the loader of musl
+   cannot choose among them, and no test can force one.
+2. Cython runs inside build_ext, into the temporary build folder: the extensions keep their .pyx as source, so the sdist
+   carries it, and no generated C lands in the source tree.
+3. What the compiler can do is asked of the compiler, by compiling a few lines, never guessed from the platform's name.
+4. Every build is a whole build (`force`): the result depends on the environment (CC, CFLAGS, FASTCE_OPENMP), of which
+   time stamps know nothing.
+"""
+
+import logging
+import os
+import subprocess
+import tempfile
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.command.sdist import sdist
+from setuptools.errors import CompileError
+
+SOURCE = Path("fastce/_cpu/_kernels.pyx")
+BASELINE = "baseline"
+
+# Here and not in the sources, because a .pyx does not pass its directives on to the .pxd files from which it inlines.
+DIRECTIVES = {
+    "language_level": 3,
+    "cdivision": True,  # no test for division by zero, which would put jumps into vector code
+    "boundscheck": False,
+    "wraparound": False,
+    "initializedcheck": False,
+    "freethreading_compatible": True,
+    "autotestdict": False,
+}
+
+# What each instruction set adds for GCC and Clang. GCC prefers 256-bit vectors on many CPUs that have 512-bit ones.
+ISA_FLAGS = {
+    BASELINE: [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
+    "avx512": [
+        *["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c"],
+        "-mprefer-vector-width=512",
+    ],
+}
+
+# The -fno flags allow vector code and change only what nobody looks at: errno, floating-point traps, the sign of zero.
+# -g0: Python's own flags ask for debug information, which makes a module seven times as large.
+UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
+# A kernel is many small functions that must become one loop; left to itself, GCC calls some of them. All that is
+# `inline` in Cython passes through this macro.
+UNIX_FLAGS += ["-DCYTHON_INLINE=inline __attribute__((always_inline, unused))"]
+# GCC turns selects into jumps, after which it leaves the loop scalar: six times slower with the same results. And it
+# would unroll loops over 16 lanes before it vectorises, which then fails: up to three times slower.
+GCC_FLAGS = ["-fno-thread-jumps", "--param=max-completely-peel-times=15"]
+MSVC_FLAGS = ["/O2"]
+
+# Each breaks a promise of the library. Reordering sums removes the rounding steps on which exp and log1p rest, assuming
+# finite numbers removes the NaN tests, and linking with one of the collective names sets flush-to-zero in every process
+# that loads the module.
+FORBIDDEN_FLAGS = {
+    "-ffast-math", "-Ofast", "-funsafe-math-optimizations", "-fassociative-math", "-ffinite-math-only",
+    "-freciprocal-math", "-fno-honor-nans", "-fno-honor-infinities", "-mdaz-ftz", "-ffp-model=fast",
+    "-ffp-model=aggressive", "/fp:fast",
+}  # fmt: skip
+
+# (compile, link) flags; the first pair that builds the probe wins.
+OPENMP_FLAGS = [
+    (["-fopenmp"], ["-fopenmp"]),  # GCC, and Clang where it brings libomp
+    (["-Xpreprocessor", "-fopenmp"], ["-lomp"]),  # Apple's Clang with a libomp installed beside it
+]
+
+ANY_PROGRAM = "int probe(void) { return 0; }\n"
+X86_64_PROGRAM = "#ifndef __x86_64__\n#error not x86-64\n#endif\n" + ANY_PROGRAM
+OPENMP_PROGRAM = "#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n"
+
+
+class BuildKernels(build_ext):
+    """Make C from Cython and choose the flags, which depend on a compiler known only here."""
+
+    def finalize_options(self):
+        """Build everything, and the modules side by side."""
+        super().finalize_options()
+        self.force = True
+        if self.parallel is None:
+            self.parallel = min(len(ISA_FLAGS), os.cpu_count() or 1)
+
+    def build_extensions(self):
+        """Build one module for each instruction set that the compiler knows."""
+        self.refuse_unsafe_flags()
+        is_msvc = self.compiler.compiler_type == "msvc"
+        openmp_compile, openmp_link = self.choose_openmp(is_msvc)
+        common = MSVC_FLAGS if is_msvc else [*UNIX_FLAGS, *(flag for flag in GCC_FLAGS if self.accepts([flag]))]
+        built = []
+        for extension in self.extensions:
+            isa = extension.name.rpartition("_")[2]
+            isa_flags = ISA_FLAGS[isa]
+            if isa != BASELINE and (is_msvc or not self.accepts(isa_flags, X86_64_PROGRAM)):
+                self.announce(f"fastce: this compiler does not build for {isa}", level=logging.INFO)
+                continue
+            extension.extra_compile_args = [*common, *isa_flags, *openmp_compile]
+            extension.extra_link_args = [*openmp_link]
+            extension.sources = self.make_c(extension)
+            built.append(extension)
+        self.extensions = built
+        super().build_extensions()
+
+    def make_c(self, extension):
+        """Return the C source for one module. Cython builds the module's name into it, so each module has its own."""
+        # Without `depends`: Cython would copy those files next to its output.
+        alone = Extension(extension.name, extension.sources)
+        folder = Path(self.build_temp, extension.name.rpartition(".")[2])
+        return cythonize(
+            [alone], build_dir=str(folder), force=True, quiet=not self.verbose, compiler_directives=DIRECTIVES
+        )[0].sources
+
+    def refuse_unsafe_flags(self):
+        """Raise if the environment brings floating-point flags under which the kernels are wrong."""
+        commands = (getattr(self.compiler, name, None) for name in ("compiler_so", "linker_so"))
+        given = {word for command in commands for word in command or ()}
+        given.update(os.environ.get("CL", "").split())  # how MSVC is given flags
+        if unsafe := sorted(given & FORBIDDEN_FLAGS):
+            raise CompileError(
+                f"CFLAGS, LDFLAGS or CC contain {', '.join(unsafe)}: fastce would compute wrong numbers; remove it"
+            )
+
+    def choose_openmp(self, is_msvc):
+        """Return compile and link flags for OpenMP, empty for a serial build."""
+        wish = os.environ.get("FASTCE_OPENMP", "auto")
+        if wish not in ("0", "1", "auto"):
+            raise CompileError(f"FASTCE_OPENMP must be 0, 1 or auto, got {wish!r}")
+        if wish == "0":
+            return [], []
+        if is_msvc:
+            return ["/openmp"], []
+        for compile_flags, link_flags in OPENMP_FLAGS:
+            if self.accepts(compile_flags, OPENMP_PROGRAM, link_flags):
+                return compile_flags, link_flags
+        if wish == "1":
+            raise CompileError("FASTCE_OPENMP=1, but the compiler cannot build a program with OpenMP")
+        self.warn("the compiler has no OpenMP: fastce will run on one thread")
+        return [], []
+
+    def accepts(self, flags, program=ANY_PROGRAM, link_flags=()):
+        """Tell whether GCC or Clang takes the flags and says no more about them than about none."""
+        # Not -Werror: Python's own flags may already be more than Clang likes, and then every answer would be no.
+        return self.try_flags(flags, program, link_flags) == self.try_flags((), ANY_PROGRAM, ())
+
+    def try_flags(self, compile_flags, program, link_flags):
+        """Make a shared object of the program; return the compiler's exit status and messages."""
+        with tempfile.TemporaryDirectory() as folder:
+            Path(folder, "probe.c").write_text(program)
+            for command in (
+                [*self.compiler.compiler_so, *compile_flags, "-c", "probe.c", "-o", "probe.o"],
+                [*self.compiler.linker_so, "probe.o", *link_flags, "-o", "probe.so"],
+            ):
+                result = subprocess.run(command, cwd=folder, capture_output=True, check=False)
+                if result.returncode or result.stderr:
+                    break
+            return result.returncode, result.stderr
+
+
+class SourceDistribution(sdist):
+    """Carry the tests whole; setuptools on its own takes only those named test*.py."""
+
+    def make_distribution(self):
+        """Add what setuptools leaves out, then pack."""
+        tests = {str(path) for kind in ("*.py", "*.hpp") for path in Path("tests").rglob(kind)}
+        self.filelist.extend(sorted(tests.difference(self.filelist.files)))
+        super().make_distribution()
+
+
+extensions = [
+    Extension(
+        f"fastce._cpu._kernels_{isa}",
+        [str(SOURCE)],
+        depends=[str(path) for path in sorted(SOURCE.parent.glob("*.pxd"))],
+        include_dirs=[numpy.get_include()],
+        define_macros=[
+            ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
+            ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),
+        ],
+    )
+    for isa in 'avx512 avx2 baseline'.split()
+]
+setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "sdist": SourceDistribution})
