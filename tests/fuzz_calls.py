@@ -51,7 +51,7 @@ def _outline(value):
     if isinstance(value, np.ndarray) and value.ndim:
         address = value.__array_interface__["data"][0]
         return f"<{value.dtype} {value.shape} strides {value.strides} at {address % 64} mod 64>"
-    return repr(value)[:200]
+    return " ".join(repr(value).split())[:200]
 
 
 def assert_same_bits(one, other, what):

@@ -4,6 +4,7 @@ from typing import ClassVar
 
 import ml_dtypes
 import numpy as np
+from scipy import sparse
 
 import fastce
 import fuzz_truth
@@ -22,6 +23,7 @@ from fuzz_problems import (
 )
 
 STATS = fastce.CrossEntropyStats._fields
+GRADS = ("features", "linear_weight", "linear_bias")
 
 
 class Loss(Operation):
@@ -413,93 +415,121 @@ def softmaxes(calls):
 # ---- a linear layer
 
 
+class LinearProblem(Problem):
+    """Features, the weight and the bias of a linear layer, of any number of leading dimensions and positions."""
+
+    def __init__(self, dice, memory):
+        self.dice, self.memory = dice, memory
+        lead = dice.choice(((), (0,), (1,), (2,), (3,), (5,), (16,), (17,), (40,), (2, 3), (1, 2, 2)))
+        positions = dice.choice(((), (), (), (1,), (3,), (2, 2)))
+        n_classes, n_features = dice.choice((1, 2, 3, 7, 10, 33, 64, 130)), dice.choice((0, 1, 2, 3, 8, 17))
+        self.shape, self.axis = (*lead, n_classes, *positions), len(lead)
+        self.rows, self.n_classes = (*lead, *positions), n_classes
+        self.dtype = dice.choice(LOGITS_DTYPES)
+        self.options = self._draw_options()
+        self.is_index = dice.often(0.65)
+        self.target = self._draw_indices() if self.is_index else self._draw_probabilities()
+        features = dice.numbers.standard_normal((*lead, n_features)) * dice.choice((0.1, 1.0, 3.0))
+        if dice.often(0.1):
+            features = np.where(dice.numbers.random((*lead, 1)) < 0.2, dice.choice((np.nan, np.inf)), features)
+        weight = dice.numbers.standard_normal((n_classes, *positions, n_features))
+        self.features = memory.input("features", features, self.dtype)
+        self.linear_weight = memory.input("linear_weight", weight, self.dtype)
+        self.exact_target, self.exact_features = self.target.copy(), self.features.copy()
+        self.exact_weight = self.linear_weight.copy()
+        self.bias = self.exact_bias = None
+        if dice.often(0.5):
+            self.bias = memory.input("linear_bias", dice.numbers.standard_normal((n_classes, *positions)), self.dtype)
+            self.exact_bias = self.bias.copy()
+
+
 class Linear(Operation):
     """The loss of a linear layer, with or without gradients."""
 
     def __init__(self, calls):
-        dice, memory = calls.dice, calls.memory
-        n, d = dice.choice((0, 1, 2, 3, 5, 16, 17, 40)), dice.choice((0, 1, 2, 3, 8, 17))
-        n_classes = dice.choice((1, 2, 3, 7, 10, 33, 64, 130))
-        self.dtype = dice.choice(LOGITS_DTYPES)
-        numbers = dice.numbers
-        problem = self.problem = Problem.__new__(Problem)
-        problem.dice, problem.memory = dice, memory
-        problem.shape, problem.axis, problem.rows, problem.n_classes = (n, n_classes), 1, (n,), n_classes
-        problem.options = problem._draw_options()
-        if problem.options.get("logit_scale", 1) > 100:
-            del problem.options["logit_scale"]
-        problem.is_index = dice.often(0.65)
-        problem.target = problem._draw_indices() if problem.is_index else problem._draw_probabilities()
-        problem.exact_target = problem.target.copy()
-        features = numbers.standard_normal((n, d)) * dice.choice((0.1, 1.0, 3.0))
-        if dice.often(0.1):
-            features = np.where(numbers.random((n, 1)) < 0.2, dice.choice((np.nan, np.inf)), features)
-        arrays = {
-            "features": memory.input("features", features, self.dtype),
-            "linear_weight": memory.input("linear_weight", numbers.standard_normal((n_classes, d)), self.dtype),
-            "target": problem.target,
-        }
-        self.exact = {name: array.copy() for name, array in arrays.items()}
+        dice = calls.dice
+        problem = self.problem = LinearProblem(dice, calls.memory)
+        features = problem.features
+        if problem.dtype.itemsize >= 4 and features.ndim == 2 and dice.often(0.15):
+            features = sparse.csr_array(features)
+        arrays = {"features": features, "linear_weight": problem.linear_weight, "target": problem.target}
         keywords = dict(problem.options)
-        self.bias = None
-        if dice.often(0.5):
-            bias = memory.input("linear_bias", numbers.standard_normal(n_classes), self.dtype)
-            self.bias = bias.copy()
-            keywords["linear_bias"] = bias
+        if problem.bias is not None:
+            keywords["linear_bias"] = problem.bias
         if dice.often(0.4):
             keywords["chunk_rows"] = dice.choice((1, 2, 7, 1000))
+        self.has_stats = dice.often(0.25)
+        if self.has_stats:
+            keywords["return_stats"] = True
         self.grad_output = None
         self.with_grad = dice.often(0.7)
         self.function = fastce.linear_cross_entropy_with_grad if self.with_grad else fastce.linear_cross_entropy
+        self.wrt = GRADS
         if self.with_grad:
             self.grad_output = problem.draw_grad_output()
             if self.grad_output is not None:
                 keywords["grad_output"] = self.grad_output
+            if dice.often(0.3):
+                self.wrt = tuple(dice.sample(GRADS, dice.integer(0, 3)))
+                keywords["wrt"] = self.wrt
         super().__init__(calls, arrays, keywords)
 
     def name(self, results):
-        if not self.with_grad:
+        if not isinstance(results, tuple):
             return {"loss": results}
-        names = ["loss", "grad_features", "grad_linear_weight"]
-        if self.bias is not None:
-            names.append("grad_linear_bias")
-        else:
-            assert results[3] is None
-        return dict(zip(names, results, strict=False))
+        named = {"loss": results[0]}
+        if self.with_grad:
+            for name, grad in zip(GRADS, results[1:4], strict=True):
+                is_there = name in self.wrt and (name != "linear_bias" or self.problem.bias is not None)
+                assert (grad is not None) == is_there, name
+                if is_there:
+                    named[name] = grad
+        return {**named, **results[-1]._asdict()} if self.has_stats else named
 
     @np.errstate(all="ignore")
     def check(self, results):
-        options = self.problem.for_definition()
-        del options["axis"]
+        problem = self.problem
+        options = {**problem.options, "axis": problem.axis}
         if self.grad_output is not None:
             options["grad_output"] = self.grad_output
-        features, weight = (self.exact[name].astype(np.float64) for name in ("features", "linear_weight"))
-        target = self.exact["target"]
-        bias = None if self.bias is None else self.bias.astype(np.float64)
+        features, weight = problem.exact_features.astype(np.float64), problem.exact_weight.astype(np.float64)
+        bias = np.zeros(()) if problem.bias is None else problem.exact_bias.astype(np.float64)
+        target = problem.exact_target
         expected = _reference.linear_cross_entropy(features, weight, target, linear_bias=bias, **options)
-        logits = features @ weight.T + (0.0 if bias is None else bias)
-        bounds = fuzz_truth.Bounds(logits, target, dtype=self.dtype, **options)
-        magnitude = np.abs(features) @ np.abs(weight).T + (0.0 if bias is None else np.abs(bias))
-        # Products of d numbers are off by d eps times the sum of their magnitudes, in any order.
-        bounds.add_error_of_logits(np.max(magnitude, axis=1, initial=0) * bounds.eps * (features.shape[1] + 4))
+        logits = np.tensordot(features, weight, (-1, -1)) + bias
+        bounds = fuzz_truth.Bounds(logits, target, dtype=problem.dtype, **options)
+        # A product of n numbers is off by n eps times the sum of their magnitudes, whatever the order.
+        magnitude = np.tensordot(np.abs(features), np.abs(weight), (-1, -1)) + np.abs(bias)
+        magnitude = _reference._to_rows(magnitude, problem.axis).max(axis=1, initial=0)
+        bounds.add_error_of_logits(magnitude * bounds.eps * (features.shape[-1] + 4))
         bounds.hold_loss(results["loss"], expected.loss, "loss")
+        if self.has_stats:
+            stats = fastce.CrossEntropyStats(*(results[name] for name in STATS))
+            bounds.hold_stats(stats, expected.stats, "stats")
         if not self.with_grad:
             return
-        error = bounds.grad_bound()
         grad = _reference.cross_entropy(logits, target, **options).grad
-        error = error + bounds.eps * (4 + sum(grad.shape)) * np.abs(grad)
-        error, features = (np.where(bounds.work.counts, value, 0.0) for value in (error, features))
-        pairs = {
-            "grad_features": (expected.grad_features, error @ np.abs(weight)),
-            "grad_linear_weight": (expected.grad_linear_weight, error.T @ np.abs(features)),
-            "grad_linear_bias": (expected.grad_linear_bias, error.sum(axis=0)),
+        n_products = 4 + sum(grad.shape)
+        error = bounds.like_logits(bounds.grad_bound()) + bounds.eps * n_products * np.abs(grad)
+        lead, of_class = problem.axis, tuple(range(problem.axis, grad.ndim))
+        counts = np.expand_dims(bounds.work.counts.reshape(problem.rows), problem.axis)
+        error = np.where(counts, error, 0.0)
+        is_kept = counts.any(axis=of_class)[..., None]
+        features = np.where(is_kept, np.abs(features), 0.0)
+        rows = tuple(range(lead))
+        grads = {
+            "features": (
+                expected.grad_features,
+                np.tensordot(error, np.abs(weight), (of_class, tuple(range(weight.ndim - 1)))),
+            ),
+            "linear_weight": (expected.grad_linear_weight, np.tensordot(error, features, (rows, rows))),
+            "linear_bias": (expected.grad_linear_bias, error.sum(axis=rows)),
         }
-        for name, (value, bound) in pairs.items():
-            if value is None:
-                continue
-            assert results[name].dtype == self.dtype, name
-            bound = np.where(np.isfinite(value), bound + fuzz_truth.half_unit(value, self.dtype), np.nan)
-            fuzz_truth.hold(results[name], value, bound, name)
+        for name, (value, bound) in grads.items():
+            if name in results:
+                assert results[name].dtype == problem.dtype, name
+                bound = np.where(np.isfinite(value), bound + fuzz_truth.half_unit(value, problem.dtype), np.nan)
+                fuzz_truth.hold(results[name], value, bound, name)
 
 
 def linear(calls):
