@@ -97,7 +97,7 @@ class Bounds:
         self.has_bound &= ~self.kept | ~(self.logits_error > 1 / 8)
         # Sums over the classes are kept 2^16 times smaller, so that they do not overflow, and what is below the least
         # normal number then loses its last places.
-        smallest = float(np.finfo(self.dtype).smallest_subnormal)
+        self.smallest = smallest = float(np.finfo(self.dtype).smallest_subnormal)
         weight = options.get("weight")
         self.heaviest = 1.0 if weight is None else 1 + float(np.max(np.abs(weight)))
         self.least = n_classes * self.heaviest * 2.0**17 * smallest
@@ -182,8 +182,9 @@ class Bounds:
 
     @np.errstate(all="ignore")
     def hold_product(self, actual, expected, v, what):
-        """Hold the product of the Hessian and v."""
+        """Hold the product of the Hessian and v, whose products with probabilities may be subnormal."""
         size = np.max(np.abs(_reference._to_rows(v, self.work.axis)), axis=1, keepdims=True, initial=0)
+        size = size + 4 * self.smallest / self.unit
         self._hold_second(actual, expected, size, what)
 
     @np.errstate(all="ignore")
