@@ -6,16 +6,21 @@ Design
 2. What is on a GPU is told by DLPack's protocol or by the CUDA array interface, and taken in without a copy. Copying
    between host and device is left to the caller, who will want to know of it.
 3. Looking at numbers on a GPU means waiting for it. Only whoever asks for it, by `synchronous_checks`, does.
+4. To take in an object that is no array runs its own code, say `__array__`, which may do anything to the other
+   arguments: give them another shape, or move their memory. So all of that comes first (`take_in`). What is checked and
+   worked on are views made after it, of arrays of derived classes too. Nobody else has these, so their shapes stay, and
+   they hold the memory: a resize fails while there are other references to it, unless its `refcheck=False` asks NumPy
+   not to look.
 """
 
 import contextlib
 import contextvars
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 Array = NDArray[Any]
 
@@ -24,15 +29,19 @@ _DLPACK_CUDA = (2, 13)  # device types: memory of a GPU, and memory managed for 
 # A constant, for this is asked of every argument of every call, and a union would be made anew each time.
 _ON_HOST = (np.ndarray, np.generic, int, float, list, tuple, type(None))
 
+# Arguments that results are written to, and those for which None stands for nothing.
+_RESULTS = ("out", "hess_out")
+_NEEDED = ("logits", "target", "v", "x", "features", "linear_weight")
+
 _waits = contextvars.ContextVar("fastce_waits", default=False)
 
 
 def is_on_gpu(value: object) -> bool:
     """Tell whether an object is an array on a GPU."""
-    if isinstance(value, _ON_HOST):
-        return False
     kind = type(value)
-    if kind.__module__.partition(".")[0] != "cupy" and hasattr(kind, "__dlpack_device__"):
+    if issubclass(kind, _ON_HOST):
+        return False
+    if not _is_from(kind, "cupy") and hasattr(kind, "__dlpack_device__"):
         return value.__dlpack_device__()[0] in _DLPACK_CUDA  # type: ignore[attr-defined]
     return hasattr(kind, "__cuda_array_interface__")
 
@@ -41,32 +50,109 @@ def array_module(value: object) -> Any:
     """Return NumPy, or CuPy for arrays on a GPU."""
     if not is_on_gpu(value):
         return np
-    import cupy
-
+    try:
+        import cupy
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f"arrays on a GPU need CuPy, got {_article(value)}: pip install 'fastce[cuda]' for CUDA 13, "
+            f"'fastce[cuda12]' for CUDA 12",
+            name=error.name,
+        ) from error
     return cupy
+
+
+def _is_from(kind: type, package: str) -> bool:
+    """Tell whether a type, or one that it is derived from, comes from a package."""
+    return any(base.__module__.partition(".")[0] == package for base in kind.__mro__)
+
+
+def _article(value: object) -> str:
+    """Return what a value is, for messages."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeio' else 'a'} {name}"
 
 
 def is_masked(value: object) -> bool:
     """Tell masked arrays, without importing their module: until somebody else has, there are none."""
     ma = sys.modules.get("numpy.ma")
-    return ma is not None and isinstance(value, ma.MaskedArray)
+    return ma is not None and issubclass(type(value), ma.MaskedArray)
 
 
-def check_array(value: ArrayLike, name: str, xp: Any = np) -> Array:
-    """Return `value` as a plain array of the module `xp`."""
+def take_in(xp: Any, given: Iterable[tuple[str, object]]) -> dict[str, Array]:
+    """Return all arguments, (name, value) pairs, as arrays of the module `xp` that nobody else has.
+
+    Those that are None are left out, as far as they need not be there, and so is what no result can be written to: that
+    is refused when all else is right.
+    """
+    taken: dict[str, Array] = {}
+    for name, value in given:
+        if name in _RESULTS:
+            if xp is not np and value is not None:
+                taken[name] = _on_gpu(value, name, xp)
+            elif _is_plain(value):
+                taken[name] = value  # type: ignore[assignment]
+        elif value is not None or name in _NEEDED:
+            taken[name] = _convert(value, name, xp)
+    return {name: _view(array, xp) for name, array in taken.items()}  # all at the end: see 4 above
+
+
+def check_array(value: object, name: str, xp: Any = np) -> Array:
+    """Return `value` as a plain array of the module `xp` that nobody else has."""
+    return _view(_convert(value, name, xp), xp)
+
+
+def _view(array: Array, xp: Any) -> Array:
+    return (np.asarray(array) if xp is np else array).view()
+
+
+def check_result(value: object, name: str, xp: Any = np) -> Array:
+    """Return an array to be written to as one of the module `xp`, at the same place."""
     if xp is not np:
         return _on_gpu(value, name, xp)
+    if not _is_plain(value):
+        raise TypeError(f"{name} must be a NumPy array, got {_article(value)}")
+    return np.asarray(value)
+
+
+def _is_plain(value: object) -> bool:
+    """Tell NumPy arrays that are not masked, by their type: what `isinstance` goes by may be pretended."""
+    return issubclass(type(value), np.ndarray) and not is_masked(value)
+
+
+def _convert(value: object, name: str, xp: Any) -> Array:
+    """Do the part of `check_array` that runs code of others."""
+    if xp is np and _is_plain(value):
+        return value  # type: ignore[return-value]  # nearly all there is
+    _check_kind(value, name)
+    if xp is not np:
+        return _on_gpu(value, name, xp)
+    if is_on_gpu(value):
+        owner = "a CuPy array" if _is_from(type(value), "cupy") else "an array on a GPU"
+        raise TypeError(f"{name} must be a NumPy array like every other argument, got {owner}")
+    try:
+        return np.asarray(value)
+    except ValueError as error:  # such as rows of differing lengths
+        raise ValueError(f"{name} must be an array or like one, got {_article(value)}: {error}") from error
+    except (TypeError, RuntimeError) as error:  # such as a type that NumPy does not know
+        raise TypeError(f"{name} must be an array or like one, got {_article(value)}: {error}") from error
+
+
+def _check_kind(value: object, name: str) -> None:
+    """Refuse what NumPy would take in as something else than its owner means."""
     if is_masked(value):
         raise TypeError(f"{name} must not be a masked array (fill it, and give skipped rows a sample_weight of 0)")
-    if is_on_gpu(value):
-        owner = "a CuPy array" if type(value).__module__.partition(".")[0] == "cupy" else "an array on a GPU"
-        raise TypeError(f"{name} must be a NumPy array like every other argument, got {owner}")
-    return np.asarray(value)
+    if _is_from(type(value), "torch") and getattr(value, "requires_grad", False):
+        raise TypeError(
+            f"{name} must not be a tensor that requires a gradient, which would not reach it: "
+            f"use fastce.torch.cross_entropy, or give {name}.detach()"
+        )
+    if type(value).__module__.startswith("scipy.sparse"):
+        raise TypeError(f"{name} must be a dense array, got {_article(value)}: convert it with {name}.toarray()")
 
 
 def _on_gpu(value: Any, name: str, xp: Any) -> Array:
     array: Array
-    if isinstance(value, xp.ndarray):
+    if issubclass(type(value), xp.ndarray):
         array = value
         return array
     if isinstance(value, int | float | np.generic):
@@ -122,8 +208,9 @@ def waits() -> bool:
 def synchronous_checks() -> Iterator[None]:
     """Check everything before anything is written, on the GPU too.
 
-    Arrays on a GPU are not looked at otherwise: negative weights go unnoticed, and class indices that do not exist are
-    told late, see `check_errors`. Within this context calls wait for the GPU, and raise as those of NumPy arrays do.
+    Arrays on a GPU are not looked at otherwise: NaN and infinite weights go unnoticed, and class indices that do not
+    exist are told late, see `check_errors`. Within this context calls wait for the GPU, and raise as those of NumPy
+    arrays do.
 
     Examples
     --------

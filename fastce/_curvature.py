@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._array import Array, check_array
+from fastce._array import Array
 from fastce._backend import solve_ordinary
 from fastce._options import check_name
 from fastce._problem import DTYPES, arithmetic, as_float, check_out, check_problem, is_real, put_back, put_last
@@ -103,7 +103,8 @@ def cross_entropy_hvp(
 
     the derivative of the gradient in the direction v, as ``torch.autograd.functional.hvp`` computes it by two passes
     of differentiation. u_j - m is formed from the differences to the u of the largest logit, so that it keeps its
-    digits where p is nearly 1. A logit of -inf contributes 0; a NaN or an infinity in `v` makes its row NaN.
+    digits where p is nearly 1. A logit of -inf contributes 0; a NaN or an infinity in `v` leaves its row without a
+    finite number.
 
     Examples
     --------
@@ -122,7 +123,6 @@ def cross_entropy_hvp(
         )
         if ordinary is not None:
             return ordinary
-    check_array(logits, "logits")
     problem, class_axis = check_problem(
         logits,
         target,
@@ -138,22 +138,23 @@ def cross_entropy_hvp(
         softcap=softcap,
         z_loss=z_loss,
         n_threads=n_threads,
+        others=[("v", v), ("out", out)],
+        on_host=True,
     )
     like = put_back(problem.logits, class_axis)
-    v = _check_v(v, like)
-    others = [("target", target), ("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
-    product = check_out(out, like, others, also=[("v", v)])
-    solve(problem, put_last(product, class_axis), v=put_last(as_float(v, arithmetic(v.dtype), DTYPES), class_axis))
-    return product
+    vector = _check_v(problem.given["v"], like)
+    product = check_out(problem.given.get("out", out), like, problem.inputs, also=[("v", vector)])
+    vector = as_float(vector, arithmetic(problem.logits.dtype), DTYPES)
+    solve(problem, put_last(product, class_axis), v=put_last(vector, class_axis))
+    return product if out is None else out
 
 
-def _check_v(v: ArrayLike, logits: Array) -> Array:
-    array = check_array(v, "v")
-    if not is_real(array.dtype):
-        raise TypeError(f"v must be real numbers, got {array.dtype}")
-    if array.shape != logits.shape:
-        raise ValueError(f"v must have the shape of logits, {logits.shape}, got {array.shape}")
-    return array
+def _check_v(v: Array, logits: Array) -> Array:
+    if not is_real(v.dtype):
+        raise TypeError(f"v must be real numbers, got {v.dtype}")
+    if v.shape != logits.shape:
+        raise ValueError(f"v must have the shape of logits, {logits.shape}, got {v.shape}")
+    return v
 
 
 def cross_entropy_grad_hess(
@@ -240,7 +241,7 @@ def cross_entropy_grad_hess(
     >>> print(grad.round(6), hess.round(6))
     [[-0.213014  0.106507  0.106507]] [[0.167639 0.095163 0.095163]]
     """
-    check_name(curvature, "curvature", tuple(CURVATURES))
+    curvature = check_name(curvature, "curvature", tuple(CURVATURES))
     options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
     ordinary: tuple[NDArray[Any], NDArray[Any]] | None = solve_ordinary(
         logits,
@@ -259,7 +260,6 @@ def cross_entropy_grad_hess(
     )
     if ordinary is not None:
         return ordinary
-    check_array(logits, "logits")
     problem, class_axis = check_problem(
         logits,
         target,
@@ -275,15 +275,18 @@ def cross_entropy_grad_hess(
         softcap=softcap,
         z_loss=z_loss,
         n_threads=n_threads,
+        others=[("out", out), ("hess_out", hess_out)],
+        on_host=True,
     )
-    like = put_back(problem.logits, class_axis)
-    others = [("target", target), ("weight", weight), ("sample_weight", sample_weight), ("grad_output", grad_output)]
-    grad = check_out(out, like, others)
-    hess = check_out(hess_out, like, [*others, ("out", grad)], is_result="hess_out", in_place=False)
+    like, given = put_back(problem.logits, class_axis), problem.given
+    grad = check_out(given.get("out", out), like, problem.inputs)
+    hess = check_out(
+        given.get("hess_out", hess_out), like, [*problem.inputs, ("out", grad)], is_result="hess_out", in_place=False
+    )
     solve(
         problem,
         put_last(grad, class_axis),
         hess=put_last(hess, class_axis),
         curvature=CURVATURES[curvature],
     )
-    return grad, hess
+    return grad if out is None else out, hess if hess_out is None else hess_out

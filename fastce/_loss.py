@@ -43,9 +43,9 @@ def cross_entropy(
     axis : int, optional
         The class axis of `logits`. ``None`` means 1, or 0 for one-dimensional logits.
     weight : array_like, shape (C,), optional
-        One factor w_c per class, finite and not negative. ``None`` means 1.
+        One factor w_c per class, finite and of any sign. ``None`` means 1.
     sample_weight : array_like, shaped like an index target, optional
-        One factor a_i per row, finite and not negative. Rows of weight 0 are skipped. ``None`` means 1.
+        One factor a_i per row, finite and of any sign. Rows of weight 0 are skipped. ``None`` means 1.
     ignore_index : int, default -100
         Rows with this class index are skipped: no loss, no gradient, no part in the mean, whatever their logits hold.
         Must be left alone with class probabilities.
@@ -53,17 +53,18 @@ def cross_entropy(
         e in q' = (1 - e) q + e / C, which replaces the target distribution q.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides by the sum of a_i w_y over the rows that are not skipped (class indices), or by the sum of a_i
-        (class probabilities); smoothing does not change that.
+        (class probabilities), signs included; smoothing does not change that.
     on_empty : {"nan", "zero"}, default "nan"
-        What a mean is whose divisor is 0.
+        What a mean is whose divisor is 0: every row is skipped, or the weights of different signs cancel.
     logit_scale : float, default 1
-        Positive factor of the logits, the inverse of a temperature.
+        Positive factor of the logits, the inverse of a temperature. Neither 0 nor infinite in the loss's dtype.
     softcap : float, optional
-        Positive bound: logits become ``softcap * tanh(logits / softcap)``, after `logit_scale`.
+        Positive bound: logits become ``softcap * tanh(logits / softcap)``, after `logit_scale`. Neither 0 nor infinite
+        in the loss's dtype.
     z_loss : float, default 0
         Each kept row adds ``z_loss * lse**2``, times its sample weight.
     n_threads : int, optional
-        At most this many threads. ``None`` lets the library choose. Never changes the result.
+        At most this many threads, any positive number. ``None`` lets the library choose. Never changes the result.
 
     Returns
     -------
@@ -151,6 +152,16 @@ def cross_entropy_with_grad(
     return_stats: Literal[True],
     **options: Unpack[LossOptions],
 ) -> tuple[Loss, NDArray[Any], CrossEntropyStats]: ...
+@overload
+def cross_entropy_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    grad_output: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    return_stats: bool,
+    **options: Unpack[LossOptions],
+) -> tuple[Loss, NDArray[Any]] | tuple[Loss, NDArray[Any], CrossEntropyStats]: ...
 def cross_entropy_with_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -249,19 +260,11 @@ def cross_entropy_with_grad(
         softcap=softcap,
         z_loss=z_loss,
         n_threads=n_threads,
+        others=[("out", out)],
     )
-    grad = check_out(
-        out,
-        put_back(problem.logits, class_axis),
-        [
-            ("target", target),
-            ("weight", weight),
-            ("sample_weight", sample_weight),
-            ("grad_output", grad_output),
-        ],
-    )
-    stats = empty_stats(problem) if return_stats else None
+    grad = check_out(problem.given.get("out", out), put_back(problem.logits, class_axis), problem.inputs)
+    stats = None if make_stats is None else empty_stats(problem)
     loss = solve(problem, put_last(grad, class_axis), stats)
     if out is not None:
-        grad = out  # itself, and not a view that another library made of it
+        grad = out  # itself, and not a view of it
     return (loss, grad) if stats is None else (loss, grad, stats)

@@ -1,13 +1,14 @@
 """The loss as an object that keeps its options."""
 
-from typing import Any, Unpack
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce._curvature import cross_entropy_grad_hess, cross_entropy_hvp
 from fastce._loss import Loss, cross_entropy, cross_entropy_with_grad
-from fastce._options import LossOptions, check_options
+from fastce._options import check_integer, check_options
+from fastce._solve import CrossEntropyStats
 
 _DEFAULTS: dict[str, Any] = cross_entropy.__kwdefaults__ or {}
 
@@ -17,9 +18,11 @@ class CrossEntropyLoss:
 
     Parameters
     ----------
-    **options
-        The options of `cross_entropy`, all keyword-only, with its defaults; checked here as far as they can be without
-        logits. Also attributes of the object.
+    axis, weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
+        As for `cross_entropy`, with its defaults; all options are keyword-only and attributes of the object. Checked
+        here as far as they can be without logits.
+    logit_scale, softcap, z_loss, n_threads
+        As for `cross_entropy`.
 
     Raises
     ------
@@ -29,7 +32,10 @@ class CrossEntropyLoss:
     Notes
     -----
     ``CrossEntropyLoss(**options)(logits, target)`` is ``cross_entropy(logits, target, **options)``, where the formula
-    stands.
+    stands. A `sample_weight` that is given to a call takes the place of the object's own.
+
+    Objects are equal if their options are, arrays number by number. Options can be changed later, so objects have no
+    hash, like lists. Arrays are kept as they are, not copied.
 
     Examples
     --------
@@ -40,40 +46,126 @@ class CrossEntropyLoss:
     CrossEntropyLoss(label_smoothing=0.1)
     >>> print(f"{loss(np.zeros((4, 10)), np.arange(4)):.4f}")
     2.3026
+    >>> loss == fastce.CrossEntropyLoss(label_smoothing=0.1)
+    True
     """
 
-    def __init__(self, **options: Unpack[LossOptions]) -> None:
-        given: dict[str, Any] = dict(options)
-        unknown = given.keys() - _DEFAULTS.keys()
-        if unknown:
-            raise TypeError(f"options must be those of cross_entropy, got {', '.join(sorted(unknown))}")
-        check_options(**{name: given[name] for name in given.keys() - {"axis", "weight", "sample_weight"}})
-        self.__dict__.update(_DEFAULTS)
-        self.__dict__.update(given)
+    def __init__(
+        self,
+        *,
+        axis: int | None = None,
+        weight: ArrayLike | None = None,
+        sample_weight: ArrayLike | None = None,
+        ignore_index: int = -100,
+        label_smoothing: float = 0.0,
+        reduction: str = "mean",
+        on_empty: str = "nan",
+        logit_scale: float = 1.0,
+        softcap: float | None = None,
+        z_loss: float = 0.0,
+        n_threads: int | None = None,
+    ) -> None:
+        if axis is not None:
+            check_integer(axis, "axis")
+        check_options(
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            reduction=reduction,
+            on_empty=on_empty,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            z_loss=z_loss,
+            n_threads=n_threads,
+        )
+        self.axis = axis
+        self.weight = weight
+        self.sample_weight = sample_weight
+        self.ignore_index = ignore_index
+        self.label_smoothing = label_smoothing
+        self.reduction = reduction
+        self.on_empty = on_empty
+        self.logit_scale = logit_scale
+        self.softcap = softcap
+        self.z_loss = z_loss
+        self.n_threads = n_threads
 
     def __repr__(self) -> str:
         """Show the options that differ from their defaults."""
-        changed = (
-            f"{name}={value!r}"
-            for name, value in vars(self).items()
-            if not (value is _DEFAULTS[name] or np.array_equal(value, _DEFAULTS[name]))
-        )
-        return f"CrossEntropyLoss({', '.join(changed)})"
+        options = self._options(None)
+        changed = (f"{name}={options[name]!r}" for name in _DEFAULTS if not _is_same(options[name], _DEFAULTS[name]))
+        return f"{type(self).__name__}({', '.join(changed)})"
 
-    def __call__(self, logits: ArrayLike, target: ArrayLike) -> Loss:
+    def __eq__(self, other: object) -> bool:
+        """Tell whether all options are the same."""
+        if not isinstance(other, CrossEntropyLoss) or type(self) is not type(other):
+            return NotImplemented
+        own, others = self._options(None), other._options(None)
+        return all(_is_same(own[name], others[name]) for name in _DEFAULTS)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def _options(self, sample_weight: ArrayLike | None) -> dict[str, Any]:
+        """Return the options of a call; attributes that others have put here are none."""
+        own = vars(self)
+        options = own if len(own) == len(_DEFAULTS) else {name: own[name] for name in _DEFAULTS}
+        return options if sample_weight is None else {**options, "sample_weight": sample_weight}
+
+    def __call__(self, logits: ArrayLike, target: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Loss:
         """Return the loss, as `cross_entropy` does."""
-        return cross_entropy(logits, target, **vars(self))
+        return cross_entropy(logits, target, **self._options(sample_weight))
 
+    @overload
     def with_grad(
         self,
         logits: ArrayLike,
         target: ArrayLike,
         *,
+        sample_weight: ArrayLike | None = None,
         grad_output: ArrayLike | None = None,
         out: NDArray[Any] | None = None,
-    ) -> tuple[Loss, NDArray[Any]]:
-        """Return the loss and its gradient, as `cross_entropy_with_grad` does."""
-        return cross_entropy_with_grad(logits, target, grad_output=grad_output, out=out, **vars(self))
+        return_stats: Literal[False] = False,
+    ) -> tuple[Loss, NDArray[Any]]: ...
+    @overload
+    def with_grad(
+        self,
+        logits: ArrayLike,
+        target: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        grad_output: ArrayLike | None = None,
+        out: NDArray[Any] | None = None,
+        return_stats: Literal[True],
+    ) -> tuple[Loss, NDArray[Any], CrossEntropyStats]: ...
+    @overload
+    def with_grad(
+        self,
+        logits: ArrayLike,
+        target: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        grad_output: ArrayLike | None = None,
+        out: NDArray[Any] | None = None,
+        return_stats: bool,
+    ) -> tuple[Loss, NDArray[Any]] | tuple[Loss, NDArray[Any], CrossEntropyStats]: ...
+    def with_grad(
+        self,
+        logits: ArrayLike,
+        target: ArrayLike,
+        *,
+        sample_weight: ArrayLike | None = None,
+        grad_output: ArrayLike | None = None,
+        out: NDArray[Any] | None = None,
+        return_stats: bool = False,
+    ) -> tuple[Loss, NDArray[Any]] | tuple[Loss, NDArray[Any], CrossEntropyStats]:
+        """Return the loss, its gradient and perhaps statistics, as `cross_entropy_with_grad` does."""
+        return cross_entropy_with_grad(
+            logits,
+            target,
+            grad_output=grad_output,
+            out=out,
+            return_stats=return_stats,
+            **self._options(sample_weight),
+        )
 
     def hvp(
         self,
@@ -81,11 +173,12 @@ class CrossEntropyLoss:
         target: ArrayLike,
         v: ArrayLike,
         *,
+        sample_weight: ArrayLike | None = None,
         grad_output: ArrayLike | None = None,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
         """Return the product of the loss's Hessian and a vector, as `cross_entropy_hvp` does."""
-        return cross_entropy_hvp(logits, target, v, grad_output=grad_output, out=out, **vars(self))
+        return cross_entropy_hvp(logits, target, v, grad_output=grad_output, out=out, **self._options(sample_weight))
 
     def grad_hess(
         self,
@@ -93,11 +186,30 @@ class CrossEntropyLoss:
         target: ArrayLike,
         *,
         curvature: str = "exact",
+        sample_weight: ArrayLike | None = None,
         grad_output: ArrayLike | None = None,
         out: NDArray[Any] | None = None,
         hess_out: NDArray[Any] | None = None,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the gradient and a diagonal of curvature, as `cross_entropy_grad_hess` does."""
         return cross_entropy_grad_hess(
-            logits, target, curvature=curvature, grad_output=grad_output, out=out, hess_out=hess_out, **vars(self)
+            logits,
+            target,
+            curvature=curvature,
+            grad_output=grad_output,
+            out=out,
+            hess_out=hess_out,
+            **self._options(sample_weight),
         )
+
+
+def _is_same(a: object, b: object) -> bool:
+    """Tell whether two values of an option are the same."""
+    if a is b:
+        return True
+    if a is None or b is None:
+        return False
+    try:
+        return bool(np.array_equal(a, b))  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):  # one is on a GPU, the other is not
+        return False

@@ -13,8 +13,13 @@ ON_EMPTY = ("nan", "zero")
 
 INT64 = np.iinfo(np.int64)
 
+# More threads than any machine has, in a number that every part of the package can hold.
+MOST_THREADS = 2**31 - 1
+
 _BOOLEANS = (bool, np.bool_)
-_NO_NUMBERS = (*_BOOLEANS, str, bytes)  # although float() takes them
+# Although float() takes them, as it takes NumPy's complex numbers: it drops their imaginary part, with a warning.
+_NO_NUMBERS = (*_BOOLEANS, str, bytes, bytearray, memoryview)
+_MOST_CHARACTERS = 80  # of a value in a message
 
 
 class LossOptions(TypedDict, total=False):
@@ -57,12 +62,12 @@ def check_options(
     z_loss: float = 0.0,
     n_threads: int | None = None,
 ) -> Options:
-    """Check the options that are numbers or names."""
-    check_name(reduction, "reduction", REDUCTIONS)
-    check_name(on_empty, "on_empty", ON_EMPTY)
+    """Check the options that are numbers or names; what is returned holds Python's own types, and no code of others."""
+    reduction = check_name(reduction, "reduction", REDUCTIONS)
+    on_empty = check_name(on_empty, "on_empty", ON_EMPTY)
     ignore_index = check_integer(ignore_index, "ignore_index")
     if not INT64.min <= ignore_index < 2**64:
-        raise ValueError(f"ignore_index must fit in 64 bits, got {ignore_index}")
+        raise ValueError(f"ignore_index must fit in 64 bits, got {shown(ignore_index)}")
     return Options(
         ignore_index=ignore_index,
         label_smoothing=check_number(label_smoothing, "label_smoothing", "in [0, 1]", lambda x: 0 <= x <= 1),
@@ -78,39 +83,66 @@ def check_options(
 
 
 def check_n_threads(n_threads: int | None) -> int | None:
-    """Return None or a positive number of threads."""
+    """Return None or a positive number of threads. It is an upper limit, so any number will do."""
     if n_threads is None:
         return None
     number = check_integer(n_threads, "n_threads")
     if number < 1:
-        raise ValueError(f"n_threads must be None or at least 1, got {number}")
-    return number
+        raise ValueError(f"n_threads must be None or at least 1, got {shown(number)}")
+    return min(number, MOST_THREADS)
 
 
-def check_name(value: object, name: str, allowed: tuple[str, ...]) -> None:
-    """Refuse a word that is not one of the allowed ones."""
-    if not isinstance(value, str) or value not in allowed:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+def check_name(value: object, name: str, allowed: tuple[str, ...]) -> str:
+    """Return a word that is one of the allowed ones."""
+    if not isinstance(value, str) or (word := str.__str__(value)) not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {shown(value)}")
+    return word
 
 
 def check_integer(value: Any, name: str) -> int:
     """Return an int; booleans are not numbers here."""
     if isinstance(value, _BOOLEANS):
-        raise TypeError(f"{name} must be an integer, got {value!r}")
+        raise TypeError(f"{name} must be an integer, got {shown(value)}")
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name} must be an integer, got {value!r}") from None
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
+    return int.__index__(number)  # for `number` may be of a subclass, whose comparisons are not int's
 
 
 def check_number(value: Any, name: str, rule: str, is_allowed: Callable[[float], bool]) -> float:
     """Return a float that obeys the rule."""
     try:
-        if isinstance(value, _NO_NUMBERS):
+        if isinstance(value, _NO_NUMBERS) or getattr(getattr(value, "dtype", None), "kind", None) == "c":
             raise TypeError
         number = float(value)
     except TypeError:
-        raise TypeError(f"{name} must be a number, got {value!r}") from None
+        raise TypeError(f"{name} must be a number, got {shown(value)}") from None
+    except OverflowError:  # an integer beyond all floats
+        number = np.inf if value > 0 else -np.inf
     if not is_allowed(number):
-        raise ValueError(f"{name} must be {rule}, got {value!r}")
+        raise ValueError(f"{name} must be {rule}, got {shown(value)}")
     return number
+
+
+def check_scales(options: Options, dtype: np.dtype[Any]) -> None:
+    """Refuse scales that are 0 or infinite in the arithmetic's dtype."""
+    for name, scale in (("logit_scale", options.logit_scale), ("softcap", options.softcap)):
+        if scale is None or 1e-30 < scale < 1e30:  # nearly all, in a thirtieth of the time
+            continue
+        with np.errstate(over="ignore", under="ignore"):
+            rounded = dtype.type(scale)
+        if not 0 < rounded < np.inf:
+            raise ValueError(
+                f"{name} must be positive and finite in {dtype.name}, in which these logits are computed with; "
+                f"got {scale!r}, which is {rounded} there"
+            )
+
+
+def shown(value: object) -> str:
+    """Return a value as messages show it: on one line, not too long, and whatever its own `repr` does."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # such as an integer of more digits than Python prints
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _MOST_CHARACTERS else f"{text[: _MOST_CHARACTERS - 3]}..."

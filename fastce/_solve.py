@@ -10,6 +10,7 @@ from fastce._backend import Backend, backend_of
 from fastce._options import Options
 from fastce._problem import Problem, arithmetic, class_error
 
+_LEAST = float(np.finfo(np.float64).tiny)  # whose inverse is a number
 _LARGEST = {np.dtype(kind): float(np.finfo(kind).max) for kind in (np.float32, np.float64)}
 
 
@@ -86,10 +87,10 @@ def _solve_at_once(
     mean = options.reduction == "mean"
     per_row_loss = np.zeros(problem.row_shape, loss_dtype) if options.reduction == "none" else None
     total = 0.0
+    zeros: list[Array] = []
     if mean and normalizer == 0:
-        for result in (grad, second.get("hess")):
-            if result is not None:
-                result[...] = 0
+        # Written at the end: they may be the logits, of which there are statistics all the same.
+        zeros = [result for result in (grad, second.get("hess")) if result is not None]
         grad, second = None, {}
     elif mean:
         factor /= normalizer
@@ -105,6 +106,8 @@ def _solve_at_once(
             **what_for,
             **second,
         )
+    for result in zeros:
+        result[...] = 0
     if per_row_loss is not None:
         return per_row_loss
     return reduce_loss(total, normalizer, options, loss_dtype)
@@ -124,7 +127,7 @@ def reduce_loss(total: float, normalizer: float, options: Options, loss_dtype: n
 def _solve_later(problem: Problem, grad: Array | None, factor: float, what_for: dict[str, Any]) -> Array:
     """Start a problem on a GPU, which adds up for itself what a mean divides by; return where the loss will be."""
     options = problem.options
-    logits, given = problem.logits, problem.given_target
+    logits, given = problem.logits, problem.given["target"]
     xp = array_module(logits)
     loss_dtype = arithmetic(logits.dtype)
     loss: Array
@@ -157,6 +160,16 @@ def _value_of_nothing(on_empty: str) -> float:
 
 def find_normalizer(problem: Problem, backend: Backend) -> float:
     """Return what a mean divides by; raise IndexError for the first class that does not exist."""
+    normalizer = _sum_weights(problem, backend)
+    if problem.options.reduction == "mean" and not (normalizer == 0 or _LEAST <= abs(normalizer) < np.inf):
+        raise ValueError(
+            f"weight and sample_weight must have products whose sum, over the rows that count, a mean can divide by, "
+            f"got {normalizer}: such large and small ones are too much for float64"
+        )
+    return normalizer
+
+
+def _sum_weights(problem: Problem, backend: Backend) -> float:
     if problem.target is None:
         if problem.sample_weight is None:
             return float(np.prod(problem.row_shape))
@@ -170,5 +183,5 @@ def find_normalizer(problem: Problem, backend: Backend) -> float:
         problem.options.n_threads,
     )
     if bad >= 0:
-        raise class_error(problem.given_target, bad, problem.logits.shape[-1], problem.options.ignore_index)
+        raise class_error(problem.given["target"], bad, problem.logits.shape[-1], problem.options.ignore_index)
     return normalizer

@@ -1,7 +1,7 @@
 """Results held against expected ones, with tolerances that follow from the arithmetic.
 
 A kernel rounds its inputs' differences, exponentials and sums a few times each. With eps the spacing at 1, A a row's
-weight times its target's weights and spread = 1 + log C + softcap, the error is at most a few eps times
+weight times its target's weights, without signs, and spread = 1 + log C + softcap, the error is at most a few eps times
 
     loss:      the loss itself + A spread + z (lse^2 + |lse| size)
     gradient:  (A + 2 z (|lse| + size)) spread, times the row's upstream factor
@@ -36,6 +36,11 @@ def half_unit(values, dtype):
     return np.maximum(np.ldexp(float(info.eps), exponent - 1), float(info.smallest_subnormal)) / 2
 
 
+def _size(values):
+    """Return magnitudes, 0 for those that must be met exactly."""
+    return np.where(np.isfinite(values), np.abs(values), 0.0)
+
+
 class Bounds:
     """How far from the expected results a problem's results may be."""
 
@@ -52,8 +57,12 @@ class Bounds:
         mass = 1.0 if target.dtype.kind in "iu" else np.maximum(1, np.abs(target).sum(axis=axis, dtype=np.float64))
         row_weight = options.get("sample_weight")
         row_weight = np.ones(rows) if row_weight is None else np.asarray(row_weight, np.float64)
+        normalizer = self._normalizer(target, row_weight, options)
+        # Weights of both signs may nearly cancel, which magnifies the rounding of their sum.
+        rounding = SLACK * np.finfo(np.float64).eps * self._normalizer(target, row_weight, options, np.abs) / normalizer
+        row_weight = np.abs(row_weight)
         weight = options.get("weight")
-        amount = mass * row_weight * (1.0 if weight is None else np.max(weight, initial=0))
+        amount = mass * row_weight * (1.0 if weight is None else np.max(np.abs(weight), initial=0))
         n_classes = logits.shape[axis]
         spread = 1 + np.log(n_classes) + (options.get("softcap") or 0.0)
 
@@ -67,25 +76,24 @@ class Bounds:
         self.grad = unit * np.expand_dims(grad, axis)
         self.loss = unit * loss
         if reduction != "none":
-            normalizer = 1.0
-            if reduction == "mean":
-                normalizer = self._normalizer(target, row_weight, options)
-            self.loss = np.sum(self.loss[np.isfinite(self.loss)]) / normalizer
+            if reduction == "sum":
+                normalizer, rounding = 1.0, 0.0
+            self.loss = np.sum(self.loss[np.isfinite(self.loss)]) / normalizer + rounding * _size(expected.loss)
             if np.any(np.isfinite(row_loss) & (row_loss > np.finfo(arithmetic(logits.dtype)).max)):
                 self.loss = np.inf  # a row that the type cannot hold makes the sum infinite
-            self.grad = self.grad / normalizer
+            self.grad = self.grad / normalizer + rounding * _size(expected.grad)
         self.lse = unit * (lse + size + spread)
         self.log_prob = unit * (np.abs(expected.stats.log_prob) + mass * spread)
         self.entropy = unit * spread * (1 + lse * 0)
 
     @staticmethod
-    def _normalizer(target, row_weight, options):
+    def _normalizer(target, row_weight, options, part=lambda x: x):
         total = row_weight
         if target.dtype.kind in "iu":
             kept = target != options.get("ignore_index", -100)
             weight = options.get("weight")
             total = row_weight[kept] * (1.0 if weight is None else np.asarray(weight)[target[kept]])
-        return max(np.sum(total), np.finfo(np.float64).tiny)
+        return max(abs(np.sum(part(total))), np.finfo(np.float64).tiny)
 
 
 def assert_within(actual, expected, bound, what):

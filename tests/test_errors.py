@@ -88,15 +88,63 @@ CASES = {
     ),
     # kinds
     "one-hot": ({"target": ONE_HOT}, TypeError, ["target", "one-hot", "argmax", "astype", "int64"]),
-    "one-hot of bool": ({"target": ONE_HOT.astype(bool)}, TypeError, ["target", "bool"]),
+    "one-hot of bool": ({"target": ONE_HOT.astype(bool)}, TypeError, ["target", "bool", "argmax(1)"]),
     "float indices": ({"target": TARGET.astype(float)}, TypeError, ["target", "integer", "float64", "astype"]),
     "bool indices": ({"target": TARGET > 5}, TypeError, ["target", "bool"]),
     "complex probabilities": ({"target": PROB.astype(complex)}, TypeError, ["target", "complex128"]),
     "object indices": ({"target": TARGET.astype(object)}, TypeError, ["target", "object"]),
-    "text": ({"target": TARGET.astype(str)}, TypeError, ["target", "<U"]),
+    "text": ({"target": TARGET.astype(str)}, TypeError, ["target", "<U", "np.unique(labels, return_inverse=True)"]),
+    "text objects": (
+        {"target": np.array(["cat", "dog"] * 10, object)},
+        TypeError,
+        ["target", "object", "np.unique(labels, return_inverse=True)"],
+    ),
+    "bytes": ({"target": [b"cat", b"dog"] * 10}, TypeError, ["target", "|S3", "np.unique"]),
+    "variable text": (
+        {"target": np.array(["cat", "lion"] * 10, np.dtypes.StringDType())},
+        TypeError,
+        ["target", "StringDType", "np.unique"],
+    ),
+    "missing labels": (
+        {"target": changed(TARGET.astype(object), 3, None)},
+        TypeError,
+        ["target", "object", "missing value, None, at [3]", "target.fillna(-100).astype('int64')"],
+    ),
+    "labels that are NaN objects": (
+        {"target": changed(TARGET.astype(object), 3, float("nan")), "ignore_index": -1},
+        TypeError,
+        ["target", "missing value, nan, at [3]", "fillna(-1)"],
+    ),
+    "NaN labels": (
+        {"target": changed(TARGET.astype(float), 3, np.nan)},
+        TypeError,
+        ["target", "float64 with NaN at [3]", "np.where(np.isnan(target), -100, target).astype(np.int64)"],
+    ),
+    "fractions": ({"target": TARGET + 0.5}, TypeError, ["target", "float64", "at [0], which is no class"]),
+    "infinite label": (
+        {"target": changed(TARGET.astype(float), 3, np.inf)},
+        TypeError,
+        ["target", "inf at [3], which is no class"],
+    ),
     "no target": ({"target": None}, TypeError, ["target", "object"]),
     "masked target": ({"target": masked(TARGET)}, TypeError, ["target", "masked"]),
     "masked probabilities": ({"target": masked(PROB)}, TypeError, ["target", "masked"]),
+    "exchanged": (
+        {"logits": TARGET, "target": LOGITS},
+        TypeError,
+        ["logits", "first", "int64", "(20, 10)", "exchange"],
+    ),
+    "scores of a two-class model": (
+        {"logits": LOGITS[:, 0], "target": TARGET % 2},
+        TypeError,
+        ["target", "(20,)", "two-class", "np.stack([np.zeros_like(logits), logits], axis=1)"],
+    ),
+    "a column of scores of a two-class model": (
+        {"logits": LOGITS[:, :1], "target": TARGET % 2},
+        IndexError,
+        ["target", "1 classes", "two-class", "np.concatenate([np.zeros_like(logits), logits], axis=1)"],
+    ),
+    "one row, one-hot": ({"logits": LOGITS[0], "target": ONE_HOT[0]}, TypeError, ["target", "one-hot", "argmax(0)"]),
     "integer logits": ({"logits": LOGITS.astype(int)}, TypeError, ["logits", "float32", "int64"]),
     "list of integers": ({"logits": [[1, 2, 3]], "target": [0]}, TypeError, ["logits", "int64"]),
     "bool logits": ({"logits": LOGITS > 0}, TypeError, ["logits", "bool"]),
@@ -106,26 +154,36 @@ CASES = {
     "byte-swapped float32": (
         {"logits": LOGITS.astype(LOGITS.dtype.newbyteorder())},
         TypeError,
-        ["logits", "byte order"],
+        ["logits", "byte order", "logits.astype(logits.dtype.newbyteorder('='))"],
     ),
     "byte-swapped float64": ({"logits": IMAGES.astype(">f8"), "target": LABELS}, TypeError, ["logits", "byte order"]),
     "masked logits": ({"logits": masked(LOGITS)}, TypeError, ["logits", "masked"]),
     "masked weight": ({"weight": masked(np.ones(10))}, TypeError, ["weight", "masked"]),
     "masked sample_weight": ({"sample_weight": masked(ONES)}, TypeError, ["sample_weight", "masked"]),
+    "dict of weights": ({"weight": {0: 1.0, 1: 2.0}}, TypeError, ["weight", "a dict", "[weight[k] for k in range("]),
+    "balanced weights": ({"weight": "balanced"}, TypeError, ["weight", "<U8", "np.bincount(target.ravel()"]),
+    "another word": ({"weight": "heavy"}, TypeError, ["weight", "one number for each class"]),
+    "balanced rows": ({"sample_weight": "balanced"}, TypeError, ["sample_weight", "one number for each row"]),
     "complex weight": ({"weight": np.ones(10, complex)}, TypeError, ["weight", "complex128"]),
     "text sample_weight": ({"sample_weight": ["1"] * 20}, TypeError, ["sample_weight", "<U1"]),
     # numbers out of range
-    "negative weight": ({"weight": changed(np.ones(10), 4, -0.5)}, ValueError, ["weight", "negative", "-0.5"]),
-    "NaN weight": ({"weight": changed(np.ones(10), 4, np.nan)}, ValueError, ["weight", "finite", "nan"]),
+    "NaN weight": ({"weight": changed(np.ones(10), 4, np.nan)}, ValueError, ["weight", "finite", "nan at [4]"]),
     "infinite weight": ({"weight": changed(np.ones(10), 4, np.inf)}, ValueError, ["weight", "finite", "inf"]),
+    "minus infinite weight": ({"weight": changed(np.ones(10), 4, -np.inf)}, ValueError, ["weight", "finite", "-inf"]),
     "weight beyond float32": ({"weight": changed(np.ones(10), 4, 1e300)}, ValueError, ["weight", "float32", "1e+300"]),
-    "negative sample_weight": (
-        {"sample_weight": changed(ONES, 4, -1)},
+    "weight below float32": ({"weight": changed(np.ones(10), 4, -1e300)}, ValueError, ["weight", "float32", "-1e+300"]),
+    "weights that float64 has not": (
+        {"weight": np.full(10, np.finfo(np.longdouble).max)},
         ValueError,
-        ["sample_weight", "negative", "-1"],
+        ["weight", "finite", "[0]"],
     ),
     "NaN sample_weight": ({"sample_weight": changed(ONES, 4, np.nan)}, ValueError, ["sample_weight", "nan"]),
     "infinite sample_weight": ({"sample_weight": changed(ONES, 4, np.inf)}, ValueError, ["sample_weight", "inf"]),
+    "minus infinite sample_weight": (
+        {"sample_weight": changed(ONES, 4, -np.inf, np.float32)},
+        ValueError,
+        ["sample_weight", "-inf at [4]"],
+    ),
     "ignore_index with probabilities": (
         {"target": PROB, "ignore_index": 3},
         ValueError,
@@ -139,19 +197,31 @@ CASES = {
     "fractional ignore_index": ({"ignore_index": 1.5}, TypeError, ["ignore_index", "integer", "1.5"]),
     "no threads": ({"n_threads": 0}, ValueError, ["n_threads", "1", "0"]),
     "negative threads": ({"n_threads": -1}, ValueError, ["n_threads", "-1"]),
+    "very negative threads": ({"n_threads": -(2**64)}, ValueError, ["n_threads", str(-(2**64))]),
+    "no number of threads at all": ({"n_threads": -(10**5000)}, ValueError, ["n_threads", "a int"]),
+    "text for threads": ({"n_threads": "2"}, TypeError, ["n_threads", "'2'"]),
     "fractional threads": ({"n_threads": 2.0}, TypeError, ["n_threads", "integer", "2.0"]),
     "bool threads": ({"n_threads": True}, TypeError, ["n_threads", "integer", "True"]),
 }
 NUMBERS = {  # option: values out of its range
-    "label_smoothing": (-0.1, 1.0000001, np.nan, np.inf),
-    "logit_scale": (0, -1.0, np.nan, np.inf),
-    "softcap": (0, -2.0, np.nan, -np.inf),
-    "z_loss": (np.nan, np.inf),
+    "label_smoothing": (-0.1, 1.0000001, np.nan, np.inf, 10**400),
+    "logit_scale": (0, -1.0, np.nan, np.inf, 10**400),
+    "softcap": (0, -2.0, np.nan, -np.inf, -(10**400)),
+    "z_loss": (np.nan, np.inf, -1e-300, 10**400),
 }
 CASES |= {
-    f"{name}={value}": ({name: value}, ValueError, [name, repr(value)])
+    f"{name}={value:.9g}" if abs(value) < 1e300 else f"{name}={value > 0} infinite": (
+        {name: value},
+        ValueError,
+        [name, repr(value)[:60]],
+    )
     for name, values in NUMBERS.items()
     for value in values
+}
+CASES |= {  # in the arithmetic's type, which for these logits is float32
+    f"{name}={value}": ({name: value}, ValueError, [name, "float32", repr(value), f"is {rounded} there"])
+    for name in ("logit_scale", "softcap")
+    for value, rounded in ((1e39, "inf"), (1e-46, "0.0"))
 }
 CASES |= {f"{name} is a text": ({name: "0.5"}, TypeError, [name, "'0.5'"]) for name in NUMBERS}
 CASES |= {
@@ -184,6 +254,38 @@ def test_every_function_refuses(change, exception, parts):
         message = str(caught.value)
         assert all(part in message for part in parts), message
         assert [np.array(array).tobytes() for array in (logits, target, out)] == before
+
+
+NO_ARRAYS = {  # name: (arguments, exception, parts of the message)
+    "rows of differing length": ({"logits": [[0.5], [0.5, 1.0]]}, ValueError, ["logits must", "a list", "shape"]),
+    "probabilities of differing length": ({"target": [[0.5], [0.5, 1.0]]}, ValueError, ["target must", "a list"]),
+    "sparse": ({"logits": "csr_array"}, TypeError, ["logits must be a dense array", "a csr_array", "logits.toarray()"]),
+    "sparse target": ({"target": "csr_matrix"}, TypeError, ["target must be a dense array", "target.toarray()"]),
+}
+
+
+@pytest.mark.parametrize(("change", "exception", "parts"), NO_ARRAYS.values(), ids=NO_ARRAYS)
+def test_what_is_no_array_is_refused_by_name(change, exception, parts):
+    for name, value in change.items():
+        if isinstance(value, str):
+            change = {name: getattr(pytest.importorskip("scipy.sparse"), value)(LOGITS)}
+    options = {"logits": LOGITS, "target": TARGET, **change}
+    for function in (fastce.cross_entropy, fastce.cross_entropy_with_grad, fastce.cross_entropy_stats):
+        with pytest.raises(exception) as caught:
+            function(**options)
+        assert all(part in str(caught.value) for part in parts), caught.value
+
+
+def test_tensors_that_want_a_gradient_are_sent_where_they_get_one():
+    torch = pytest.importorskip("torch")
+    logits = torch.tensor(LOGITS, requires_grad=True)
+    for options in ({}, {"weight": torch.ones(10, requires_grad=True)}):
+        given = logits if not options else LOGITS
+        with pytest.raises(TypeError, match=r"requires a gradient.*fastce\.torch.*\.detach\(\)"):
+            fastce.cross_entropy(given, TARGET, **options)
+    assert fastce.cross_entropy(logits.detach(), TARGET) == fastce.cross_entropy(LOGITS, TARGET)
+    with pytest.raises(TypeError, match=r"logits must be an array or like one, got a Tensor: .*BFloat16"):
+        fastce.cross_entropy(logits.detach().bfloat16(), TARGET)
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 8])
@@ -227,12 +329,12 @@ def test_the_loss_object_refuses_when_it_is_made(options, exception, parts):
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 def test_the_softmax_family_refuses(name):
     function = getattr(fastce, name)
+    whole = [(LOGITS.astype(int), {}, TypeError, ["x", "int64"]), (LOGITS > 0, {}, TypeError, ["x", "bool"])]
     for x, options, exception, parts in [
-        (LOGITS.astype(int), {}, TypeError, ["x", "int64"]),
-        (LOGITS > 0, {}, TypeError, ["x", "bool"]),
+        *(whole if name != "logsumexp" else []),  # which sums them
+        (LOGITS.astype(complex), {}, TypeError, ["x", "complex128"]),
         (masked(LOGITS), {}, TypeError, ["x", "masked"]),
         (LOGITS.astype(">f4"), {}, TypeError, ["x", "byte order"]),
-        (np.float32(1), {}, ValueError, ["x", "dimension"]),
         (LOGITS, {"axis": 2}, ValueError, ["axis", "2"]),
         (LOGITS, {"axis": 0.5}, TypeError, ["axis", "0.5"]),
         (LOGITS, {"n_threads": 0}, ValueError, ["n_threads", "0"]),
@@ -248,7 +350,7 @@ def test_the_softmax_family_refuses(name):
         ({"target": changed(TARGET, 17, 12)}, IndexError, [no_class("[17]", 12)]),
         ({"target": ONE_HOT}, TypeError, ["target", "one-hot"]),
         ({"target": TARGET[:3]}, ValueError, ["target", "(20,)", "(3,)"]),
-        ({"weight": -np.ones(10)}, ValueError, ["weight", "-1"]),
+        ({"weight": np.full(10, np.nan)}, ValueError, ["weight", "nan"]),
         ({"reduction": "avg"}, ValueError, ["reduction", "'avg'"]),
         ({"log_probs": LOGITS.astype(int)}, TypeError, ["int64"]),
     ],

@@ -6,7 +6,7 @@ import pytest
 import fastce
 from cases import as_kind, make_logits, make_target
 from fastce import _reference
-from oracle import Bounds, assert_matches_reference, assert_within, with_grad
+from oracle import SLACK, Bounds, assert_matches_reference, assert_within, with_grad
 
 pytestmark = pytest.mark.usefixtures("isa")
 
@@ -139,3 +139,62 @@ def test_one_row(dtype, kind, rng):
         for shape in [(1, n_classes), (n_classes,), (1, n_classes, 1)]:
             logits = make_logits(rng, shape, dtype)
             assert_matches_reference(fastce.cross_entropy_with_grad, logits, make_target(rng, kind, shape), str(shape))
+
+
+@pytest.mark.parametrize(("softcap", "logit_scale"), [
+    (1e30, 1e-30),  # float32's quotient is 0
+    (1e20, 1e-20),  # and here subnormal
+    (1e38, 1.0),
+    (1e38, 1e-3),
+    (1e10, 1e-30),
+    (1.0, 1e-40),
+])  # fmt: skip
+def test_a_softcap_that_is_out_of_reach_caps_nothing(dtype, order, softcap, logit_scale, rng):
+    """The bounds are those of logits about 1: scaled up here, so that what the scale leaves of them is."""
+    for n_classes in (2, 10, 300, 3000):
+        unit = rng.standard_normal((20, n_classes))
+        logits = np.clip(unit / logit_scale, -3e38, 3e38).astype(dtype).copy(order=order)
+        target = make_target(rng, "index", logits.shape)
+        options = {"softcap": softcap, "logit_scale": logit_scale, "reduction": "none"}
+        expected = _reference.cross_entropy(logits, target, **options)
+        scaled = (logits.astype(np.float64) * logit_scale).astype(np.float64)
+        bounds = Bounds(expected, scaled, target, reduction="none", eps=np.finfo(dtype).eps)
+        for fill in (7, np.nan):
+            out = np.full_like(logits, fill)
+            loss, grad = fastce.cross_entropy_with_grad(logits, target, out=out, **options)
+            assert_within(loss, expected.loss, bounds.loss, "loss")
+            # and half a unit of the least numbers, at which such gradients end
+            least = float(np.finfo(dtype).smallest_subnormal)
+            assert_within(grad, expected.grad, bounds.grad * logit_scale + least, "grad")
+        stats = fastce.cross_entropy_stats(logits, target, **options)
+        assert_within(stats.lse, expected.stats.lse, bounds.lse, "lse")
+        v = rng.standard_normal(logits.shape).astype(dtype)
+        product = fastce.cross_entropy_hvp(logits, target, v, **options)
+        expected_product = _reference.cross_entropy_hvp(logits, target, v, **options)
+        size = np.abs(v).max() * logit_scale**2
+        assert_within(product, expected_product, 4 * bounds.grad * size + least, "product")
+
+
+@pytest.mark.parametrize("size", [1e20, 1e28, 1e30, 1e36, 3e38])
+def test_products_with_large_vectors(dtype, order, size, rng):
+    """Sums of exponentials times v overflow long before the product does, and so do differences of two v."""
+    for n_classes in (2, 10, 300, 3000):
+        logits = make_logits(rng, (20, n_classes), dtype).copy(order=order)
+        target = make_target(rng, "index", logits.shape)
+        v = rng.uniform(-1, 1, logits.shape)
+        v[::2] /= 1e20  # rows next to each other, of very different sizes
+        v = (v * size * (1 if dtype == np.float32 else 1e269)).astype(dtype)
+        for options in ({}, {"reduction": "sum", "grad_output": 7.0}, {"softcap": 4.0}, {"logit_scale": 1e-3}):
+            product = fastce.cross_entropy_hvp(logits, target, v, **options)
+            expected = _reference.cross_entropy_hvp(logits, target, v.astype(np.longdouble) / 2**40, **options)
+            expected = np.asarray(expected, np.float64)
+            factor = np.abs(v).max(axis=1, keepdims=True).astype(np.float64) / 2**40
+            scale = options.get("logit_scale", 1.0)
+            # as oracle.assert_curvatures has it, for rows whose weights and targets are 1
+            spread = 1 + np.log(n_classes) + options.get("softcap", 0.0)
+            unit = SLACK * np.finfo(dtype).eps * (1 + np.sqrt(n_classes) / 8) * spread * 4
+            bound = unit * factor * scale**2 * options.get("grad_output", 1 / len(v))
+            largest = float(np.finfo(dtype).max) / 2**40
+            fits = np.abs(expected) < 0.99 * largest
+            error = np.abs(product.astype(np.longdouble) / 2**40 - expected)
+            assert np.all((error <= bound)[fits]), (n_classes, options)

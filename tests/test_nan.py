@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastce
-from cases import EDGE_ROWS, as_kind, edge_options, edge_places
+from cases import EDGE_ROWS, as_kind, edge_options, edge_places, make_logits, make_target
 from oracle import with_grad
 
 pytestmark = pytest.mark.usefixtures("isa")
@@ -181,3 +181,23 @@ def test_nll_loss_of_impossible_classes(dtype, kind):
     for on_empty, expected in (("nan", np.nan), ("zero", 0)):
         empty = fastce.nll_loss(log_probs, target, sample_weight=np.zeros(4), on_empty=on_empty)
         np.testing.assert_equal(float(empty), expected)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 5, 10, 63, 65, 128, 200, 3000])
+def test_rows_without_a_largest_logit_under_class_probabilities(n_classes, dtype, order, rng):
+    """NaN in these rows and nothing else: their arg-max, at which a gradient is stored by itself, is no class."""
+    logits = make_logits(rng, (EDGE_ROWS, n_classes), dtype).copy(order=order)
+    prob = make_target(rng, "prob", logits.shape).astype(dtype)
+    expected_grad, expected_hess = fastce.cross_entropy_grad_hess(logits, prob, reduction="sum")
+    logits[3], logits[5], logits[82] = np.nan, -np.inf, np.nan
+    logits[82, 0] = -np.inf
+    bad = np.isin(np.arange(EDGE_ROWS), (3, 5, 82))
+    grad, hess = fastce.cross_entropy_grad_hess(logits, prob, reduction="sum")
+    assert np.isnan(grad[bad]).all() and np.isnan(hess[bad]).all()
+    np.testing.assert_array_equal(grad[~bad], expected_grad[~bad])
+    np.testing.assert_array_equal(hess[~bad], expected_hess[~bad])
+    for softcap in (None, 3.0):
+        product = fastce.cross_entropy_hvp(logits, prob, np.ones_like(logits), softcap=softcap)
+        assert np.isnan(product[[3, 82]]).all()
+        assert np.isfinite(product[~bad]).all()

@@ -32,6 +32,14 @@ SHAPES = [  # each large enough to be shared out, none a multiple of 3 or 8 rows
 KINDS = ["index", "prob"]
 
 
+@pytest.fixture
+def eight_threads():
+    """Let OpenMP start up to eight threads, however few cores there are: else no more than these are obeyed."""
+    threadpoolctl = pytest.importorskip("threadpoolctl")
+    with threadpoolctl.threadpool_limits(8, user_api="openmp"):
+        yield
+
+
 def assert_same(results, what):
     """Compare with the first: every array and number, bit for bit."""
     first = results[0]
@@ -40,7 +48,7 @@ def assert_same(results, what):
             assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), f"{what}, {n_threads} threads"
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("isa", "eight_threads")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_number_of_threads_does_not_change_the_bits(shape, kind, rng):
@@ -65,7 +73,7 @@ def test_the_number_of_threads_does_not_change_the_bits(shape, kind, rng):
                 assert_same(results, f"{np.dtype(dtype)} {names} {reduction}")
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.usefixtures("isa", "eight_threads")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_number_of_threads_does_not_change_the_other_functions(shape, rng):
     logits = make_logits(rng, shape, np.float32)
@@ -165,7 +173,7 @@ def test_a_forked_process_computes_in_parallel_again(caller):
     The variable is what scikit-learn leaves behind for every process started after it was imported.
     """
     command = [sys.executable, "-c", FORK, caller]
-    environment = os.environ | {"KMP_INIT_AT_FORK": "FALSE"}
+    environment = os.environ | {"KMP_INIT_AT_FORK": "FALSE", "OMP_NUM_THREADS": "4"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env=environment)
     assert (done.returncode, done.stdout.strip()) == (0, "done"), done.stderr
 
@@ -197,17 +205,50 @@ print(1 + len(os.listdir("/proc/self/task")) - before)
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists a process's threads")
 @pytest.mark.parametrize("n_rows", [120, 10_000])
-@pytest.mark.parametrize("n_threads", N_THREADS)
+@pytest.mark.parametrize("n_threads", [*N_THREADS, 2**30, 2**31, 2**70])
 def test_so_many_threads_run(n_threads, n_rows):
-    """An explicit number is obeyed whatever OMP_NUM_THREADS says; None follows it, if there is enough to do."""
+    """At most as many as asked for, and as can help: a processor each, or as OMP_NUM_THREADS says. None follows that."""
     if not fastce.show_config(mode="dicts")["build"]["openmp"]:
         pytest.skip("built without OpenMP")
-    done = subprocess.run(
-        [sys.executable, "-c", COUNT, f"{n_threads}, {n_rows}"],
-        env={**os.environ, "OMP_NUM_THREADS": "4"},
+    done = run_counting(f"{n_threads}, {n_rows}", OMP_NUM_THREADS="4")
+    most = max(4, len(os.sched_getaffinity(0)))
+    most = min(most, n_rows)
+    assert done.stdout.strip() == str(min(n_threads, most) if n_threads else (4 if n_rows == 10_000 else 1)), (
+        done.stderr
+    )
+
+
+def run_counting(argument, before="", **environment):
+    return subprocess.run(
+        [sys.executable, "-c", before + COUNT, argument],
+        env={**os.environ, **environment},
         capture_output=True,
         text=True,
         timeout=60,
         check=False,
     )
-    assert done.stdout.strip() == str(n_threads or (4 if n_rows == 10_000 else 1)), done.stderr
+
+
+LIMIT = {
+    # The room for the stacks of all threads is missing, or for the last few.
+    "memory": """
+import resource
+import fastce
+with open("/proc/self/statm") as file:
+    used = int(file.read().split()[0]) * resource.getpagesize()
+stack = resource.getrlimit(resource.RLIMIT_STACK)[0]
+stack = 2**23 if stack == resource.RLIM_INFINITY else stack
+resource.setrlimit(resource.RLIMIT_AS, (used + 2**26 + 3 * stack, resource.RLIM_INFINITY))
+""",
+}
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists a process's threads")
+@pytest.mark.parametrize("limit", LIMIT)
+def test_threads_that_cannot_be_started_are_not_missed(limit):
+    """GNU's OpenMP ends the process if it cannot start a thread."""
+    if not fastce.show_config(mode="dicts")["build"]["openmp"]:
+        pytest.skip("built without OpenMP")
+    done = run_counting("None, 10_000", LIMIT[limit], OMP_NUM_THREADS="64", OPENBLAS_NUM_THREADS="1")
+    assert done.returncode == 0, done.stderr
+    assert 1 <= int(done.stdout) < 64

@@ -8,7 +8,9 @@ Design
 2. OpenMP's threads do not survive a fork, and the child would wait for them for ever. GNU's are released before every
    fork of a process that has used some, and started anew when next needed. LLVM's runtime does so itself, unless
    ``KMP_INIT_AT_FORK`` forbade it when the runtime started; scikit-learn sets that when it is imported.
-3. Whoever sets OpenMP's number of threads, by the environment or at run time, is obeyed. Otherwise that number is the
+3. GNU's runtime ends the process if it cannot start a thread. So the system is asked first, and if there is no room for
+   all threads, in memory or by a limit of their number, fewer do the work.
+4. Whoever sets OpenMP's number of threads, by the environment or at run time, is obeyed. Otherwise that number is the
    machine's, or what the affinity was when OpenMP was loaded, and must be held against what the process may use now.
 """
 
@@ -35,6 +37,9 @@ supported_isas = tuple(isa for isa in compiled_isas if isa in _kernels_baseline.
 build_info = _kernels_baseline.build_info()
 
 _used_threads = False
+
+
+_N_PROCESSORS = os.cpu_count() or 1  # of the machine; asked once, for that takes as long as a small call
 
 
 def _load(isa: str) -> ModuleType:
@@ -84,7 +89,7 @@ def effective_n_threads() -> tuple[int, str]:
         return maximum, "a limit set at run time"
     if _OMP_NUM_THREADS:
         return maximum, "OMP_NUM_THREADS"
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else maximum
+    usable = _count_processors()
     quota = cpu_quota() or maximum
     if quota < min(usable, maximum):
         return quota, "CPU quota of the control group"
@@ -116,8 +121,24 @@ def _choose_n_threads(n_threads: int | None, size: int) -> int:
     global _used_threads
     if n_threads is None:
         n_threads = effective_n_threads()[0] if size >= _SERIAL_SIZE else 1
-    _used_threads = _used_threads or n_threads > 1
+    else:
+        n_threads = min(n_threads, most_threads())
+    if n_threads > 1:
+        n_threads = _kernels.startable_threads(n_threads)
+        _used_threads = True
     return n_threads
+
+
+def most_threads() -> int:
+    """Return the number of threads beyond which more cannot help: a processor each, or as many as OpenMP was told."""
+    return max(_kernels.max_threads(), _N_PROCESSORS)
+
+
+def _count_processors() -> int:
+    """Return how many processors the process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 def solve_ordinary(
@@ -183,6 +204,7 @@ def _release_threads() -> None:
     if not hasattr(runtime, "__kmpc_fork_call"):
         with contextlib.suppress(AttributeError):  # OpenMP before 5.0 cannot
             runtime.omp_pause_resource_all(1)  # 1: omp_pause_soft
+            _kernels.forget_threads()
 
 
 if build_info["openmp"] and hasattr(os, "register_at_fork"):

@@ -14,6 +14,7 @@ from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._math cimport bits_of_float, float_of_bits, real
+from fastce._cpu._platform cimport own_function
 from fastce._cpu._registers cimport BFLOAT16, DOUBLE, FLOAT, HALF, HAS_REGISTERS, NATIVE, Format
 
 cdef extern from *:
@@ -123,6 +124,10 @@ cdef inline Py_ssize_t size_of(Format format, real like) noexcept nogil:
     if format == DOUBLE:
         return 8
     return 4 if format == FLOAT else 2
+
+
+cdef inline Py_ssize_t magnitude(Py_ssize_t stride) noexcept nogil:
+    return stride if stride >= 0 else -stride
 
 
 cdef inline bint is_16_bit(Format format) noexcept nogil:
@@ -258,12 +263,17 @@ cdef inline void write(char* address, real value) noexcept nogil:
 
 
 cdef inline real read_converted(const char* address, Format format, real like) noexcept nogil:
-    """Return the number at any alignment, in any format."""
+    """Return the number at any alignment, in any format.
+
+    But for NATIVE through addresses of which compilers know nothing: GCC makes unconditional loads of what a loop reads
+    in one of several branches, the longest one's for all, and thus reads beyond an array of shorter numbers.
+    """
     cdef float single
     cdef double wide
     cdef uint16_t half
     if format == NATIVE:
         return read(address, like)
+    address = <const char*>own_function(<void*>address)
     if format == FLOAT:
         memcpy(&single, address, sizeof(single))
         return <real>single
@@ -289,6 +299,43 @@ cdef inline bint is_array(const char* address, Format format, Py_ssize_t stride,
     return stride == size_of(format, like) and <size_t>address % <size_t>stride == 0
 
 
+cdef inline void load_strided(const char* source, Py_ssize_t stride, Py_ssize_t n, real* target) noexcept nogil:
+    """Load n numbers, `stride` bytes apart at any address. Loops whose strides are constants become vector code."""
+    cdef Py_ssize_t k
+    cdef const real* x = <const real*>source
+    if <size_t>source % sizeof(real) == 0 and stride == -<Py_ssize_t>sizeof(real):
+        for k in range(n):
+            target[k] = x[-k]
+    elif <size_t>source % sizeof(real) == 0 and stride == 2 * <Py_ssize_t>sizeof(real):
+        for k in range(n):
+            target[k] = x[2 * k]
+    elif stride == <Py_ssize_t>sizeof(real):
+        memcpy(target, source, n * sizeof(real))
+    else:
+        for k in range(n):
+            memcpy(target + k, source + k * stride, sizeof(real))
+
+
+cdef inline void store_strided(
+    const real* source, real factor, Py_ssize_t n, char* target, Py_ssize_t stride
+) noexcept nogil:
+    """Store n numbers times a factor, `stride` bytes apart at any address."""
+    cdef Py_ssize_t k
+    cdef real* x = <real*>target
+    if <size_t>target % sizeof(real) == 0 and stride == <Py_ssize_t>sizeof(real):
+        for k in range(n):
+            x[k] = source[k] * factor
+    elif <size_t>target % sizeof(real) == 0 and stride == -<Py_ssize_t>sizeof(real):
+        for k in range(n):
+            x[-k] = source[k] * factor
+    elif <size_t>target % sizeof(real) == 0 and stride == 2 * <Py_ssize_t>sizeof(real):
+        for k in range(n):
+            x[2 * k] = source[k] * factor
+    else:
+        for k in range(n):
+            write(target + k * stride, source[k] * factor)
+
+
 cdef inline void load_array(
     const char* source, Format format, Py_ssize_t stride, Py_ssize_t n, real* target
 ) noexcept nogil:
@@ -296,6 +343,9 @@ cdef inline void load_array(
     cdef float wide[16]
     cdef Py_ssize_t j, k = 0
     if is_array(source, format, stride, target[0]):
+        if format == NATIVE:
+            memcpy(target, source, n * sizeof(real))
+            return
         if format == DOUBLE:
             for k in range(n):
                 target[k] = <real>(<const double*>source)[k]
@@ -312,6 +362,9 @@ cdef inline void load_array(
             for j in range(16):
                 target[k + j] = <real>wide[j]
             k += 16
+    elif format == NATIVE:
+        load_strided(source, stride, n, target)
+        return
     for k in range(k, n):
         target[k] = read_converted(source + k * stride, format, target[0])
 
@@ -319,8 +372,11 @@ cdef inline void load_array(
 cdef inline void store_array(
     const real* source, real factor, bint may_be_nan, Py_ssize_t n, char* target, Format format, Py_ssize_t stride
 ) noexcept nogil:
-    """Round n numbers times a factor to a format of 16 bits, `stride` bytes apart at any address."""
+    """Store n numbers times a factor, rounded to a format of 16 bits or not, `stride` bytes apart at any address."""
     cdef Py_ssize_t k
+    if format == NATIVE:
+        store_strided(source, factor, n, target, stride)
+        return
     if real is float and is_array(target, format, stride, factor):
         narrow_array(source, factor, format, may_be_nan, n, target)
         return

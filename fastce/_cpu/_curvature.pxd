@@ -43,6 +43,7 @@ cdef inline void process_units(
     begin(task, &rows, start, n, like)
     fill(moments.w_top, 0, LANES, <double>0)
     fill(moments.moment, 0, LANES, <double>0)
+    fill(moments.w_scale, 0, LANES, <double>1)
     if by_rows and task.target != NULL and needs_gradient(task):
         read_peaks(task, &rows, like)
     for i in range(n_units):

@@ -9,7 +9,7 @@ from fastce._cpu._rows cimport GROUP_BYTES
 from fastce._cpu._scalars cimport Scalars, scale_of
 from fastce._cpu._task cimport ALL, REST, WT, Task
 from fastce._cpu._tiles cimport *
-from fastce._cpu._units cimport Unit, classes_of_tile, tile_of, w_tile, weights_at
+from fastce._cpu._units cimport Unit, classes_of_tile, scale_w, small_scale, tile_of, w_tile, weights_at
 
 cdef enum:
     FLUSH_TILES = 32  # additions to a sum of the arithmetic's type before it goes to one of doubles
@@ -22,6 +22,7 @@ cdef enum:
 cdef struct Moments:
     double w_top[LANES]    # of the largest logit
     double moment[LANES]   # the sum of e (w - w_top)
+    double w_scale[LANES]  # what w was multiplied by in both, a power of two; 1 but where they would overflow
 
 
 cdef inline void fold_max_and_w(const real* x, const real* w, real* top, real* w_top) noexcept nogil:
@@ -72,6 +73,18 @@ cdef inline void spread_top(real* top, real* w_top) noexcept nogil:
     fill(w_top, 0, LANES, w)
 
 
+cdef inline bint overflows(const Task* task, const Scalars* rows, Py_ssize_t lane, Moments* moments) noexcept nogil:
+    """Choose smaller scales for w in rows whose moment is not finite though it may be; return True if there are any."""
+    cdef Py_ssize_t j, start = lane if task.by_rows else 0, stop = lane + 1 if task.by_rows else LANES
+    cdef bint found = False
+    for j in range(start, stop):
+        if moments.moment[j] - moments.moment[j] != 0 and rows.rest[j] - rows.rest[j] == 0:
+            moments.w_scale[j] = small_scale(task)
+            moments.w_top[j] *= moments.w_scale[j]
+            found = True
+    return found
+
+
 cdef inline void take_sum(const Task* task, const double* lanes, Py_ssize_t lane, double* sums) noexcept nogil:
     """Write a unit's sum: that of its only row, in `lane`, or one for each lane."""
     cdef Py_ssize_t j
@@ -82,7 +95,7 @@ cdef inline void take_sum(const Task* task, const double* lanes, Py_ssize_t lane
             sums[j] = lanes[j]
 
 
-cdef inline void sweep_unit(
+cdef inline void sum_unit(
     const Task* task, const Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
 ) noexcept nogil:
     """Do the passes for the maximum and for the sums; `lane` is that of a single row."""
@@ -123,6 +136,9 @@ cdef inline void sweep_unit(
     else:
         widen(top, rows.top)
         widen(w_top, moments.w_top)
+    # A row without a largest logit has none that equals 0 either: else its arg-max would be padding, which is -inf.
+    for j in range(LANES):
+        top[j] = <real>0 if top[j] == -INFINITY else top[j]
     if task.find_peak:
         for j in range(LANES):
             first[j] = NO_CLASS
@@ -136,8 +152,6 @@ cdef inline void sweep_unit(
                 rows.argmax[lane] = min(rows.argmax[lane], <int64_t>first[j])
             else:
                 rows.argmax[j] = first[j]
-    for j in range(LANES):
-        top[j] = <real>0 if top[j] == -INFINITY else top[j]
     fill(wide, 0, 4 * LANES, <double>0)
     t = 0
     while t < n_tiles:
@@ -170,3 +184,38 @@ cdef inline void sweep_unit(
     take_sum(task, wide + 2 * LANES, lane, moments.moment)
     if has_prob:
         take_sum(task, wide + 3 * LANES, lane, rows.sums[WT])
+
+
+cdef inline void sum_scaled_moment(
+    const Task* task, const Unit* unit, Py_ssize_t lane, Moments* moments, real like
+) noexcept nogil:
+    """Sum up the moment again, with scales of w, from the exponentials that are there."""
+    cdef real w_top[LANES]
+    cdef real w[TILE]
+    cdef real sums[LANES]
+    cdef double wide[LANES]
+    cdef Py_ssize_t j, t
+    for j in range(LANES):
+        w_top[j] = <real>moments.w_top[lane if task.by_rows else j]
+    fill(wide, 0, LANES, <double>0)
+    for t in range(task.n_tiles):
+        fill(sums, 0, LANES, <real>0)
+        fold_moment(tile_of(&unit.exps, t, like), w_tile(task, unit, t, w), w_top, sums)
+        for j in range(LANES):
+            wide[j] += sums[j]
+    if task.by_rows:
+        moments.moment[lane] = wide_lane_sum(wide)
+        return
+    for j in range(LANES):
+        if moments.w_scale[j] != 1:  # the others keep their bits
+            moments.moment[j] = wide[j]
+
+
+cdef inline void sweep_unit(
+    const Task* task, Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
+) noexcept nogil:
+    """Do the first passes; `lane` is that of a single row."""
+    sum_unit(task, unit, lane, rows, moments, like)
+    if task.is_product and overflows(task, rows, lane, moments):
+        scale_w(task, unit, lane, moments.w_scale)
+        sum_scaled_moment(task, unit, lane, moments, like)

@@ -15,11 +15,13 @@ cdef enum:
     BETA = 1
     GAMMA = 2
     PEAK = 3     # the gradient at the peak
-    FIRST = 4    # of w - w_top; of e (s - e)
+    FIRST = 4    # of w - w_top, at most 1; of e (s - e)
     OTHER = 5    # what is added to that; of e^2
     W_TOP = 6
     AT_TOP = 7   # the diagonal's first factor times `rest`
     TOTAL = 8    # s
+    LAST = AT_TOP     # of a product: of e
+    UNSCALE = TOTAL   # of a product: undoes the scale of w
     N_FACTORS = 9
 
 
@@ -40,7 +42,7 @@ cdef inline void find_factors(
     cdef double scale = task.logit_scale
     cdef double z_slope = 2 * task.z_loss * task.curvature.z_factor
     cdef double upstream[LANES]
-    cdef double inverse, shift
+    cdef double first, inverse, last, other, shift
     cdef Py_ssize_t j
     find_upstream(task, rows, upstream)
     for j in range(LANES):
@@ -49,21 +51,27 @@ cdef inline void find_factors(
         factors.of[GAMMA][j] = rows.gamma[j]
         factors.of[PEAK][j] = rows.grad_peak[j]
         factors.of[W_TOP][j] = moments.w_top[j]
-        factors.of[TOTAL][j] = 1 + rows.rest[j]
     if task.is_product:
         for j in range(LANES):
             inverse = 1 / (1 + rows.rest[j])
             shift = scale * (moments.moment[j] / exp_unit(like)) * inverse  # the mean's distance from w_top
-            factors.of[FIRST][j] = rows.alpha[j] * scale
-            factors.of[OTHER][j] = -rows.alpha[j] * shift
+            first = rows.alpha[j] * scale
+            other = -rows.alpha[j] * shift
             if z_slope != 0:
-                factors.of[OTHER][j] += upstream[j] * z_slope * inverse * (scale * moments.w_top[j] + shift)
+                other += upstream[j] * z_slope * inverse * (scale * moments.w_top[j] + shift)
+            # What is more than 1 comes last: w alone may be near to the largest number.
+            last = first if first > 1 else -first if first < -1 else 1
+            factors.of[FIRST][j] = first / last
+            factors.of[OTHER][j] = other / last
+            factors.of[LAST][j] = last / exp_unit(like)
+            factors.of[UNSCALE][j] = 1 / moments.w_scale[j]
     else:
         for j in range(LANES):
             inverse = 1 / (1 + rows.rest[j])
             factors.of[FIRST][j] = task.curvature.factor * rows.alpha[j] * scale * inverse
             factors.of[OTHER][j] = upstream[j] * z_slope * scale * inverse * inverse
             factors.of[AT_TOP][j] = factors.of[FIRST][j] * rows.rest[j]
+            factors.of[TOTAL][j] = 1 + rows.rest[j]
     for j in range(LANES):
         factors.peak[j] = <int32_t>rows.peak[j]
         factors.kept[j] = <int32_t>rows.kept[j]
@@ -102,9 +110,8 @@ cdef inline void product_tile(
     """Write the product of the Hessian and v."""
     cdef real buffer[TILE]
     cdef real y[TILE]
-    cdef real unscale = <real>1 / exp_unit(factors[0])
     cdef real bend = <real>(-2 * cap_factor_of(task))
-    cdef const real* e = tile_of(&unit.exps, t, unscale)
+    cdef const real* e = tile_of(&unit.exps, t, bend)
     cdef const real* w = w_tile(task, unit, t, buffer)
     cdef const real* v
     cdef const real* u
@@ -112,14 +119,18 @@ cdef inline void product_tile(
     cdef Py_ssize_t g, j
     for g in range(TILE // LANES):
         for j in range(LANES):
-            y[16 * g + j] = e[16 * g + j] * unscale * (
+            y[16 * g + j] = e[16 * g + j] * factors[16 * LAST + j] * (
                 factors[16 * FIRST + j] * (w[16 * g + j] - factors[16 * W_TOP + j]) + factors[16 * OTHER + j])
+    if unit.scales_w:
+        for g in range(TILE // LANES):
+            for j in range(LANES):
+                y[16 * g + j] = y[16 * g + j] * factors[16 * UNSCALE + j]
     if task.softcap == 0:
         copy(y, out)
         return
-    v = tile_of(&unit.v, t, unscale)
-    u = tile_of(&unit.x, t, unscale)
-    slope = tile_of(&unit.slopes, t, unscale)
+    v = tile_of(&unit.v, t, bend)
+    u = tile_of(&unit.x, t, bend)
+    slope = tile_of(&unit.slopes, t, bend)
     for j in range(TILE):
         out[j] = y[j] * slope[j] + bend * u[j] * grad[j] * v[j]
 

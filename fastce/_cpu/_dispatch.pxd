@@ -1,13 +1,13 @@
 """Which kernel does a task, and what it needs for that."""
 from fastce._cpu._columns cimport STAGE_BYTES, column_block, column_group
-from fastce._cpu._convert cimport is_16_bit
-from fastce._cpu._halves cimport row_bytes
+from fastce._cpu._convert cimport magnitude
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_columns cimport is_plain_call
 from fastce._cpu._plain_stage cimport PLAIN_STAGE_BYTES, plain_group
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._rows cimport block_bytes, row_group
 from fastce._cpu._row_sweep cimport row_block
+from fastce._cpu._staged cimport needs_stage, row_bytes, staged_group
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, TILE
 from fastce._cpu._units cimport curvature_bytes
@@ -17,6 +17,9 @@ cdef enum:
     # kernel's tiles: 100 floats take 0.46 (AVX-512) and 0.86 (AVX2) of the row kernel's time, with options 0.67 and
     # 0.93; 128 take 0.78 and 1.39, with options 1.10 and 1.45. Doubles: 0.77 and 0.75, then 1.16 and 1.14.
     FEW_CLASSES = 127
+    # Classes so many numbers apart share cache lines, and rows read each line a few times while it is in L1. Farther
+    # apart, it is 16 rows that share a line.
+    NEAR_CLASSES = 4
 
 
 cdef enum Kernel:
@@ -27,16 +30,11 @@ cdef enum Kernel:
 
 
 cdef inline bint goes_by_rows(const Task* task, int itemsize) noexcept:
-    """Tell whether the row kernel is to do a task: choose between rows and columns."""
-    cdef Py_ssize_t k, smallest = -1
-    if task.n_rows < 4:
-        return True
-    if task.logits.class_stride == itemsize:
-        return task.n_classes > FEW_CLASSES
-    for k in range(task.n_dims):
-        if smallest < 0 or abs(task.logits.row_strides[k]) < smallest:
-            smallest = abs(task.logits.row_strides[k])
-    return task.n_classes > FEW_CLASSES and abs(task.logits.class_stride) < smallest
+    """Return True if the row kernel is to do a task: choose between rows and columns.
+
+    By classes, their stride and the type alone: a row must have the same bits in every batch.
+    """
+    return task.n_classes > FEW_CLASSES and magnitude(task.logits.class_stride) <= NEAR_CLASSES * itemsize
 
 
 cdef inline Kernel choose_kernel(const Task* task, int itemsize) noexcept:
@@ -64,6 +62,13 @@ cdef inline Py_ssize_t group_of(const Task* task, Kernel kernel, real like) noex
     return row_group(task, like) if kernel == ROWS else column_group(task, like)
 
 
+cdef inline Py_ssize_t chunk_group_of(const Task* task, Kernel kernel, real like) noexcept nogil:
+    """Return of how many rows a thread's share should be a multiple."""
+    if kernel == ROWS and needs_stage(task, like):
+        return staged_group(task, row_group(task, like), like)
+    return group_of(task, kernel, like)
+
+
 cdef inline Py_ssize_t block_of(const Task* task, Kernel kernel, real like) noexcept nogil:
     """Return how many classes a kernel does at once."""
     return column_block(like) if kernel == COLUMNS or kernel == PLAIN_COLUMNS else row_block(task, like)
@@ -77,7 +82,7 @@ cdef inline Py_ssize_t rows_of_part(const Task* task, Kernel kernel, real like) 
 cdef inline Py_ssize_t workspace_bytes(const Task* task, Kernel kernel, real like) noexcept nogil:
     """Return what one thread needs: a block and maxima per block; for the column kernels a stage and 16 maxima.
 
-    Rows of 16-bit logits need a stage too.
+    Rows that are not worked on where they are need a stage too.
     """
     cdef Py_ssize_t size
     if kernel == CURVATURE:
@@ -86,7 +91,7 @@ cdef inline Py_ssize_t workspace_bytes(const Task* task, Kernel kernel, real lik
         return 2 * PLAIN_STAGE_BYTES
     if kernel == ROWS:
         size = block_bytes(task, like) + align((task.n_classes // task.block + 1) * <Py_ssize_t>sizeof(double))
-        if is_16_bit(task.logits.format):
-            size += align(row_group(task, like) * row_bytes(task))
+        if needs_stage(task, like):
+            size += align(staged_group(task, row_group(task, like), like) * row_bytes(task, like))
         return size
     return STAGE_BYTES + align((task.n_classes // column_block(like) + 1) * LANES * <Py_ssize_t>sizeof(double))

@@ -2,6 +2,7 @@
 
 Arguments are trusted: everything was checked before.
 """
+from libc.limits cimport INT_MAX
 from libc.stdint cimport int64_t
 
 cimport numpy as cnp
@@ -11,14 +12,18 @@ from fastce._cpu._ordinary cimport (
     NO_CLASS_IGNORED, Options, are_inputs, are_results, empty_like, empty_per_row, read_axis, read_options
 )
 from fastce._cpu._platform cimport (
-    CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_has_avx2, fastce_has_avx512, fastce_max_threads
+    CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_forget_started, fastce_has_avx2, fastce_has_avx512,
+    fastce_max_threads, fastce_startable
 )
 from fastce._cpu._process cimport process_task
-from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Task, Vector, choose_sums
+from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Task, Vector
 from fastce._cpu._team cimport scan_targets
 from fastce._cpu._vectors cimport sum_vector
 
 cnp.import_array()
+
+cdef enum:
+    SHARED_SIZE = 1024  # numbers below which there is nothing to share, whatever is asked for: a group of rows or few
 
 
 def build_info():
@@ -38,6 +43,16 @@ def cpu_supports():
 def max_threads():
     """Return the team size that OpenMP would choose for the calling thread."""
     return fastce_max_threads()
+
+
+def startable_threads(int n_threads):
+    """Return how many of so many threads, the calling one included, the system can give the calling thread's team."""
+    return fastce_startable(n_threads)
+
+
+def forget_threads():
+    """Forget how many threads the calling thread's team has: they were released."""
+    fastce_forget_started()
 
 
 def run(
@@ -83,7 +98,6 @@ def run(
     task.is_product = v is not None
     if curvature is not None:
         set_curvature(&task, curvature)
-    choose_sums(&task)
     return process_task(&task, <int>cnp.PyArray_ITEMSIZE(logits), n_threads)
 
 
@@ -105,7 +119,7 @@ cdef solve_arrays(
     cdef Py_ssize_t bad
     cdef int team = 1
     cdef cnp.ndarray losses, lse, log_prob, argmax, entropy
-    if n_threads is not None or n_rows * n_classes >= serial_size:
+    if n_rows * n_classes >= serial_size if n_threads is None else n_threads > 1 and n_rows * n_classes >= SHARED_SIZE:
         team = choose_n_threads(n_threads, n_rows * n_classes)
     if weight is not None and cnp.PyArray_TYPE(weight) != arithmetic:
         weight = cnp.PyArray_Cast(weight, arithmetic)
@@ -154,7 +168,6 @@ cdef solve_arrays(
     task.logit_scale = options.logit_scale
     task.softcap = options.softcap
     task.factor = options.grad_output / normalizer if options.is_mean else options.grad_output
-    choose_sums(&task)
     loss = process_task(&task, <int>cnp.PyArray_ITEMSIZE(logits), team)
     if is_second:
         return out if v is not None else (out, hess)
@@ -180,8 +193,10 @@ def solve_ordinary(
     """
     cdef Options options
     cdef int class_axis
-    if not (n_threads is None or (type(n_threads) is int and n_threads >= 1)):
-        return None
+    if n_threads is not None:
+        if not (type(n_threads) is int and n_threads >= 1):
+            return None
+        n_threads = min(n_threads, INT_MAX)
     if not read_options(given, grad_output, &options):
         return None
     if not options.is_per_row:

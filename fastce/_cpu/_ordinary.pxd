@@ -1,6 +1,5 @@
 """Arguments of ordinary calls, read and checked in C; whatever might break a rule is left to the checks in Python."""
-from libc.float cimport DBL_MAX, FLT_MAX
-from libc.math cimport INFINITY
+from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
@@ -8,6 +7,14 @@ cimport numpy as cnp
 
 from fastce._cpu._arrays cimport are_logits, arithmetic_of, is_dense, is_ordinary, share_bytes
 from fastce._cpu._task cimport MAX_DIMS
+
+
+cdef extern from *:
+    """
+    /* Weights that are larger, or smaller than the inverse, may have to be scaled, which Python does. */
+    #define FASTCE_FAR 1099511627776.0 /* 2^40, as there */
+    """
+    const double FAR "FASTCE_FAR"
 
 
 cdef enum:
@@ -41,7 +48,7 @@ cdef inline bint read_options(tuple given, object grad_output, Options* options)
     if not (type(ignore_index) is int and -0x100000000 < ignore_index < 0x100000000):
         return False
     options.ignore_index = ignore_index
-    if not (isinstance(reduction, str) and isinstance(on_empty, str)):
+    if not (type(reduction) is str and type(on_empty) is str):  # those derived from it have their own comparison
         return False
     options.is_mean = <str>reduction == "mean"
     options.is_per_row = <str>reduction == "none"
@@ -57,6 +64,17 @@ cdef inline bint read_options(tuple given, object grad_output, Options* options)
         and read_number(logit_scale, &options.logit_scale) and 0 < options.logit_scale < INFINITY
         and read_number(z_loss, &options.z_loss) and 0 <= options.z_loss < INFINITY
         and (grad_output is None or options.is_per_row or read_number(grad_output, &options.grad_output)))
+
+
+cdef inline bint is_scale(double scale, int arithmetic) noexcept:
+    """Tell whether a positive scale is one in the arithmetic's type, too."""
+    return arithmetic == cnp.NPY_FLOAT64 or 0 < <float>scale < INFINITY
+
+
+cdef inline bint are_scales(const Options* options, int arithmetic) noexcept:
+    """Tell whether the logits' factor and any bound are neither 0 nor infinite in the arithmetic's type."""
+    return is_scale(options.logit_scale, arithmetic) and (
+        options.softcap == 0 or is_scale(options.softcap, arithmetic))
 
 
 cdef inline int read_axis(object axis, object logits) noexcept:
@@ -134,17 +152,22 @@ cdef inline bint are_targets(object target, cnp.ndarray logits, int axis) noexce
     return are_like(target, logits)
 
 
-cdef inline bint are_factors(cnp.ndarray array, double most) noexcept:
-    """Tell whether numbers, float or double, are not negative and at most so much."""
+cdef inline int is_near(double factor) noexcept:
+    """Tell whether a factor is 0, or finite and not far from 1."""
+    return <int>(factor == 0) | (<int>(fabs(factor) >= 1 / FAR) & <int>(fabs(factor) <= FAR))
+
+
+cdef inline bint are_factors(cnp.ndarray array) noexcept:
+    """Tell whether all numbers, float or double, are such factors."""
     cdef const void* data = cnp.PyArray_DATA(array)
     cdef Py_ssize_t i
     cdef int all_are = True
     if cnp.PyArray_TYPE(array) == cnp.NPY_FLOAT64:
         for i in range(cnp.PyArray_SIZE(array)):  # vectorised: no exit
-            all_are &= <int>((<const double*>data)[i] >= 0) & <int>((<const double*>data)[i] <= most)
+            all_are &= is_near((<const double*>data)[i])
     else:
         for i in range(cnp.PyArray_SIZE(array)):
-            all_are &= <int>((<const float*>data)[i] >= 0) & <int>((<const float*>data)[i] <= FLT_MAX)
+            all_are &= is_near((<const float*>data)[i])
     return all_are
 
 
@@ -155,17 +178,16 @@ cdef inline bint are_numbers(object array) noexcept:
 
 
 cdef inline bint is_weight(object weight, cnp.ndarray logits, int axis) noexcept:
-    """Tell whether this is None, or valid weights of the classes, in the arithmetic's type too."""
+    """Tell whether this is None, or valid weights of the classes."""
     return weight is None or (
         are_numbers(weight) and cnp.PyArray_NDIM(weight) == 1
-        and cnp.PyArray_DIM(weight, 0) == cnp.PyArray_DIM(logits, axis)
-        and are_factors(weight, DBL_MAX if arithmetic_of(logits) == cnp.NPY_FLOAT64 else FLT_MAX))
+        and cnp.PyArray_DIM(weight, 0) == cnp.PyArray_DIM(logits, axis) and are_factors(weight))
 
 
 cdef inline bint is_sample_weight(object weight, cnp.ndarray logits, int axis) noexcept:
     """Tell whether this is None, or valid weights of the rows."""
     return weight is None or (
-        are_numbers(weight) and is_per_row(weight, logits, axis) and are_factors(weight, DBL_MAX))
+        are_numbers(weight) and is_per_row(weight, logits, axis) and are_factors(weight))
 
 
 cdef inline bint is_upstream(object grad_output, cnp.ndarray logits, int axis) noexcept:
@@ -177,8 +199,8 @@ cdef inline bint are_inputs(
     cnp.ndarray logits, int axis, object target, object v, object weight, object sample_weight, object grad_output,
     const Options* options
 ) noexcept:
-    """Tell whether the arrays that go with these logits can be taken as they are."""
-    if not are_targets(target, logits, axis):
+    """Tell whether the arrays that go with these logits can be taken as they are, and the scales."""
+    if not (are_targets(target, logits, axis) and are_scales(options, arithmetic_of(logits))):
         return False
     if cnp.PyArray_NDIM(target) == cnp.PyArray_NDIM(logits) and options.ignore_index != NO_CLASS_IGNORED:
         return False

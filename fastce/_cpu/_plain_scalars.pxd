@@ -7,11 +7,12 @@ Design
 2. Nothing is divided that need not be: with 10 classes this file is a quarter of all work, and a division of 512 bits
    keeps Zen 4 busy for ten cycles, an estimate and its correction for three.
 """
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._exp_tile cimport LANES, TILE, exp_and_fold
 from fastce._cpu._math cimport HAS_FMA, exp_unit, join_log1p, real, split_log1p
+from fastce._cpu._platform cimport read_once
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
 from fastce._cpu._registers cimport HAS_REGISTERS
 from fastce._cpu._task cimport Task
@@ -55,6 +56,7 @@ cdef inline bint read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, 
     cdef int64_t last[TILE]
     cdef const int64_t* target = task.target + start
     cdef int64_t ignored = task.ignore_index
+    cdef uint32_t n_classes = <uint32_t>task.n_classes
     cdef Py_ssize_t j
     for j in range(TILE * <Py_ssize_t>sizeof(int64_t) // CACHE_LINE):
         prefetch(<const char*>(target + TARGETS_AHEAD) + j * CACHE_LINE)
@@ -65,6 +67,10 @@ cdef inline bint read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, 
         target = last
     for j in range(TILE):
         y[j] = -1 if target[j] == ignored else <int32_t>target[j]
+    # Checked again, for another thread may have written to the targets since: a class is an index from here on.
+    read_once(y)
+    for j in range(TILE):
+        y[j] = y[j] if <uint32_t>y[j] < n_classes else -1
     return any_negative(y)
 
 

@@ -13,12 +13,12 @@ Design
 """
 from libc.string cimport memcpy, memset
 
-from fastce._cpu._convert cimport NATIVE, is_16_bit, load_array, size_of, store_array, write_converted
+from fastce._cpu._convert cimport NATIVE, load_array, magnitude, size_of, store_array
 from fastce._cpu._math cimport real
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport TILE
-from fastce._cpu._transpose cimport transpose, transpose_from_16, transpose_to_16
+from fastce._cpu._transpose cimport transpose, transpose_from, transpose_to
 
 cdef extern from *:
     """
@@ -81,6 +81,7 @@ cdef enum:
     PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
     L1_STAGE_BYTES = 6144  # 12288 was no better for planes; 64 rows for any classes took a fifteenth longer for 3
     MAX_ROWS = 512
+    FEWEST_TRANSPOSED = 4  # classes; 2 reversed ones took twice as long through rows in a buffer
     FEWEST_GROUPS = 16
     GAP = 16             # a cache line of floats
     STRIP_BYTES = 2048   # of each class
@@ -130,8 +131,8 @@ cdef inline void load_rows(
                 memcpy(stage + k * pitch + i, first + k * x.class_stride, m * sizeof(real))
         elif x.format == NATIVE and x.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
             transpose(<const real*>first, row_stride // size, m, task.n_classes, stage + i, pitch)
-        elif is_16_bit(x.format) and x.class_stride == 2:
-            transpose_from_16(first, x.format, row_stride, m, task.n_classes, stage + i, pitch)
+        elif task.n_classes >= FEWEST_TRANSPOSED and magnitude(x.class_stride) < magnitude(row_stride):
+            transpose_from(first, x.format, x.class_stride, row_stride, m, task.n_classes, stage + i, pitch)
         else:
             for k in range(task.n_classes):
                 load_array(first + k * x.class_stride, x.format, row_stride, m, stage + k * pitch + i)
@@ -209,7 +210,7 @@ cdef inline void store_rows(
     cdef const Matrix* out = &task.out
     cdef Py_ssize_t row_stride = out.row_strides[task.n_dims - 1]
     cdef Py_ssize_t size = size_of(out.format, stage[0])
-    cdef Py_ssize_t i = 0, j, k, m
+    cdef Py_ssize_t i = 0, k, m
     cdef char* first
     while i < n:
         m = run_length(task, start + i, n - i)
@@ -219,13 +220,9 @@ cdef inline void store_rows(
                 memcpy(first + k * out.class_stride, stage + k * pitch + i, m * sizeof(real))
         elif out.format == NATIVE and out.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
             transpose(stage + i, pitch, task.n_classes, m, <real*>first, row_stride // size)
-        elif is_16_bit(out.format) and out.class_stride == 2:
-            transpose_to_16(stage + i, pitch, m, task.n_classes, first, out.format, row_stride)
-        elif out.format == NATIVE:
-            for k in range(task.n_classes):
-                for j in range(m):
-                    write_converted(
-                        first + k * out.class_stride + j * row_stride, out.format, stage[k * pitch + i + j])
+        elif task.n_classes >= FEWEST_TRANSPOSED and magnitude(out.class_stride) < magnitude(row_stride):
+            transpose_to(
+                stage + i, pitch, m, task.n_classes, first, out.format, out.class_stride, row_stride)
         else:
             for k in range(task.n_classes):
                 store_array(

@@ -2,6 +2,9 @@
 
 cdef extern from *:
     """
+    #if defined(_MSC_VER)
+    #include <intrin.h>
+    #endif
     #ifdef _OPENMP
     #include <omp.h>
     #define FASTCE_OPENMP 1
@@ -33,18 +36,62 @@ cdef extern from *:
     static int fastce_has_avx2(void) { return 0; }
     static int fastce_has_avx512(void) { return 0; }
     #endif
-    /* The same function, but no compiler knows that, so that none inlines it. */
+    /* How many of n threads, this one included, can be there at once: libgomp ends the process where it cannot start
+       one. So as many as it will start are started here first, for nothing but that, unless this thread had as many
+       before. */
+    #if defined(_OPENMP) && (defined(__unix__) || defined(__APPLE__))
+    #include <pthread.h>
+    #include <stdlib.h>
+    static __thread int fastce_n_started = 1;
+    static void* fastce_wait(void* gate) {
+        pthread_mutex_lock((pthread_mutex_t*)gate);
+        pthread_mutex_unlock((pthread_mutex_t*)gate);
+        return NULL;
+    }
+    static int fastce_startable(int n) {
+        pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
+        pthread_t* threads;
+        int started = 0;
+        if (n <= fastce_n_started) return n;
+        threads = (pthread_t*)malloc((size_t)n * sizeof(pthread_t));
+        if (threads == NULL) return 1;
+        pthread_mutex_lock(&gate);
+        while (started < n - 1 && pthread_create(&threads[started], NULL, fastce_wait, &gate) == 0) started++;
+        pthread_mutex_unlock(&gate);
+        for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
+        free(threads);
+        if (started == n - 1) fastce_n_started = n;
+        return started + 1;
+    }
+    static void fastce_forget_started(void) { fastce_n_started = 1; }
+    #else
+    static int fastce_startable(int n) { return n; }
+    static void fastce_forget_started(void) {}
+    #endif
+    /* The same function, or address, but no compiler knows that: none inlines it, or knows what is there. */
     static CYTHON_INLINE void* fastce_own_function(void* function) {
     #if defined(__GNUC__)
         __asm__("" : "+r"(function));
     #endif
         return function;
     }
+    /* Compilers may read memory twice, and what is read for the second time may be something else. Not behind this: a
+       copy there was made before, and none of what is behind reads the original. */
+    static CYTHON_INLINE void fastce_read_once(const void* copy) {
+    #if defined(__GNUC__)
+        __asm__ volatile("" : : "r"(copy) : "memory");
+    #elif defined(_MSC_VER)
+        _ReadWriteBarrier();
+    #endif
+    }
     """
     const int CYTHON_HEX_VERSION
     const int FASTCE_OPENMP
     const char* FASTCE_COMPILER
     int fastce_max_threads() noexcept nogil
+    int fastce_startable(int n) noexcept nogil
+    void fastce_forget_started() noexcept nogil
     int fastce_has_avx2() noexcept nogil
     int fastce_has_avx512() noexcept nogil
+    void read_once "fastce_read_once"(const void* copy) noexcept nogil
     void* own_function "fastce_own_function"(void* function) noexcept nogil

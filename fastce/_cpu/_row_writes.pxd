@@ -2,25 +2,18 @@
 from libc.math cimport fabs
 from libc.string cimport memset
 
-from fastce._cpu._convert cimport NATIVE, is_array, size_of, store_array, write_converted
+from fastce._cpu._convert cimport NATIVE, is_array, size_of, write_converted
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, unscaled_exp
 from fastce._cpu._spans cimport (
     Row, Span, locate_row, logit_tile, prob_at, prob_tile, row_tile, span_at, weight_tile
 )
+from fastce._cpu._staged cimport store_block
 from fastce._cpu._task cimport LOG_SOFTMAX, OutKind, Task
 from fastce._cpu._tiles cimport (
-    LANES, TILE, exp_tile, fill, is_plain, multiply, multiply_cap_slope, scale_exp, store,
+    LANES, TILE, exp_tile, fill, multiply, multiply_cap_slope, scale_exp, store,
     write_gradient, write_gradient_in_place, write_log
 )
-
-
-cdef inline void put_block(
-    const Task* task, const real* row, real factor, bint may_be_nan, Py_ssize_t k, Py_ssize_t n, char* target
-) noexcept nogil:
-    """Round n classes of a staged row, from class k on and times a factor, to where the caller wants them."""
-    store_array(
-        row + k, factor, may_be_nan, n, target + k * task.out.class_stride, task.out.format, task.out.class_stride)
 
 
 cdef inline void write_plain(
@@ -28,7 +21,7 @@ cdef inline void write_plain(
 ) noexcept nogil:
     """Turn exponentials into the gradient or the softmax, where every operand is an ordinary array.
 
-    A staged row goes to `target`, block by block.
+    They stay in the row if `target` is NULL; else they are stored there, block by block.
     """
     cdef real* out = <real*>row.out
     cdef const real* w = <const real*>task.weight
@@ -57,9 +50,9 @@ cdef inline void write_plain(
                     <real>rows.gamma[lane], prob_at(task, row, k + j, step, t_buffer))
                 j += step
             factor = 1
-        if task.source != NULL:
+        if target != NULL:
             # An exponential that is NaN makes the row's factor NaN.
-            put_block(task.source, out, <real>factor, task.extras or factor != factor, k, n, target)
+            store_block(task.source, out, <real>factor, task.extras or factor != factor, k, n, target)
         elif not task.extras:
             multiply(out + k, n, <real>factor)
         k += n
@@ -132,19 +125,21 @@ cdef inline void write_lane(
     const Task* task, const Scalars* rows, Py_ssize_t lane, const double* tops, real like
 ) noexcept nogil:
     """Do the second pass over the row of a lane."""
+    cdef bint stores = task.stores_rows
     cdef Row row = locate_row(task, rows.start + lane, like)
-    cdef const Task* given = task if task.source == NULL else task.source
-    cdef char* target = locate_row(given, rows.start + lane, like).out
+    cdef const Task* holder = task.source if stores else task
+    cdef char* target = locate_row(task.source, rows.start + lane, like).out if stores else NULL
+    cdef char* result = target if stores else row.out
     if rows.kept[lane] == 0:
-        write_zeros(given, target, like)
+        write_zeros(holder, result, like)
         return
-    if task.softcap == 0 and task.out_kind != LOG_SOFTMAX and is_plain(
-            row.out, task.out.class_stride, like) and (
+    if task.softcap == 0 and task.out_kind != LOG_SOFTMAX and (
             row.prob == NULL or is_array(row.prob, task.prob.format, task.prob.class_stride, like)):
         write_plain(task, rows, lane, &row, tops, target, like)
     else:
         write_row(task, rows, lane, &row, tops, like)
-        if task.source != NULL:
-            put_block(task.source, <const real*>row.out, <real>1, True, 0, task.n_classes, target)
+        if stores:
+            store_block(task.source, <const real*>row.out, <real>1, True, 0, task.n_classes, target)
     if rows.peak[lane] >= 0:
-        write_converted(target + rows.peak[lane] * given.out.class_stride, given.out.format, <real>rows.grad_peak[lane])
+        write_converted(
+            result + rows.peak[lane] * holder.out.class_stride, holder.out.format, <real>rows.grad_peak[lane])

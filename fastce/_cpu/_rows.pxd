@@ -92,11 +92,11 @@ cdef inline Py_ssize_t stop_of_block(const Task* task, Py_ssize_t start) noexcep
 
 
 cdef inline void load_block(const Task* task, Row* row, Py_ssize_t i, Py_ssize_t start, real like) noexcept nogil:
-    """Put a block of 16-bit logits where the sweep finds it, on the row's stage if it must; not for others."""
+    """Put a block of logits that are staged where the sweep finds it, on the row's stage if it must."""
     cdef const Matrix* given
     cdef const char* logits
     cdef Py_ssize_t n = stop_of_block(task, start) - start
-    if task.source == NULL:
+    if not task.stages_logits:
         return
     given = &task.source.logits
     logits = given.data + row_offset(task.source, given, i)
@@ -106,7 +106,8 @@ cdef inline void load_block(const Task* task, Row* row, Py_ssize_t i, Py_ssize_t
         return
     row.logits = task.logits.data + row_offset(task, &task.logits, i)
     row.format = NATIVE
-    if task.out.data == NULL:  # nothing comes back to these logits: each block may overwrite the one before
+    if not task.stages_out and task.softcap == 0 and task.out_kind == GRADIENT:
+        # Nothing comes back to these logits: each block may overwrite the one before.
         row.logits -= start * <Py_ssize_t>sizeof(real)
     load_array(logits + start * given.class_stride, given.format, given.class_stride, n, <real*>row.logits + start)
 

@@ -14,11 +14,12 @@ Design
    lse - x_y.
 4. A row whose logits are all -inf has top = -inf and rest = -1, the empty sum; it becomes NaN here.
 """
-from libc.stdint cimport int64_t
+from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from fastce._cpu._convert cimport read_converted
 from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
+from fastce._cpu._platform cimport read_once
 from fastce._cpu._task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, row_offset, vector_item, weight_of
 from fastce._cpu._tiles cimport LANES, TILE, cap, d_unit, fill, times, wide_lane_sum
 
@@ -52,12 +53,12 @@ cdef inline double unscaled_exp(double x) noexcept nogil:
 
 cdef inline double scale_of(const Task* task) noexcept nogil:
     """Return the factor of f(x) - f(top): tanh spans 1 and the softcap; else f is the identity."""
-    return task.softcap if task.softcap != 0 else task.logit_scale
+    return task.scale
 
 
 cdef inline double cap_factor_of(const Task* task) noexcept nogil:
     """Return the factor inside f(x) = tanh(factor x), or 0 without a softcap."""
-    return task.logit_scale / task.softcap if task.softcap != 0 else 0
+    return task.cap_factor
 
 
 cdef inline real read_logit(const Task* task, Py_ssize_t i, Py_ssize_t k, real like) noexcept nogil:
@@ -92,6 +93,7 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
     """Start with n rows: which are kept, and where their peaks are under class indices."""
     cdef int64_t y[LANES]
     cdef int64_t ignored = task.ignore_index
+    cdef uint64_t n_classes = task.n_classes
     cdef int64_t n_kept = 0
     cdef Py_ssize_t j, k
     rows.start = start
@@ -118,10 +120,12 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
             memcpy(y, task.target + start, sizeof(y))
         else:
             memcpy(y, task.target + start, n * sizeof(int64_t))
+        # Checked again, for another thread may have written to the targets since: a class is an index from here on.
+        read_once(y)
         for j in range(LANES):
-            rows.kept[j] = y[j] != ignored
+            rows.kept[j] = <int>(y[j] != ignored) & <int>(<uint64_t>y[j] < n_classes)
         for j in range(LANES):
-            rows.peak[j] = -1 if y[j] == ignored else y[j]
+            rows.peak[j] = -1 if rows.kept[j] == 0 else y[j]
     if task.sample_weight.data != NULL:
         for j in range(n):
             rows.sample_weight[j] = vector_item(&task.sample_weight, start + j)

@@ -3,28 +3,30 @@
 Design
 ------
 1. Three ways lead there. Rows that lie side by side, as in (N, C, d1, ...) and Fortran order, are copied as vectors.
-   Rows whose classes lie side by side are transposed. Numbers of 16 bits are widened on the way in and rounded on the
-   way out. Anything else, other formats included, goes number by number.
+   Rows whose classes lie nearer to each other than the rows do are transposed, if need be through a buffer of ordinary
+   rows. Numbers of 16 bits are widened on the way in and rounded on the way out. Anything else goes number by number.
 2. All of this is called, not inlined. Inlined in its ten places it was two thirds of the column kernels, took half of
    the time to compile everything, and left the kernels too few registers: options took a tenth to a fifth longer.
 """
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
-from fastce._cpu._convert cimport NATIVE, Format, is_16_bit, narrow_16, read_converted, widen_16, write_converted
+from fastce._cpu._convert cimport (
+    NATIVE, Format, is_16_bit, is_array, magnitude, narrow_16, read_converted, widen_16, write_converted
+)
 from fastce._cpu._math cimport real
 from fastce._cpu._platform cimport own_function
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES, TILE, fill
-from fastce._cpu._transpose cimport transpose, transpose_from_16, transpose_to_16
+from fastce._cpu._transpose cimport transpose, transpose_from, transpose_to
 
 cdef enum:
-    WIDENED = 128  # classes of 16 rows that pass between 16 bits and the stage at once
+    WIDENED = 128  # classes of 16 rows that pass through the buffer at once
 
 
 cdef enum Way:
     SIDE_BY_SIDE = 0   # the rows
-    TRANSPOSED = 1     # the classes lie side by side
+    TRANSPOSED = 1     # the classes lie nearer to each other than the rows
     SCATTERED = 2
 
 
@@ -64,24 +66,25 @@ cdef inline void locate(
     if not lanes.has_stride:
         for j in range(n):
             lanes.scattered[j] = matrix.data + row_offset(task, matrix, start + j)
-    elif n == LANES and <size_t>lanes.first % size == 0 and (
-            matrix.format == NATIVE or (real is float and is_16_bit(matrix.format))):
-        if lanes.row_stride == size and matrix.class_stride % size == 0:
+    elif n == LANES:
+        if lanes.row_stride == size and matrix.class_stride % size == 0 and <size_t>lanes.first % size == 0 and (
+                matrix.format == NATIVE or (real is float and is_16_bit(matrix.format))):
             lanes.way = SIDE_BY_SIDE
-        elif matrix.class_stride == size and lanes.row_stride % size == 0:
+        elif magnitude(matrix.class_stride) < magnitude(lanes.row_stride):
             lanes.way = TRANSPOSED
 
 
 cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage) noexcept nogil:
     cdef const char* first = lanes.first + start * lanes.class_stride
     cdef Py_ssize_t k = 0, n = stop - start
-    if lanes.format == NATIVE:
+    if is_array(first, lanes.format, lanes.class_stride, stage[0]) and lanes.format == NATIVE and (
+            lanes.row_stride % <Py_ssize_t>sizeof(real) == 0):
         transpose(<const real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real), LANES, n, stage, LANES)
         return
     while k < n:
-        transpose_from_16(
-            first + 2 * k, lanes.format, lanes.row_stride, LANES, min(n - k, <Py_ssize_t>WIDENED),
-            stage + LANES * k, LANES)
+        transpose_from(
+            first + k * lanes.class_stride, lanes.format, lanes.class_stride, lanes.row_stride, LANES,
+            min(n - k, <Py_ssize_t>WIDENED), stage + LANES * k, LANES)
         k += WIDENED
 
 
@@ -90,13 +93,14 @@ cdef inline void store_transposed(
 ) noexcept nogil:
     cdef char* first = lanes.first + start * lanes.class_stride
     cdef Py_ssize_t k = 0, n = stop - start
-    if lanes.format == NATIVE:
+    if is_array(first, lanes.format, lanes.class_stride, stage[0]) and lanes.format == NATIVE and (
+            lanes.row_stride % <Py_ssize_t>sizeof(real) == 0):
         transpose(stage, LANES, n, LANES, <real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real))
         return
     while k < n:
-        transpose_to_16(
-            stage + LANES * k, LANES, LANES, min(n - k, <Py_ssize_t>WIDENED), first + 2 * k, lanes.format,
-            lanes.row_stride)
+        transpose_to(
+            stage + LANES * k, LANES, LANES, min(n - k, <Py_ssize_t>WIDENED), first + k * lanes.class_stride,
+            lanes.format, lanes.class_stride, lanes.row_stride)
         k += WIDENED
 
 

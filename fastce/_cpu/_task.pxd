@@ -4,6 +4,7 @@ A *row* is one softmax; rows are numbered 0 .. n_rows - 1 in C order over `row_s
 memory: strides count bytes. Per-row operands and outputs are contiguous. A NULL pointer means that an operand is
 absent.
 """
+from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.stdint cimport int64_t
 
 from fastce._cpu._convert cimport Format
@@ -69,14 +70,19 @@ cdef struct Task:
     const double* block_weights  # the sum of w over the classes before each of the kernel's blocks, and over all
     Vector sample_weight
     Vector grad_output
-    const Task* source     # what stands behind a task that works on a stage, see `_halves`; else NULL
+    const Task* source     # the caller's task, if this one works on a stage, see `_staged`; else NULL
+    bint stages_logits
+    bint stages_out
+    bint stores_rows       # from the stage, one by one
     Py_ssize_t block       # how many classes of a row the kernel does at once
     # options
     int64_t ignore_index
     double label_smoothing
     double z_loss
     double logit_scale
-    double softcap         # 0 without
+    double softcap         # 0 without: the one predicate
+    double scale           # of differences f(x) - f(row's maximum), where f(x) = tanh(cap_factor x) or x
+    double cap_factor
     bint normalized        # the logits are log-probabilities already (nll_loss)
     double factor          # of every gradient: 1 / normalizer and a scalar grad_output
     # which sums beyond the exponentials the options ask for
@@ -95,6 +101,7 @@ cdef struct Task:
     # what the curvature kernel is asked for
     Matrix second          # the vector of a product, or where the diagonal goes
     bint is_product
+    bint is_float          # the arithmetic's type, else double
     bint by_rows           # a row fills the vector, or 16 rows do
     Py_ssize_t n_tiles     # of a unit
     Py_ssize_t unit_rows   # how many rows are done together, and how many numbers of an operand they have in tiles
@@ -130,6 +137,33 @@ cdef inline double vector_item(const Vector* vector, Py_ssize_t i) noexcept nogi
 
 cdef inline real weight_of(const Task* task, Py_ssize_t k, real like) noexcept nogil:
     return <real>1 if task.weight == NULL else (<const real*>task.weight)[k]
+
+
+cdef inline void choose_scale(Task* task, real like) noexcept:
+    """Choose the factors of the logits, and drop a softcap that changes no number of the arithmetic's type.
+
+    tanh(u) is u where u^2 / 3 is less than half a unit in the last place. A factor inside tanh that is subnormal is
+    rounded to few digits; the factor outside makes up for that: where such a factor gives differences that matter,
+    tanh is about linear.
+    """
+    cdef double factor
+    task.scale = task.logit_scale
+    task.cap_factor = 0
+    if task.softcap == 0:
+        return
+    factor = task.logit_scale / task.softcap
+    if real is float:
+        if factor * FLT_MAX < 2.44140625e-4:  # 2^-12
+            task.softcap = 0
+            return
+        task.cap_factor = <float>factor
+        task.scale = task.softcap if factor >= FLT_MIN else task.logit_scale / task.cap_factor
+    else:
+        if factor * DBL_MAX < 7.450580596923828e-09:  # 2^-27
+            task.softcap = 0
+            return
+        task.cap_factor = factor
+        task.scale = task.softcap if factor >= DBL_MIN else task.logit_scale / task.cap_factor
 
 
 cdef inline void add_sum(Task* task, int k) noexcept:

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memset
 
 from fastce._cpu._dispatch cimport (
-    CURVATURE, PLAIN_COLUMNS, Kernel, align, block_of, group_of, rows_of_part, workspace_bytes
+    CURVATURE, PLAIN_COLUMNS, Kernel, align, block_of, chunk_group_of, group_of, rows_of_part, workspace_bytes
 )
 from fastce._cpu._math cimport real
 from fastce._cpu._memory cimport give_memory, take_memory
@@ -65,16 +65,18 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     cdef Py_ssize_t size = workspace_bytes(task, kernel, like)
     cdef Py_ssize_t numbers = PLAIN_CHUNK_NUMBERS if kernel == PLAIN_COLUMNS else CHUNK_NUMBERS
     cdef Py_ssize_t step = max(CHUNK_GROUPS * group, numbers // task.n_classes)
-    cdef Py_ssize_t small_step = min((task.n_rows + n_threads - 1) // n_threads, SMALL_CHUNK_NUMBERS // task.n_classes)
+    cdef Py_ssize_t n_asked = min(<Py_ssize_t>n_threads, task.n_rows)
+    cdef Py_ssize_t small_step = min((task.n_rows + n_asked - 1) // n_asked, SMALL_CHUNK_NUMBERS // task.n_classes)
     cdef Py_ssize_t n_chunks, n_parts, c
     cdef Vector parts
     cdef double total_loss
     cdef char* memory
     cdef char* workspace
-    step = max(1, min(step, max(small_step, task.n_rows // (CHUNKS_PER_THREAD * n_threads))))
+    step = max(1, min(step, max(small_step, task.n_rows // (CHUNKS_PER_THREAD * n_asked))))
+    group = chunk_group_of(task, kernel, like)
     step = (step + group - 1) // group * group
     n_chunks = (task.n_rows + step - 1) // step
-    n_threads = <int>min(n_threads, n_chunks)
+    n_threads = <int>min(n_asked, n_chunks)
     task.part_rows = rows_of_part(task, kernel, like)
     n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
     memory = take_memory(CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * size)

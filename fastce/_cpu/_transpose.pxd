@@ -182,35 +182,37 @@ cdef inline void transpose(
                 y[k * y_step + i] = x[i * x_step + k]
 
 
-cdef inline void transpose_from_16(
-    const char* first, Format format, Py_ssize_t row_stride, Py_ssize_t m, Py_ssize_t n, real* y, Py_ssize_t y_step
+cdef inline void transpose_from(
+    const char* first, Format format, Py_ssize_t class_stride, Py_ssize_t row_stride, Py_ssize_t m, Py_ssize_t n,
+    real* y, Py_ssize_t y_step
 ) noexcept nogil:
-    """Widen and transpose m rows of n <= 2048 numbers of 16 bits, `row_stride` bytes apart."""
+    """Load and transpose m rows, `row_stride` bytes apart, of n <= 2048 numbers of any format and stride."""
     cdef real wide[WIDE]
     cdef Py_ssize_t i = 0, j, rows
     while i < m:
         rows = min(m - i, WIDE // n)
-        if row_stride == 2 * n:
-            load_array(first + i * row_stride, format, 2, rows * n, wide)
+        if row_stride == class_stride * n:
+            load_array(first + i * row_stride, format, class_stride, rows * n, wide)
         else:
             for j in range(rows):
-                load_array(first + (i + j) * row_stride, format, 2, n, wide + j * n)
+                load_array(first + (i + j) * row_stride, format, class_stride, n, wide + j * n)
         transpose(wide, n, rows, n, y + i, y_step)
         i += rows
 
 
-cdef inline void transpose_to_16(
-    const real* y, Py_ssize_t y_step, Py_ssize_t m, Py_ssize_t n, char* first, Format format, Py_ssize_t row_stride
+cdef inline void transpose_to(
+    const real* y, Py_ssize_t y_step, Py_ssize_t m, Py_ssize_t n, char* first, Format format, Py_ssize_t class_stride,
+    Py_ssize_t row_stride
 ) noexcept nogil:
-    """Do the reverse."""
+    """Transpose and store m rows of n <= 2048 numbers, `row_stride` bytes apart, in any format and stride."""
     cdef real wide[WIDE]
     cdef Py_ssize_t i = 0, j, rows
     while i < m:
         rows = min(m - i, WIDE // n)
         transpose(y + i, y_step, n, rows, wide, n)
-        if row_stride == 2 * n:
-            store_array(wide, <real>1, True, rows * n, first + i * row_stride, format, 2)
+        if row_stride == class_stride * n:
+            store_array(wide, <real>1, True, rows * n, first + i * row_stride, format, class_stride)
         else:
             for j in range(rows):
-                store_array(wide + j * n, <real>1, True, n, first + (i + j) * row_stride, format, 2)
+                store_array(wide + j * n, <real>1, True, n, first + (i + j) * row_stride, format, class_stride)
         i += rows

@@ -18,7 +18,7 @@ from fastce._cpu._stage cimport (
     SIDE_BY_SIDE, Lanes, load_classes, load_planes, locate, pad, store_classes, store_planes
 )
 from fastce._cpu._task cimport Matrix, Task, row_offset
-from fastce._cpu._tiles cimport LANES, TILE, cap, copy, fill, gather, is_plain, product, store
+from fastce._cpu._tiles cimport LANES, TILE, cap, copy, fill, is_plain, product
 
 
 # Arrays of the workspace, each with room for all units that are done together.
@@ -48,6 +48,8 @@ cdef struct Unit:
     Tiles slopes
     Tiles out
     Tiles hess
+    bint scales_w
+    double w_scale[LANES]  # w is multiplied by them, if it is scaled
     const char* ahead_x  # rows to come, of which memory is asked while this one computes
     const char* ahead_v
 
@@ -74,6 +76,7 @@ cdef inline int n_operands(const Task* task) noexcept nogil:
 cdef inline void plan_curvature(Task* task, real like) noexcept nogil:
     """Decide how many rows are done together; kept in the task, for divisions took a tenth of the time."""
     cdef Py_ssize_t step = classes_of_tile(task)
+    task.is_float = sizeof(real) == sizeof(float)
     task.n_tiles = (task.n_classes + step - 1) // step
     if task.by_rows:
         task.unit_rows = row_group(task, like)
@@ -112,10 +115,7 @@ cdef inline void load_row(const Task* task, const Matrix* matrix, const Tiles* t
     cdef Py_ssize_t k = tiles.n_body * TILE, n = task.n_classes - k
     if matrix.data == NULL or n == 0:
         return
-    if matrix.format == NATIVE:
-        gather(tiles.body + k * matrix.class_stride, matrix.class_stride, n, stage + k)
-    else:
-        load_array(tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride, n, stage + k)
+    load_array(tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride, n, stage + k)
     fill(stage, k + n, k + (n + TILE - 1) // TILE * TILE, padding)
 
 
@@ -125,11 +125,7 @@ cdef inline void store_row(const Task* task, const Matrix* matrix, const Tiles* 
     cdef Py_ssize_t k = tiles.n_body * TILE, n = task.n_classes - k
     if matrix.data == NULL or n == 0:
         return
-    if matrix.format == NATIVE:
-        store(tiles.body + k * matrix.class_stride, matrix.class_stride, n, stage + k)
-    else:
-        store_array(
-            stage + k, <real>1, True, n, tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride)
+    store_array(stage + k, <real>1, True, n, tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride)
 
 
 cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real* arrays, Unit* unit) noexcept nogil:
@@ -144,6 +140,7 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
     unit.out = unit.exps if task.is_product else unit.v
     unit.prob = staged_tiles(stage[PROB])
     unit.slopes = staged_tiles(stage[SLOPES])
+    unit.scales_w = False
     if not task.by_rows:
         return
     ahead = min(i + 1 + AHEAD_BYTES // (task.n_tiles * TILE * <Py_ssize_t>sizeof(real)), task.n_rows - 1)
@@ -205,12 +202,31 @@ cdef inline void store_unit(const Task* task, const Unit* unit, real like) noexc
 
 
 cdef inline const real* w_tile(const Task* task, const Unit* unit, Py_ssize_t t, real* buffer) noexcept nogil:
-    """Return a tile of slope * v; the scale is left out."""
+    """Return a tile of w = slope * v, times its scale if it has one; the logits' scale is left out."""
     cdef const real* v = tile_of(&unit.v, t, buffer[0])
-    if task.softcap == 0:
-        return v
-    product(v, tile_of(&unit.slopes, t, buffer[0]), buffer)
-    return buffer
+    cdef Py_ssize_t g, j
+    if task.softcap != 0:
+        product(v, tile_of(&unit.slopes, t, buffer[0]), buffer)
+        v = buffer
+    if unit.scales_w:
+        for g in range(TILE // LANES):
+            for j in range(LANES):
+                buffer[16 * g + j] = v[16 * g + j] * <real>unit.w_scale[j]
+        v = buffer
+    return v
+
+
+cdef inline double small_scale(const Task* task) noexcept nogil:
+    """Return a scale under which no difference of two w, times `exp_unit` and summed up in a lane, overflows."""
+    return 3.552713678800501e-15 if task.is_float else 8.271806125530277e-25  # 2^-48, 2^-80
+
+
+cdef inline void scale_w(const Task* task, Unit* unit, Py_ssize_t lane, const double* scales) noexcept nogil:
+    """Let w be scaled, by the scale of a single row or those of 16."""
+    cdef Py_ssize_t j
+    unit.scales_w = True
+    for j in range(LANES):
+        unit.w_scale[j] = scales[lane if task.by_rows else j]
 
 
 cdef inline const real* weights_at(const Task* task, Py_ssize_t t, real* buffer) noexcept nogil:

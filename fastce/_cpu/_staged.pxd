@@ -1,0 +1,136 @@
+"""Rows that the row kernel cannot work on where they are: it gets a copy of the task whose rows lie on a stage.
+
+Design
+------
+1. The row kernel takes rows of the arithmetic's type whose classes lie side by side, at aligned addresses. Logits, or a
+   gradient, that are anything else (16 bits, strides, odd addresses) wait on a stage of such rows; `source` leads back
+   to the caller's. Each block of logits is loaded on its way into the sweep, and each block of the gradient is stored
+   once it is done. So everything between is one code with one rounding, and the bits of a row do not depend on where
+   the gradient goes. Only the loop for ordinary rows of 16 bits without options reads them itself: widening twice in
+   registers costs less than to store and load them.
+2. The stage is as long as the rows that go through the kernel together, 64 KiB, or a longer row. Exponentials waiting
+   in 16 bits would lose what the promises keep, and computing them twice would also widen every logit twice.
+3. A gradient whose rows lie side by side, as in Fortran order, is stored when all rows of the group are done: by rows,
+   one number at a time would be written to every cache line, and a call took 30 times as long.
+"""
+from fastce._cpu._convert cimport NATIVE, load_array, store_array
+from fastce._cpu._math cimport real
+from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_write
+from fastce._cpu._task cimport Matrix, Task, row_offset
+from fastce._cpu._tiles cimport LANES
+from fastce._cpu._transpose cimport transpose
+
+cdef enum:
+    # Gradients that are stored class by class wait for each other: 16 rows fill a cache line of floats, and more are
+    # stored in longer runs.
+    GROUP_BYTES = 1048576
+    MOST_ROWS = 256
+    MOST_STAGE_BYTES = 16777216
+    RUN_CLASSES = 16
+
+
+cdef inline Py_ssize_t row_bytes(const Task* task, real like) noexcept nogil:
+    """Return the size of a staged row."""
+    return task.n_classes * <Py_ssize_t>sizeof(real)
+
+
+cdef inline bint is_contiguous(const Task* task, const Matrix* matrix, real like) noexcept nogil:
+    """Return True if all rows are arrays of the arithmetic's type at aligned addresses."""
+    cdef Py_ssize_t k, size = sizeof(real)
+    if matrix.format != NATIVE or matrix.class_stride != size or <size_t>matrix.data % <size_t>size != 0:
+        return False
+    for k in range(task.n_dims):
+        if matrix.row_strides[k] % size != 0:
+            return False
+    return True
+
+
+cdef inline bint needs_stage(const Task* task, real like) noexcept nogil:
+    """Return True if rows of the logits or of the gradient must be staged."""
+    return not is_contiguous(task, &task.logits, like) or (
+        task.out.data != NULL and not is_contiguous(task, &task.out, like))
+
+
+cdef inline void stage_matrix(const Task* task, Matrix* matrix, real like) noexcept nogil:
+    """Describe a matrix that lies on a stage yet to be chosen."""
+    cdef Py_ssize_t k, stride = row_bytes(task, like)
+    matrix.format = NATIVE
+    matrix.class_stride = sizeof(real)
+    for k in range(task.n_dims - 1, -1, -1):
+        matrix.row_strides[k] = stride
+        stride *= task.row_shape[k]
+
+
+cdef inline Task task_on_stage(const Task* source, real like) noexcept nogil:
+    """Return the same task with those of its logits and gradient on a stage that must be."""
+    cdef Task staged = source[0]
+    staged.source = source
+    staged.stages_logits = not is_contiguous(source, &source.logits, like)
+    staged.stages_out = source.out.data != NULL and not is_contiguous(source, &source.out, like)
+    if staged.stages_logits:
+        stage_matrix(source, &staged.logits, like)
+    if staged.stages_out:
+        stage_matrix(source, &staged.out, like)
+    return staged
+
+
+cdef inline bint stores_columns(const Task* task, real like) noexcept nogil:
+    """Return True if the rows of a gradient that must be staged lie side by side."""
+    cdef const Matrix* out = &task.out
+    cdef Py_ssize_t size = sizeof(real)
+    return (
+        out.data != NULL and out.format == NATIVE and out.class_stride != size and out.class_stride % size == 0
+        and out.row_strides[task.n_dims - 1] == size)
+
+
+cdef inline Py_ssize_t staged_group(const Task* task, Py_ssize_t row_group, real like) noexcept nogil:
+    """Return how many rows are on the stage together: as many as go through the kernel, or several times that."""
+    cdef Py_ssize_t rows
+    if not stores_columns(task, like):
+        return row_group
+    rows = max(GROUP_BYTES // row_bytes(task, like), <Py_ssize_t>LANES)
+    rows = min(rows, MOST_STAGE_BYTES // row_bytes(task, like))
+    return max(<Py_ssize_t>1, min(rows, <Py_ssize_t>MOST_ROWS) // row_group) * row_group
+
+
+cdef inline void choose_stage(Task* staged, Py_ssize_t start, Py_ssize_t n, char* stage, real like) noexcept nogil:
+    """Put n rows from `start` on at the beginning of `stage`: the gradient takes the place of the logits."""
+    cdef char* first = stage - start * row_bytes(staged, like)
+    cdef const Task* source = staged.source
+    cdef Py_ssize_t last = staged.n_dims - 1
+    if staged.stages_logits:
+        staged.logits.data = first
+    if not staged.stages_out:
+        return
+    staged.out.data = first
+    staged.stores_rows = not (
+        stores_columns(source, like)
+        and <size_t>(source.out.data + row_offset(source, &source.out, start)) % sizeof(real) == 0
+        and (last == 0 or start % staged.row_shape[last] + n <= staged.row_shape[last]))
+
+
+cdef inline void store_columns(const Task* staged, Py_ssize_t start, Py_ssize_t n, real like) noexcept nogil:
+    """Store the gradient of n staged rows, class by class; ask for the lines of the next classes meanwhile."""
+    cdef const Matrix* out = &staged.source.out
+    cdef const real* stage = <const real*>(staged.out.data + row_offset(staged, &staged.out, start))
+    cdef char* first = out.data + row_offset(staged.source, out, start)
+    cdef Py_ssize_t j, k = 0, ahead, n_bytes = n * <Py_ssize_t>sizeof(real)
+    while k < staged.n_classes:
+        for ahead in range(k + RUN_CLASSES, min(k + 2 * RUN_CLASSES, staged.n_classes)):
+            j = 0
+            while j < n_bytes:
+                prefetch_to_write(first + ahead * out.class_stride + j)
+                j += CACHE_LINE
+        transpose(
+            stage + k, staged.n_classes, n, min(staged.n_classes - k, <Py_ssize_t>RUN_CLASSES),
+            <real*>(first + k * out.class_stride), out.class_stride // <Py_ssize_t>sizeof(real))
+        k += RUN_CLASSES
+
+
+cdef inline void store_block(
+    const Task* source, const real* row, real factor, bint may_be_nan, Py_ssize_t k, Py_ssize_t n, char* target
+) noexcept nogil:
+    """Store n classes of a staged row, from class k on and times a factor, where the caller wants them."""
+    store_array(
+        row + k, factor, may_be_nan, n, target + k * source.out.class_stride, source.out.format,
+        source.out.class_stride)

@@ -1,0 +1,85 @@
+"""A row has the same bits in every batch: alone or among others, anywhere, with `out` or without.
+
+They may depend on the instruction set, on the memory order of the logits and on what is asked for: the loss with
+statistics comes from another kernel than the loss without.
+"""
+
+import numpy as np
+import pytest
+
+import fastce
+from cases import make_logits, make_target
+
+N_ROWS = 100  # more than the 64 that go together
+PARTS = [(0, 1), (3, 4), (7, 10), (0, 3), (1, 16), (60, 100), (99, 100)]
+CLASSES = [1, 2, 3, 10, 63, 64, 65, 127, 128, 200, 1000, 2049, 5000]  # around tiles, the choice of a kernel and blocks
+OPTIONS = [
+    {},
+    {"label_smoothing": 0.1},
+    {"softcap": 3.0},
+    {"z_loss": 0.01, "logit_scale": 1.7},
+    {"logit_scale": 0.3},
+]
+# Logits as they lie in memory.
+LAYOUTS = {
+    "C": lambda x: x,
+    "F": np.asfortranarray,
+    "step": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "far": lambda x: np.repeat(x, 7, axis=1)[:, ::7],
+    "reversed": lambda x: x[:, ::-1].copy()[:, ::-1],
+    "padded": lambda x: np.pad(x, ((0, 0), (0, 3)))[:, : x.shape[1]],
+    "planes": lambda x: x.T.copy().reshape(x.shape[1], -1, 10).swapaxes(0, 1).copy(),
+}
+
+
+def results(x, target, v, **options):
+    """Return what the functions say of each row, and whether `out` is given makes no difference to that."""
+    per_row = {"reduction": "none", **options}
+    loss, grad = fastce.cross_entropy_with_grad(x, target, **per_row)
+    alone = fastce.cross_entropy(x, target, **per_row)
+    np.testing.assert_array_equal(alone, loss)
+    out = np.full(x.shape, 7, x.dtype)
+    fastce.cross_entropy_with_grad(x, target, out=out, **per_row)
+    np.testing.assert_array_equal(out, grad)
+    return {
+        "loss": loss,
+        "grad": grad,
+        **fastce.cross_entropy_stats(x, target, **per_row)._asdict(),
+        "product": fastce.cross_entropy_hvp(x, target, v, **per_row),
+        "diagonal": fastce.cross_entropy_grad_hess(x, target, **per_row)[1],
+        "softmax": fastce.softmax(x, axis=1),
+        "log_softmax": fastce.log_softmax(x, axis=1),
+        "logsumexp": fastce.logsumexp(x, axis=1),
+    }
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("n_classes", CLASSES)
+def test_a_row_has_the_same_bits_in_every_batch(n_classes, layout, rng):
+    n_rows = N_ROWS if n_classes <= 200 else 20  # of many classes no more than 16 rows go together
+    for i, dtype in enumerate((np.float32, np.float64, np.float16, np.float32, np.float64)):
+        x = LAYOUTS[layout](make_logits(rng, (n_rows, n_classes), dtype))
+        v = rng.standard_normal(x.shape).astype(dtype)
+        target = make_target(rng, ("index", "prob")[i % 2], x.shape)
+        whole = results(x, target, v, **OPTIONS[i])
+        for start, stop in PARTS:
+            part = slice(start, stop)
+            if stop > len(x):
+                continue
+            for name, values in results(x[part], target[part], v[part], **OPTIONS[i]).items():
+                message = f"{name} {np.dtype(dtype)} {OPTIONS[i]} {part}"
+                np.testing.assert_array_equal(values, whole[name][part], message)
+
+
+@pytest.mark.usefixtures("isa")
+@pytest.mark.parametrize("n_classes", [10, 130])
+def test_probabilities_and_indices_in_batches_of_any_size(n_classes, rng):
+    x = make_logits(rng, (40, n_classes), np.float32)
+    for kind in ("index", "prob"):
+        target = make_target(rng, kind, x.shape)
+        whole = fastce.cross_entropy_with_grad(x, target, reduction="none")
+        for n in range(1, 40):
+            part = fastce.cross_entropy_with_grad(x[:n], target[:n], reduction="none")
+            for values, of_whole in zip(part, whole, strict=True):
+                np.testing.assert_array_equal(values, of_whole[:n])
