@@ -89,7 +89,7 @@ class Scaling:
         shared = curvature if by_class else curvature.mean(keepdims=True)
         squares = moments.squares
         # What the penalty amounts to, as a spread.
-        penalty = np.sqrt(objective.l2 / shared)[:, None]
+        penalty = np.sqrt(max(objective.l2, 0) / shared)[:, None]
         spread = np.sqrt(np.einsum("kii->ki", squares) if full else squares) * peak
         spread = np.hypot(np.hypot(spread, penalty), least * peak)
         spread = np.where(spread > 0, spread, 1)

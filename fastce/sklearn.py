@@ -131,12 +131,12 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     differ in what all classes share, the one where it is 0 is returned. Weights may be negative, as there, as long as
     their sum is positive; the objective need not have a minimum then.
 
-    "lbfgs" and "newton-cg" are SciPy's, in coordinates that make the problem rounder [1]_: correlated or unscaled
+    "lbfgs" and "newton-cg" work in coordinates that make the problem rounder [1]_: correlated or unscaled
     features cost few iterations. Both are exact, and "lbfgs" is the faster as a rule; "newton-cg" for high accuracy.
     "sgd" is for very many rows, and what `partial_fit` does: mini-batches of 128 rows, Adam [2]_, and an average over
     its steps. It leaves some thousandths of the objective to be gained. Features are scaled as the first rows want it.
 
-    While `fit` runs, BLAS is kept to one thread, in the whole process.
+    While `fit` runs, BLAS is kept to one thread, in the whole process, and until the last of those that overlap ends.
 
     References
     ----------
