@@ -8,7 +8,7 @@ Design
 2. Steps are those of other coordinates, in which the Hessian is about the identity; see `Scaling`.
 3. Convergence is judged in the original coordinates, as scikit-learn does: no entry of the gradient above `tol`. Small
    features, or those that are mostly 0, make all entries small long before the minimum: so the objective must not be
-   about to fall by more than `tol` either, by what the next step promises.
+   about to fall by more than `tol` either, or by less if it is small itself, by what the next step promises.
 """
 
 import collections
@@ -324,13 +324,22 @@ class _Descent:
 
     def _judge(self, place: _Place, gain: float) -> None:
         """Look whether a place is good enough, or better than those before; `gain` is what the next step promises."""
-        if max(place.steepest, gain) <= self._tol and (self._met is None or place.steepest <= self._met.steepest):
+        is_enough = place.steepest <= self._tol and gain <= self._least_worth(place.value)
+        if is_enough and (self._met is None or place.steepest <= self._met.steepest):
             self._met = place
         falls = place.value < self._best.value - self._eps * abs(self._best.value)
         if falls or gain < 0.8 * self._least_gain:
             self._best, self._least_gain, self._idle, self._is_fresh = place, gain, 0, False
         else:
             self._idle += 1
+
+    def _least_worth(self, value: float) -> float:
+        """Return what a step must gain to be worth it.
+
+        This is `tol`, and where the objective is not much larger itself, a twentieth of it. That share has an end, for
+        without a penalty the objective may fall to 0, and every step gains a share of it.
+        """
+        return min(self._tol, max(0.05 * value, 0.1 * self._tol))
 
     def _end(self, n_iter: int, advice: str) -> Outcome:
         if self._met is not None:

@@ -71,8 +71,9 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     dual : False
         The problem is solved in its primal form.
     tol : float, default 1e-4
-        With "lbfgs" and "newton-cg" no entry of the gradient is larger at the end, unless the objective's rounding ends
-        the search before; with "sgd", by how much less the objective must get within 5 passes.
+        With "lbfgs" and "newton-cg" no entry of the gradient is larger at the end, and the next step promises no larger
+        fall of the objective; where rounding ends the search before, a warning says so. With "sgd", by how much less
+        the objective must get within 5 passes.
     fit_intercept : bool, default True
         Whether there are intercepts; they are not penalised.
     intercept_scaling : float, default 1.0
