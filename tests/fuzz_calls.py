@@ -51,7 +51,7 @@ def _outline(value):
     if isinstance(value, np.ndarray) and value.ndim:
         address = value.__array_interface__["data"][0]
         return f"<{value.dtype} {value.shape} strides {value.strides} at {address % 64} mod 64>"
-    return repr(value)[:200]
+    return " ".join(repr(value).split())[:200]
 
 
 def assert_same_bits(one, other, what):
@@ -111,6 +111,10 @@ class Operation:
         other.arrays = {**self.arrays, **arrays}
         return other
 
+    def like_out(self):
+        """Return an array with the shape and the dtype of `out`."""
+        return next(iter(self.arrays.values()))
+
     def in_place_names(self):
         """Return the names of arrays that may be `out`."""
         return [next(iter(self.arrays))]
@@ -129,7 +133,9 @@ def exercise(calls, operation):
     operation.check(expected)
     ways = [_with_other_threads]
     if operation.outs:
-        ways = [_into_out, _into_out, _in_place, _apart_in_one_array]
+        ways = [_into_out, _into_out]
+        if operation.in_place_names():
+            ways += [_in_place, _apart_in_one_array]
     if dice.often(0.7):
         dice.choice(ways)(calls, operation, expected)
         calls.check_inputs()
@@ -155,7 +161,7 @@ def _check_written(expected, given, operands, what):
 
 def _into_out(calls, operation, expected):
     dice, memory = calls.dice, calls.memory
-    like = next(iter(operation.arrays.values()))
+    like = operation.like_out()
     names = list(operation.outs)
     if len(names) > 1 and dice.often(0.3):
         names = [dice.choice(names)]

@@ -2,16 +2,28 @@
 
 from typing import ClassVar
 
+import ml_dtypes
 import numpy as np
+from scipy import sparse
 
 import fastce
 import fuzz_truth
 from fastce import _reference
 from fastce._curvature import CURVATURES
 from fuzz_calls import Operation, exercise
-from fuzz_problems import FLOATS, INTEGERS, LOGITS_DTYPES, Problem, draw_logits, draw_shape
+from fuzz_problems import (
+    FLOATS,
+    INTEGERS,
+    LOGITS_DTYPES,
+    Problem,
+    as_dtype_that_holds,
+    draw_logits,
+    draw_shape,
+    draw_weights,
+)
 
 STATS = fastce.CrossEntropyStats._fields
+GRADS = ("features", "linear_weight", "linear_bias")
 
 
 class Loss(Operation):
@@ -266,58 +278,133 @@ def log_probs(calls):
 # ---- softmax
 
 
+def _lse_of_rows(rows):
+    return np.broadcast_to(_reference._softmax_of_rows(rows).lse, rows.shape)
+
+
 class SoftmaxFamily(Operation):
-    """Softmax, log-softmax and log-sum-exp."""
+    """Softmax, log-softmax and log-sum-exp, along one axis, several or all."""
 
     def __init__(self, calls):
         dice = calls.dice
         self.function_name = dice.choice(("softmax", "log_softmax", "logsumexp"))
         self.function = getattr(fastce, self.function_name)
-        shape, self.axis = draw_shape(dice)
-        self.rows = (*shape[: self.axis], *shape[self.axis + 1 :])
-        self.dtype = dice.choice(LOGITS_DTYPES)
-        x, _ = draw_logits(dice, shape, self.axis)
-        x = calls.memory.input("x", x, self.dtype)
-        self.exact = x.copy()
-        keywords = {}
-        if self.axis != len(shape) - 1 or dice.often(0.5):
-            keywords["axis"] = self.axis - len(shape) * dice.often(0.3)
-        self.outs = {} if self.function_name == "logsumexp" else {"result": "out"}
+        self.is_lse = self.function_name == "logsumexp"
+        shape, axis = draw_shape(dice)
+        x, _ = draw_logits(dice, shape, axis)
+        dtype = dice.choice(LOGITS_DTYPES)
+        if dice.often(0.03):
+            shape, axis, x = (), -1, x.flat[0] if x.size else np.float64(1)
+        if self.is_lse and dice.often(0.08):
+            dtype, x = dice.choice(INTEGERS), np.rint(np.clip(np.nan_to_num(x), 0, 100))
+        x = calls.memory.input("x", x, dtype)
+        self.exact, self.shape = x.copy(), shape
+        n_dims = max(1, len(shape))
+        self.axes = (axis % n_dims,)
+        keywords = (
+            {} if self.axes == (n_dims - 1,) and dice.often(0.5) else {"axis": axis % n_dims - n_dims * dice.often(0.3)}
+        )
+        if dice.often(0.2):
+            self.axes = tuple(dice.sample(range(n_dims), dice.integer(0, n_dims)))
+            keywords = {"axis": tuple(k - n_dims * dice.often(0.3) for k in self.axes)}
+        if dice.often(0.1):
+            self.axes, keywords = tuple(range(n_dims)), {"axis": None}
+        self.rows = tuple(n for k, n in enumerate(shape or (1,)) if k not in self.axes)
+        self.outs = {"result": "out"}
+        self.out_dtype, self.out_shape = dtype, shape
+        if self.is_lse:
+            self.out_shape = self.rows
+            self._draw_of_sums(calls, keywords)
+            # As NumPy promotes, with at least float32; integers alone are float64.
+            given = [dtype] if self.b is None else [dtype, self.b.dtype]
+            given = [np.dtype(np.float32) if t in (np.float16, ml_dtypes.bfloat16) else t for t in given]
+            is_single = np.result_type(*given) == np.float32
+            self.out_dtype = np.dtype(np.float32 if is_single else np.float64)
         super().__init__(calls, {"x": x}, keywords)
 
+    def _draw_of_sums(self, calls, keywords):
+        """Draw what only `logsumexp` takes."""
+        dice = calls.dice
+        self.b = None
+        if dice.often(0.2):
+            keywords["keepdims"] = True
+            self.out_shape = tuple(1 if k in self.axes else n for k, n in enumerate(self.shape or (1,)))
+        if dice.often(0.3) and len(self.shape) > 0 and np.prod(self.rows) <= 64:
+            values = draw_weights(dice, self.shape[dice.integer(0, len(self.shape)) :])
+            keywords["b"] = calls.memory.input("b", values, as_dtype_that_holds(dice, values))
+            self.b = keywords["b"].copy()
+        if dice.often(0.3):
+            keywords["return_sign"] = True
+
+    def like_out(self):
+        return np.broadcast_to(np.empty((), self.out_dtype), self.out_shape)
+
+    def in_place_names(self):
+        return [] if self.is_lse else ["x"]
+
     def name(self, results):
-        return {"result": results}
+        return (
+            dict(zip(("result", "sign"), results, strict=True))
+            if "return_sign" in self.keywords
+            else {"result": results}
+        )
 
     def of_rows(self, rows):
-        at_class = (*rows[: self.axis], slice(None), *rows[self.axis :])
+        if self.is_lse and (self.b is not None or "keepdims" in self.keywords):
+            return None
+        kept = iter(rows)
+        place = tuple(slice(None) if k in self.axes else next(kept) for k in range(len(self.shape)))
 
         def cut(name, value):
-            return value[at_class] if np.ndim(value) == len(at_class) else value[rows]
+            return value[rows if self.is_lse else place]
 
-        return self.with_arrays(x=self.arrays["x"][at_class]), ["result"], cut
+        few = self.with_arrays(x=self.arrays["x"][place])
+        return few, ["result", "sign"] if "return_sign" in self.keywords else ["result"], cut
 
+    @np.errstate(all="ignore")
     def check(self, results):
-        x, axis, result = self.exact, self.axis, results["result"]
-        is_lse = self.function_name == "logsumexp"
-        n = x.shape[axis]
-        work = np.float64 if self.dtype == np.float64 else np.float32
-        assert result.dtype == (work if is_lse else self.dtype)
-        if n == 0:
-            assert result.shape == (self.rows if is_lse else x.shape)
+        x, axes, result = self.exact, self.axes, results["result"]
+        assert result.dtype == self.out_dtype
+        assert result.shape == self.out_shape
+        wide = np.atleast_1d(x).astype(np.float64)
+        size = np.max(np.abs(wide), axis=axes, keepdims=True, where=np.isfinite(wide), initial=0)
+        n = int(np.prod([wide.shape[k] for k in axes]))
+        work = np.float64 if self.out_dtype == np.float64 else np.float32
+        unit, spread = fuzz_truth.unit_of(work, n), 1 + np.log(max(1, n))
+        if self.is_lse:
+            self._check_sums(results, wide, unit, size, spread)
             return
-        expected = getattr(_reference, self.function_name)(x, axis=axis)
-        with np.errstate(all="ignore"):
-            wide = x.astype(np.float64)
-            size = np.max(np.abs(wide), axis=axis, keepdims=True, where=np.isfinite(wide), initial=0)
-            unit = fuzz_truth.unit_of(work, n)
-            if is_lse:
-                bound = unit * (size.squeeze(axis) + 1 + np.log(n))
-            elif self.function_name == "softmax":
-                bound = unit * (2 * size + 1 + np.log(n)) * expected
-                bound = bound + fuzz_truth.half_unit(expected, self.dtype)
-            else:
-                bound = unit * (np.abs(expected) + 1 + np.log(n)) + fuzz_truth.half_unit(expected, self.dtype)
-        fuzz_truth.hold(result, expected, bound, self.function_name)
+        expected = getattr(_reference, self.function_name)(x, axis=axes).reshape(self.shape)
+        size = np.broadcast_to(size, wide.shape).reshape(self.shape)
+        if self.function_name == "softmax":
+            bound = unit * (2 * size + spread) * expected
+        else:
+            bound = unit * (np.abs(expected) + spread)
+        fuzz_truth.hold(result, expected, bound + fuzz_truth.half_unit(expected, self.out_dtype), self.function_name)
+
+    def _check_sums(self, results, x, unit, size, spread):
+        """Hold log-sum-exp, and the sums' signs. What cancels makes the logarithm worse by as much."""
+        b = np.ones(()) if self.b is None else self.b.astype(np.float64)
+        if self.b is None:
+            soft = _reference._along(x, self.axes, _lse_of_rows)
+            expected = soft.max(axis=self.axes) if soft.size else np.full(self.rows, -np.inf)
+            sign = np.where(np.isnan(expected), np.nan, expected > -np.inf)
+            cancels = 1.0
+        else:
+            expected, sign = _reference.logsumexp(x, axis=self.axes, b=b, return_sign=True)
+            top = np.max(np.where(b == 0, -np.inf, x), axis=self.axes, keepdims=True, initial=-np.inf)
+            terms = _reference._times(np.broadcast_to(b, x.shape), np.exp(x - np.where(np.isfinite(top), top, 0)))
+            cancels = np.abs(terms).sum(axis=self.axes) / np.abs(terms.sum(axis=self.axes))
+            if "return_sign" not in self.keywords:
+                expected = np.where(sign < 0, np.nan, expected)
+        is_sure = ~(cancels * unit > 1 / 8)
+        size = np.abs(expected) + size.max(axis=self.axes, initial=0)
+        bound = np.where(is_sure, unit * (size + spread) * cancels, np.nan)
+        bound = np.where(np.isfinite(expected), bound, np.where(is_sure, 0.0, np.nan))
+        fuzz_truth.hold(results["result"].reshape(self.rows), np.reshape(expected, self.rows), bound, "log of sum")
+        if "sign" in results:
+            given = results["sign"].reshape(self.rows)
+            fuzz_truth.hold(given, np.reshape(sign, self.rows), np.where(is_sure, 0.0, np.nan), "sign")
 
 
 def softmaxes(calls):
@@ -328,93 +415,121 @@ def softmaxes(calls):
 # ---- a linear layer
 
 
+class LinearProblem(Problem):
+    """Features, the weight and the bias of a linear layer, of any number of leading dimensions and positions."""
+
+    def __init__(self, dice, memory):
+        self.dice, self.memory = dice, memory
+        lead = dice.choice(((), (0,), (1,), (2,), (3,), (5,), (16,), (17,), (40,), (2, 3), (1, 2, 2)))
+        positions = dice.choice(((), (), (), (1,), (3,), (2, 2)))
+        n_classes, n_features = dice.choice((1, 2, 3, 7, 10, 33, 64, 130)), dice.choice((0, 1, 2, 3, 8, 17))
+        self.shape, self.axis = (*lead, n_classes, *positions), len(lead)
+        self.rows, self.n_classes = (*lead, *positions), n_classes
+        self.dtype = dice.choice(LOGITS_DTYPES)
+        self.options = self._draw_options()
+        self.is_index = dice.often(0.65)
+        self.target = self._draw_indices() if self.is_index else self._draw_probabilities()
+        features = dice.numbers.standard_normal((*lead, n_features)) * dice.choice((0.1, 1.0, 3.0))
+        if dice.often(0.1):
+            features = np.where(dice.numbers.random((*lead, 1)) < 0.2, dice.choice((np.nan, np.inf)), features)
+        weight = dice.numbers.standard_normal((n_classes, *positions, n_features))
+        self.features = memory.input("features", features, self.dtype)
+        self.linear_weight = memory.input("linear_weight", weight, self.dtype)
+        self.exact_target, self.exact_features = self.target.copy(), self.features.copy()
+        self.exact_weight = self.linear_weight.copy()
+        self.bias = self.exact_bias = None
+        if dice.often(0.5):
+            self.bias = memory.input("linear_bias", dice.numbers.standard_normal((n_classes, *positions)), self.dtype)
+            self.exact_bias = self.bias.copy()
+
+
 class Linear(Operation):
     """The loss of a linear layer, with or without gradients."""
 
     def __init__(self, calls):
-        dice, memory = calls.dice, calls.memory
-        n, d = dice.choice((0, 1, 2, 3, 5, 16, 17, 40)), dice.choice((0, 1, 2, 3, 8, 17))
-        n_classes = dice.choice((1, 2, 3, 7, 10, 33, 64, 130))
-        self.dtype = dice.choice(LOGITS_DTYPES)
-        numbers = dice.numbers
-        problem = self.problem = Problem.__new__(Problem)
-        problem.dice, problem.memory = dice, memory
-        problem.shape, problem.axis, problem.rows, problem.n_classes = (n, n_classes), 1, (n,), n_classes
-        problem.options = problem._draw_options()
-        if problem.options.get("logit_scale", 1) > 100:
-            del problem.options["logit_scale"]
-        problem.is_index = dice.often(0.65)
-        problem.target = problem._draw_indices() if problem.is_index else problem._draw_probabilities()
-        problem.exact_target = problem.target.copy()
-        features = numbers.standard_normal((n, d)) * dice.choice((0.1, 1.0, 3.0))
-        if dice.often(0.1):
-            features = np.where(numbers.random((n, 1)) < 0.2, dice.choice((np.nan, np.inf)), features)
-        arrays = {
-            "features": memory.input("features", features, self.dtype),
-            "linear_weight": memory.input("linear_weight", numbers.standard_normal((n_classes, d)), self.dtype),
-            "target": problem.target,
-        }
-        self.exact = {name: array.copy() for name, array in arrays.items()}
+        dice = calls.dice
+        problem = self.problem = LinearProblem(dice, calls.memory)
+        features = problem.features
+        if problem.dtype.itemsize >= 4 and features.ndim == 2 and dice.often(0.15):
+            features = sparse.csr_array(features)
+        arrays = {"features": features, "linear_weight": problem.linear_weight, "target": problem.target}
         keywords = dict(problem.options)
-        self.bias = None
-        if dice.often(0.5):
-            bias = memory.input("linear_bias", numbers.standard_normal(n_classes), self.dtype)
-            self.bias = bias.copy()
-            keywords["linear_bias"] = bias
+        if problem.bias is not None:
+            keywords["linear_bias"] = problem.bias
         if dice.often(0.4):
             keywords["chunk_rows"] = dice.choice((1, 2, 7, 1000))
+        self.has_stats = dice.often(0.25)
+        if self.has_stats:
+            keywords["return_stats"] = True
         self.grad_output = None
         self.with_grad = dice.often(0.7)
         self.function = fastce.linear_cross_entropy_with_grad if self.with_grad else fastce.linear_cross_entropy
+        self.wrt = GRADS
         if self.with_grad:
             self.grad_output = problem.draw_grad_output()
             if self.grad_output is not None:
                 keywords["grad_output"] = self.grad_output
+            if dice.often(0.3):
+                self.wrt = tuple(dice.sample(GRADS, dice.integer(0, 3)))
+                keywords["wrt"] = self.wrt
         super().__init__(calls, arrays, keywords)
 
     def name(self, results):
-        if not self.with_grad:
+        if not isinstance(results, tuple):
             return {"loss": results}
-        names = ["loss", "grad_features", "grad_linear_weight"]
-        if self.bias is not None:
-            names.append("grad_linear_bias")
-        else:
-            assert results[3] is None
-        return dict(zip(names, results, strict=False))
+        named = {"loss": results[0]}
+        if self.with_grad:
+            for name, grad in zip(GRADS, results[1:4], strict=True):
+                is_there = name in self.wrt and (name != "linear_bias" or self.problem.bias is not None)
+                assert (grad is not None) == is_there, name
+                if is_there:
+                    named[name] = grad
+        return {**named, **results[-1]._asdict()} if self.has_stats else named
 
     @np.errstate(all="ignore")
     def check(self, results):
-        options = self.problem.for_definition()
-        del options["axis"]
+        problem = self.problem
+        options = {**problem.options, "axis": problem.axis}
         if self.grad_output is not None:
             options["grad_output"] = self.grad_output
-        features, weight = (self.exact[name].astype(np.float64) for name in ("features", "linear_weight"))
-        target = self.exact["target"]
-        bias = None if self.bias is None else self.bias.astype(np.float64)
+        features, weight = problem.exact_features.astype(np.float64), problem.exact_weight.astype(np.float64)
+        bias = np.zeros(()) if problem.bias is None else problem.exact_bias.astype(np.float64)
+        target = problem.exact_target
         expected = _reference.linear_cross_entropy(features, weight, target, linear_bias=bias, **options)
-        logits = features @ weight.T + (0.0 if bias is None else bias)
-        bounds = fuzz_truth.Bounds(logits, target, dtype=self.dtype, **options)
-        magnitude = np.abs(features) @ np.abs(weight).T + (0.0 if bias is None else np.abs(bias))
-        # Products of d numbers are off by d eps times the sum of their magnitudes, in any order.
-        bounds.add_error_of_logits(np.max(magnitude, axis=1, initial=0) * bounds.eps * (features.shape[1] + 4))
+        logits = np.tensordot(features, weight, (-1, -1)) + bias
+        bounds = fuzz_truth.Bounds(logits, target, dtype=problem.dtype, **options)
+        # A product of n numbers is off by n eps times the sum of their magnitudes, whatever the order.
+        magnitude = np.tensordot(np.abs(features), np.abs(weight), (-1, -1)) + np.abs(bias)
+        magnitude = _reference._to_rows(magnitude, problem.axis).max(axis=1, initial=0)
+        bounds.add_error_of_logits(magnitude * bounds.eps * (features.shape[-1] + 4))
         bounds.hold_loss(results["loss"], expected.loss, "loss")
+        if self.has_stats:
+            stats = fastce.CrossEntropyStats(*(results[name] for name in STATS))
+            bounds.hold_stats(stats, expected.stats, "stats")
         if not self.with_grad:
             return
-        error = bounds.grad_bound()
         grad = _reference.cross_entropy(logits, target, **options).grad
-        error = error + bounds.eps * (4 + sum(grad.shape)) * np.abs(grad)
-        error, features = (np.where(bounds.work.counts, value, 0.0) for value in (error, features))
-        pairs = {
-            "grad_features": (expected.grad_features, error @ np.abs(weight)),
-            "grad_linear_weight": (expected.grad_linear_weight, error.T @ np.abs(features)),
-            "grad_linear_bias": (expected.grad_linear_bias, error.sum(axis=0)),
+        n_products = 4 + sum(grad.shape)
+        error = bounds.like_logits(bounds.grad_bound()) + bounds.eps * n_products * np.abs(grad)
+        lead, of_class = problem.axis, tuple(range(problem.axis, grad.ndim))
+        counts = np.expand_dims(bounds.work.counts.reshape(problem.rows), problem.axis)
+        error = np.where(counts, error, 0.0)
+        is_kept = counts.any(axis=of_class)[..., None]
+        features = np.where(is_kept, np.abs(features), 0.0)
+        rows = tuple(range(lead))
+        grads = {
+            "features": (
+                expected.grad_features,
+                np.tensordot(error, np.abs(weight), (of_class, tuple(range(weight.ndim - 1)))),
+            ),
+            "linear_weight": (expected.grad_linear_weight, np.tensordot(error, features, (rows, rows))),
+            "linear_bias": (expected.grad_linear_bias, error.sum(axis=rows)),
         }
-        for name, (value, bound) in pairs.items():
-            if value is None:
-                continue
-            assert results[name].dtype == self.dtype, name
-            bound = np.where(np.isfinite(value), bound + fuzz_truth.half_unit(value, self.dtype), np.nan)
-            fuzz_truth.hold(results[name], value, bound, name)
+        for name, (value, bound) in grads.items():
+            if name in results:
+                assert results[name].dtype == problem.dtype, name
+                bound = np.where(np.isfinite(value), bound + fuzz_truth.half_unit(value, problem.dtype), np.nan)
+                fuzz_truth.hold(results[name], value, bound, name)
 
 
 def linear(calls):

@@ -91,21 +91,23 @@ class Bounds:
         self.kept = work.weighing.kept
         self.row_weight = np.where(self.kept, np.abs(work.weighing.row_weight), 0.0)
         self.has_bound = ~self.kept | (self.z == 0) | ~(self.lse > self.largest)
+        self.given_error = 0.0
         # The definition multiplies the logits before it takes their differences, and rounds the largest.
         self.logits_error = 0.0 * size if np.frexp(self.scale)[0] == 0.5 else 2.0**-53 * size
         self.has_bound &= ~self.kept | ~(self.logits_error > 1 / 8)
         # Sums over the classes are kept 2^16 times smaller, so that they do not overflow, and what is below the least
         # normal number then loses its last places.
-        smallest = float(np.finfo(self.dtype).smallest_subnormal)
+        self.smallest = smallest = float(np.finfo(self.dtype).smallest_subnormal)
         weight = options.get("weight")
-        heaviest = 1.0 if weight is None else 1 + float(np.max(np.abs(weight)))
-        self.least = n_classes * heaviest * 2.0**17 * smallest
-        self.least_factor = 4 * smallest * heaviest * max(1, self.scale)
+        self.heaviest = 1.0 if weight is None else 1 + float(np.max(np.abs(weight)))
+        self.least = n_classes * self.heaviest * 2.0**17 * smallest
+        self.least_factor = 4 * smallest * self.heaviest * max(1, self.scale)
 
     def _per_row(self, values):
         return np.broadcast_to(values, self.kept.shape).reshape(self.row_shape)
 
-    def _like_logits(self, values):
+    def like_logits(self, values):
+        """Return a number for each row, or each of their classes, in the shape of the logits."""
         values = np.broadcast_to(values, self.work.soft.p.shape)
         return _reference._from_rows(values, self.logits, self.work.axis)
 
@@ -135,6 +137,7 @@ class Bounds:
 
     def add_error_of_logits(self, error):
         """Let every logit of a row be off by that much; by more than 1/8 leaves the row without a bound."""
+        self.given_error = error
         self.logits_error = self.logits_error + self.scale * error
         self.has_bound &= ~self.kept | ~(self.logits_error > 1 / 8)
 
@@ -152,7 +155,7 @@ class Bounds:
         bends = 4 * self.bends * (self.amount + (0.0 if self.z == 0 else 2 * self.z * (self.lse + 1)))
         bound = bound + factor * self.scale * bends * self.logits_error
         bound = bound + self.least_factor
-        most = factor * self.scale * np.maximum(1, self.amount + z_part)
+        most = factor * self.scale * np.maximum(self.heaviest, self.amount + z_part)
         has_bound = self.has_bound & (bound < self.unit * self.largest) & (most < self.largest)
         return np.where(counts, np.where(has_bound, bound, np.nan), 0.0)[:, None]
 
@@ -162,14 +165,14 @@ class Bounds:
         A row where their product is no number of the type has no bound.
         """
         steep = 4 * self.scale * self.bends
-        bound = steep * size * self.grad_bound(least_lse=1.0)
+        bound = steep * size * self.grad_bound(least_lse=1.0) + size * self.least_factor
         bound = np.where(self.scale * steep < self.largest, bound, np.nan)
         self._hold_matrix(actual, expected, np.where(bound < self.unit * self.largest, bound, np.nan), what)
 
     def _hold_matrix(self, actual, expected, bound, what):
         assert actual.dtype == self.logits.dtype, f"{what}: {actual.dtype}"
         # The last rounding, of the least values of some diagonals too.
-        bound = self._like_logits(bound) + half_unit(expected, actual.dtype) + self.eps * np.abs(expected)
+        bound = self.like_logits(bound) + half_unit(expected, actual.dtype) + self.eps * np.abs(expected)
         hold(actual, expected, bound, what)
 
     @np.errstate(all="ignore")
@@ -179,8 +182,9 @@ class Bounds:
 
     @np.errstate(all="ignore")
     def hold_product(self, actual, expected, v, what):
-        """Hold the product of the Hessian and v."""
+        """Hold the product of the Hessian and v, whose products with probabilities may be subnormal."""
         size = np.max(np.abs(_reference._to_rows(v, self.work.axis)), axis=1, keepdims=True, initial=0)
+        size = size + 4 * self.smallest / self.unit
         self._hold_second(actual, expected, size, what)
 
     @np.errstate(all="ignore")
@@ -214,15 +218,17 @@ class Bounds:
         self._hold_argmax(actual.argmax.reshape(-1), what)
 
     def _hold_argmax(self, argmax, what):
-        x, slack = self.x, 0.0
+        x, slack = self.x, 2 * self.given_error
+        is_exact = np.ndim(slack) == 0
         cap = self.options.get("softcap")
         if cap is not None:
             # Logits that the cap rounds to the same number are equals.
-            x, slack = np.tanh(self.scale * x / cap), 4 * np.finfo(self.dtype).eps
+            is_exact = False
+            x, slack = np.tanh(self.scale * x / cap), 4 * self.eps + slack * self.scale / cap
         top = x.max(axis=1, initial=-np.inf)
         chosen = np.take_along_axis(x, np.maximum(argmax, 0)[:, None], axis=1)[:, 0] if x.size else top
         good = (argmax >= 0) & (argmax < max(1, x.shape[1])) & (chosen >= top - slack)
-        if cap is None and x.size:
+        if is_exact and x.size:
             good &= argmax == x.argmax(axis=1)
         # A row without a softmax has no most probable class, but may have a largest logit.
         good |= np.isnan(self.work.soft.nan[:, 0]) & (argmax >= -1) & (argmax < x.shape[1])
