@@ -29,7 +29,7 @@ FLOORS = {
     "_loss": {*RULES, "_backend", "_solve"},  # meaning: the public functions
     "_linear": {*RULES, "_backend", "_solve"},
     "_curvature": {*RULES, "_backend", "_solve"},
-    "_loss_object": {"_curvature", "_loss", "_options"},
+    "_loss_object": {"_curvature", "_loss", "_options", "_solve"},
     "_nll_loss": {*RULES, "_solve"},
     "_stats": {*RULES, "_backend", "_solve"},
     "_softmax": {*RULES, "_backend"},
