@@ -31,7 +31,7 @@ _ON_HOST = (np.ndarray, np.generic, int, float, list, tuple, type(None))
 
 # Arguments that results are written to, and those for which None stands for nothing.
 _RESULTS = ("out", "hess_out")
-_NEEDED = ("logits", "target", "v", "features", "linear_weight")
+_NEEDED = ("logits", "target", "v", "x", "features", "linear_weight")
 
 _waits = contextvars.ContextVar("fastce_waits", default=False)
 

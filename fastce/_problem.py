@@ -284,8 +284,8 @@ def _advice_for_floats(target: Array, ignore_index: int) -> str:
             f" with NaN at {_place(int(missing.argmax()), target.shape)}: give such rows the value of ignore_index, "
             f"np.where(np.isnan(target), {ignore_index}, target).astype(np.int64)"
         )
-    odd = target != np.floor(target)
-    odd |= np.abs(target) >= INT64.max
+    with np.errstate(all="ignore"):  # such a bound is infinite in float16
+        odd = (target != np.floor(target)) | (np.abs(target) >= INT64.max)
     if odd.any():
         bad = int(odd.argmax())
         return f" with {target.reshape(-1)[bad]} at {_place(bad, target.shape)}, which is no class"

@@ -16,6 +16,7 @@ from cases import make_logits, make_target, options_for, row_shape
 torch = pytest.importorskip("torch")
 
 import fastce.torch  # noqa: E402 - it cannot be imported without
+from fastce import _torch_arrays  # noqa: E402
 
 F = torch.nn.functional
 ours = fastce.torch.cross_entropy
@@ -159,8 +160,8 @@ def test_memory_formats_and_strides(reduction, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_gradients_are_tensors_like_others(dtype, monkeypatch):
-    """They are in NumPy's memory."""
-    monkeypatch.setattr(fastce.torch, "_LARGE", 0)
+    """Although their memory may have been another's before."""
+    monkeypatch.setattr(_torch_arrays, "LARGE", 0)
     wide = torch.randn(2, 5, 3, 8).to(dtype)
     for x in (
         wide,
@@ -170,59 +171,105 @@ def test_large_gradients_are_tensors_like_others(dtype, monkeypatch):
         wide[:1, :, :, :1].expand(3, -1, -1, 2),
         wide[:0],
     ):
-        expected, actual = torch.empty_like(x), fastce.torch._empty_like(x)
+        expected, actual = torch.empty_like(x), _torch_arrays.empty_like(x)
         assert (actual.shape, actual.stride(), actual.dtype) == (expected.shape, expected.stride(), expected.dtype)
         assert not actual._is_view()
+        assert actual.untyped_storage().resizable() and actual.storage_offset() == 0
         target = torch.randint(5, (x.shape[0], *x.shape[2:]))
         leaves = x.detach().requires_grad_(), x.detach().requires_grad_()
         ours(leaves[0], target, reduction="sum").backward()
-        monkeypatch.setattr(fastce.torch, "_LARGE", 1 << 22)
+        monkeypatch.setattr(_torch_arrays, "LARGE", 1 << 22)
         ours(leaves[1], target, reduction="sum").backward()
-        monkeypatch.setattr(fastce.torch, "_LARGE", 0)
+        monkeypatch.setattr(_torch_arrays, "LARGE", 0)
         assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
 def make_large(n_rows):
     """Return a gradient of so many times 1 MiB."""
-    return fastce.torch._empty_like(torch.empty(n_rows, 1 << 18))
+    return _torch_arrays.empty_like(torch.empty(n_rows, 1 << 18))
 
 
-def test_the_memory_of_a_large_gradient_is_used_again():
-    """Once nothing refers to it: neither the tensor, nor a view of it, nor an array of NumPy."""
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda x: x,
+        lambda x: x[3:],
+        lambda x: x.numpy(),
+        lambda x: x.untyped_storage(),
+        lambda x: torch.utils.dlpack.to_dlpack(x),
+        lambda x: x.detach().view(torch.int32),
+        lambda x: (x.requires_grad_() * x).grad_fn,
+    ],
+    ids=["tensor", "view", "array", "storage", "capsule", "alias", "graph"],
+)
+def test_the_memory_of_a_large_gradient_is_used_again(hold):
+    """Once nothing refers to it, in whatever way."""
     fastce.torch.empty_cache()
     first = make_large(8)
     place = first.data_ptr()
-    view = first[3:]
+    holder = hold(first)
     del first
-    assert make_large(8).data_ptr() != place
-    array = view.numpy()
-    del view
-    assert make_large(8).data_ptr() != place
-    del array
+    second = make_large(8)
+    assert second.data_ptr() != place
+    del second, holder
+    place = make_large(8).data_ptr()
     again = make_large(5)
     assert again.data_ptr() == place and again.shape == (5, 1 << 18)
     assert make_large(8).data_ptr() != place, "lent twice"
 
 
+def test_memory_that_another_process_may_read_is_not_used_again():
+    fastce.torch.empty_cache()
+    first = make_large(8).share_memory_()
+    place = first.data_ptr()
+    del first
+    assert make_large(8).data_ptr() != place
+
+
 def test_memory_is_not_kept_for_ever():
+    def kept():
+        return [memory.untyped_storage().nbytes() >> 20 for memory in _torch_arrays.kept]
+
     fastce.torch.empty_cache()
     first, held = make_large(8), make_large(8)
-    del first
-    assert [memory.nbytes for memory in fastce.torch._kept] == [8 << 20]
-    small = make_large(4)
-    assert not fastce.torch._kept, "half as large: it took what there was"
-    del small
-    assert [memory.nbytes for memory in fastce.torch._kept] == [8 << 20]
-    larger = make_large(9)
-    assert not fastce.torch._kept
-    del larger
-    assert [memory.nbytes for memory in fastce.torch._kept] == [9 << 20]
-    assert make_large(4).nbytes == 4 << 20
-    assert [memory.nbytes for memory in fastce.torch._kept] == [4 << 20], "9 MiB are too much to hold for 4"
-    del held
-    assert [memory.nbytes for memory in fastce.torch._kept] == [8 << 20], "one at most"
+    assert kept() == [8], "the last one"
+    place = held.data_ptr()
+    del first, held
+    assert make_large(4).data_ptr() == place, "half as large"
+    assert kept() == [8]
+    make_large(9)
+    assert kept() == [9]
+    make_large(4)
+    assert kept() == [4], "9 MiB are too much to hold for 4"
+    last = make_large(4).zero_()
     fastce.torch.empty_cache()
-    assert not fastce.torch._kept
+    assert not kept()
+    make_large(4).fill_(1)
+    assert not last.any(), "it is still its holder's"
+
+
+def test_storages_can_be_resized(rng):
+    """Those of results, and those of what was given are as they were: FSDP frees memory so until it is needed."""
+    for size in ((33, 7), (8, 1 << 18)):
+        logits, target = torch.randn(size).requires_grad_(), torch.randint(7, size[:1])
+        weight = torch.rand(size[1])
+        for reduction in REDUCTIONS:
+            logits.grad = None
+            loss = ours(logits, target, weight, reduction=reduction)
+            loss.sum().backward()
+            for x in (logits, target, weight, loss, logits.grad):
+                assert x.untyped_storage().resizable()
+        grad = logits.grad
+        kept = grad.clone()
+        size = grad.untyped_storage().nbytes()
+        grad.untyped_storage().resize_(0)
+        ours(logits.detach().requires_grad_(), target).backward()  # which must not write where there is nothing
+        grad.untyped_storage().resize_(size)
+        grad.copy_(kept)
+        del grad
+        logits.grad = None
+        ours(logits, target, weight, reduction=reduction).sum().backward()
+        assert torch.equal(logits.grad, kept)
 
 
 def test_steps_of_training_share_one_gradient():
@@ -276,12 +323,12 @@ def test_what_torch_lacks_is_what_fastce_says(dtype, kind, rng):
     tensors = {name: tensor(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
     for reduction in REDUCTIONS:
         x = leaf(logits)
-        array = fastce.torch._as_array(x)
+        array = _torch_arrays.as_array(x)
         loss, grad = fastce.cross_entropy_with_grad(array, target.numpy(), reduction=reduction, **options)
         actual = ours(x, target, reduction=reduction, **tensors)
         actual.sum().backward()
         assert torch.equal(actual, tensor(loss).to(dtype))
-        assert np.array_equal(fastce.torch._as_array(x.grad), grad)
+        assert np.array_equal(_torch_arrays.as_array(x.grad), grad)
     assert torch.equal(ours(logits, target, n_threads=1, **tensors), ours(logits, target, n_threads=2, **tensors))
 
 
@@ -355,16 +402,16 @@ def test_without_the_private_hook_graphs_count_as_retained(monkeypatch, rng):
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_one_sweep_and_one_matrix(factor, large, monkeypatch, rng):
     """What the forward sweep made is what a leaf's gradient becomes; the logits are not kept."""
-    monkeypatch.setattr(fastce.torch, "_LARGE", large)
+    monkeypatch.setattr(_torch_arrays, "LARGE", large)
     made = []
-    real = fastce.torch._loss_and_grad
+    real = _torch_arrays.loss_and_grad
 
     def spy(*arguments):
         result = real(*arguments)
         made.append(result[1].data_ptr())
         return result
 
-    monkeypatch.setattr(fastce.torch, "_loss_and_grad", spy)
+    monkeypatch.setattr(_torch_arrays, "loss_and_grad", spy)
     logits, target = simple(rng)
     loss = ours(logits, target)
     (saved,) = loss.grad_fn.saved_tensors
@@ -375,7 +422,7 @@ def test_one_sweep_and_one_matrix(factor, large, monkeypatch, rng):
 
 
 def test_without_a_need_for_it_no_gradient_is_made(monkeypatch, rng):
-    monkeypatch.setattr(fastce.torch, "_loss_and_grad", None)
+    monkeypatch.setattr(_torch_arrays, "loss_and_grad", None)
     logits, target = simple(rng)
     assert not ours(logits.detach(), target).requires_grad
     with torch.no_grad():
