@@ -17,7 +17,8 @@ INT64 = np.iinfo(np.int64)
 MOST_THREADS = 2**31 - 1
 
 _BOOLEANS = (bool, np.bool_)
-_NO_NUMBERS = (*_BOOLEANS, str, bytes, bytearray, memoryview)  # although float() takes them
+# Although float() takes them, as it takes NumPy's complex numbers: it drops their imaginary part, with a warning.
+_NO_NUMBERS = (*_BOOLEANS, str, bytes, bytearray, memoryview)
 _MOST_CHARACTERS = 80  # of a value in a message
 
 
@@ -112,7 +113,7 @@ def check_integer(value: Any, name: str) -> int:
 def check_number(value: Any, name: str, rule: str, is_allowed: Callable[[float], bool]) -> float:
     """Return a float that obeys the rule."""
     try:
-        if isinstance(value, _NO_NUMBERS):
+        if isinstance(value, _NO_NUMBERS) or getattr(getattr(value, "dtype", None), "kind", None) == "c":
             raise TypeError
         number = float(value)
     except TypeError:

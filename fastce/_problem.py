@@ -142,7 +142,7 @@ def _check_arrays(given: dict[str, Array], axis: int | None, options: Options, x
         prob=put_last(as_float(target, dtype, DTYPES), axis) if is_prob else None,
         given=given,
         ignore_index=as_comparable(options.ignore_index, target.dtype),
-        weight=None if weight is None else weight.astype(dtype, copy=False),
+        weight=None if weight is None else _rounded(weight, dtype),
         sample_weight=sample_weight,
         grad_output=check_grad_output(given.get("grad_output"), options.reduction, row_shape),
         options=options,
@@ -284,8 +284,8 @@ def _advice_for_floats(target: Array, ignore_index: int) -> str:
             f" with NaN at {_place(int(missing.argmax()), target.shape)}: give such rows the value of ignore_index, "
             f"np.where(np.isnan(target), {ignore_index}, target).astype(np.int64)"
         )
-    odd = target != np.floor(target)
-    odd |= np.abs(target) >= INT64.max
+    with np.errstate(all="ignore"):  # such a bound is infinite in float16
+        odd = (target != np.floor(target)) | (np.abs(target) >= INT64.max)
     if odd.any():
         bad = int(odd.argmax())
         return f" with {target.reshape(-1)[bad]} at {_place(bad, target.shape)}, which is no class"
@@ -350,8 +350,7 @@ def as_float(array: Array, dtype: DTypeLike, names: tuple[str, ...] = ("float32"
     """Return arrays of a dtype that backends read as they are, others in `dtype`."""
     if is_one_of(array.dtype, names):
         return array
-    with np.errstate(over="ignore"):  # infinities are results like others, or refused later
-        return array.astype(dtype)
+    return _rounded(array, np.dtype(dtype))  # infinities are results like others, or refused later
 
 
 def as_vector(array: Array, xp: Any) -> Array:

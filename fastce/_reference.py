@@ -42,12 +42,13 @@ class Result(NamedTuple):
 
 
 class LinearResult(NamedTuple):
-    """The loss of a linear layer's output, and its gradients."""
+    """The loss of a linear layer's output, its gradients, and the statistics of its softmax."""
 
     loss: Array | np.float64
     grad_features: Array
     grad_linear_weight: Array
     grad_linear_bias: Array | None
+    stats: Stats
 
 
 class _Softmax(NamedTuple):
@@ -274,22 +275,35 @@ def linear_cross_entropy(
     linear_bias: npt.ArrayLike | None = None,
     **options: Any,
 ) -> LinearResult:
-    """Return the loss of the logits ``features @ linear_weight.T + linear_bias``, and the layer's gradients."""
+    """Return the loss of a linear layer's output, and the layer's gradients.
+
+    `features` is (..., d), `linear_weight` (C, d1, ..., dK, d); the logits are (..., C, d1, ..., dK).
+    """
     features, linear_weight = np.asarray(features, np.float64), np.asarray(linear_weight, np.float64)
+    lead, of_row = features.shape[:-1], linear_weight.shape[:-1]
+    n_rows, n_positions, n_features = prod(lead), prod(of_row[1:]), features.shape[-1]
+    x, w = features.reshape(n_rows, n_features), linear_weight.reshape(of_row[0], n_positions, n_features)
     bias = 0.0 if linear_bias is None else np.asarray(linear_bias, np.float64)
+    options["axis"] = len(lead)
     with np.errstate(all="ignore"):
-        result = cross_entropy(features @ linear_weight.T + bias, target, **options)
-        # A row that counts for nothing adds nothing, whatever its features are: 0 times NaN included.
-        shape = len(features), len(linear_weight)
+        logits = np.tensordot(features, linear_weight, (-1, -1)) + bias
+        result = cross_entropy(logits, target, **options)
+        grad = result.grad.reshape(n_rows, of_row[0], n_positions)
+        # A softmax that counts for nothing adds nothing, whatever its features are: 0 times NaN included.
         weight, sample_weight = options.get("weight"), options.get("sample_weight")
-        weighing = _weigh(target, shape, 1, weight, sample_weight, options.get("ignore_index", -100))
+        weighing = _weigh(target, logits.shape, len(lead), weight, sample_weight, options.get("ignore_index", -100))
         counts = weighing.kept & (weighing.normalizer != 0 or options.get("reduction", "mean") != "mean")
-        features = np.where(counts[:, None], features, 0.0)
+        counts = counts.reshape(n_rows, n_positions, 1)
+        grad_x, grad_w = np.zeros(x.shape), np.zeros(w.shape)
+        for k in range(n_positions):
+            grad_x += np.where(counts[:, k], grad[:, :, k] @ w[:, k], 0.0)
+            grad_w[:, k] = grad[:, :, k].T @ np.where(counts[:, k], x, 0.0)
         return LinearResult(
             loss=result.loss,
-            grad_features=np.where(counts[:, None], result.grad @ linear_weight, 0.0),
-            grad_linear_weight=result.grad.T @ features,
-            grad_linear_bias=None if linear_bias is None else result.grad.sum(axis=0),
+            grad_features=grad_x.reshape(features.shape),
+            grad_linear_weight=grad_w.reshape(linear_weight.shape),
+            grad_linear_bias=None if linear_bias is None else grad.sum(axis=0).reshape(of_row),
+            stats=result.stats,
         )
 
 

@@ -7,7 +7,7 @@ Design
 2. Weighted sums, `logsumexp` with `b`, are NumPy's, in float64 and piece by piece. The kernels would need x + log b
    instead of x, whose rounding costs the sum as many units in the last place as x is large: too many where the result
    is close to 0, where the largest term alone is 1 and all depends on the others.
-3. Everything that can run foreign code, the conversion of arguments, comes before the first look at a shape.
+3. Numbers and truth values are taken in before arrays: to take them in may change an array (`_array`, Design 4).
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,21 +19,21 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._array import Array, array_module, check_array, device_of
+from fastce._array import Array, array_module, device_of, take_in
 from fastce._backend import backend_of
-from fastce._options import check_integer, check_n_threads
-from fastce._problem import Shape, arithmetic, check_axis, check_logits, check_out, is_one_of, is_real, put_last
+from fastce._options import check_integer, check_n_threads, shown
+from fastce._problem import Shape, arithmetic, check_axis, check_logits_array, check_out, is_one_of, is_real, put_last
 
 Axis = int | tuple[int, ...] | None
 Result = np.floating[Any] | NDArray[Any]
 Operands = tuple[NDArray[np.float64], NDArray[np.float64]]
 
-_EXACT = "iub"  # NumPy's letters of integers and booleans
+_INTEGERS = "iub"  # by NumPy's letters, the booleans among them
 _HALVES = ("float16", "bfloat16")
 
 # Numbers that are worked on at a time where NumPy does it: as many as make its calls cheap, too few to fill memory.
 _PIECE = 2**16
-# log 2 in two parts, the first with 20 zeros at its end: its products with small integers are exact.
+# log 2 in two parts, the first of 32 bits: its products with the integers here are exact.
 _LOG2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
 _LOG2_LOW = float.fromhex("0x1.a39ef35793c76p-33")
 # exp(x) is 0 below, whatever finite number of float64 it is multiplied by.
@@ -213,66 +213,64 @@ def logsumexp(
     >>> print(lse.round(4), sign)
     1.5413 -1.0
     """
-    x = _take(x)
-    factors = None if b is None else _check_factors(b, x)
-    is_weak = type(b) in (bool, int, float)  # a number without a dtype of its own, in NumPy's promotion
     n_threads = check_n_threads(n_threads)
     integers = _as_integers(axis)
     keepdims, return_sign = bool(keepdims), bool(return_sign)
-    # From here on nobody else's code runs, and nothing changes its shape.
-    inputs = ("x", x), ("b", factors)
-    x = _check_numbers(_at_least_1d(x))
-    dtype = _result_dtype(x.dtype, None if factors is None or is_weak else factors.dtype)
+    xp = array_module(x)
+    if xp is not np and b is not None:
+        raise TypeError(f"b must be None where x is on a GPU, got {shown(b)}: add log(b) to x, or use x.get()")
+    given = take_in(xp, (("x", x), ("b", b), ("out", out)))
+    terms, factors = _check_terms(_at_least_1d(given["x"]), xp), given.get("b")
+    has_own_dtype = type(b) not in (bool, int, float, type(None))  # in NumPy's promotion
     if factors is not None:
-        x, factors = _broadcast(x, factors)
-    axes = _find_axes(integers, x)
-    shape = tuple(1 if k in axes else n for k, n in enumerate(x.shape) if keepdims or k not in axes)
-    with device_of(x):
-        lse = array_module(x).full(shape, -np.inf, dtype)
-    place = None if out is None else check_out(out, lse, inputs, "the result", in_place=False)
+        terms, factors = _broadcast(terms, _check_factors(factors))
+    dtype = _result_dtype(terms.dtype, factors.dtype if factors is not None and has_own_dtype else None)
+    axes = _find_axes(integers, terms)
+    shape = tuple(1 if k in axes else n for k, n in enumerate(terms.shape) if keepdims or k not in axes)
+    with device_of(terms):
+        lse = xp.full(shape, -np.inf, dtype)
+    if out is not None:
+        inputs = ("x", given["x"]), ("b", factors)
+        place = check_out(given.get("out", out), lse, inputs, "the result", in_place=False)
     if factors is None:
-        if x.size:
-            _write_lse(_merge(x.astype(np.float64) if x.dtype.kind in _EXACT else x, axes), lse, n_threads)
+        if terms.size:
+            numbers = terms.astype(np.float64) if terms.dtype.kind in _INTEGERS else terms
+            _write_lse(_merge(numbers, axes), lse, n_threads)
         sign = np.where(np.isnan(lse), lse, lse > -np.inf) if return_sign else lse
     else:
         sign = np.zeros_like(lse)
-        if x.size:
-            _write_weighted(x, factors, axes, lse, sign)
+        if terms.size:
+            _write_weighted(terms, factors, axes, lse, sign)
         if not return_sign:
             lse[sign < 0] = np.nan
-    if place is not None:
+    result: Result = lse[()]
+    if out is not None:
         place[...] = lse
-        lse = place
-    else:
-        lse = lse[()]
-    return (lse, sign[()]) if return_sign else lse
+        result = out
+    return (result, sign[()]) if return_sign else result
 
 
 def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: int | None, **kind: Any) -> NDArray[Any]:
     """Write what a kernel makes of `x` along its axes."""
-    given = _take(x)
     n_threads = check_n_threads(n_threads)
     integers = _as_integers(axis)
-    # From here on nobody else's code runs, and nothing changes its shape.
-    x = check_logits(_at_least_1d(given), "x")
-    axes = _find_axes(integers, x)
-    result = check_out(out, given, [], "x")
+    xp = array_module(x)
+    given = take_in(xp, (("x", x), ("out", out)))
+    logits = _at_least_1d(given["x"])
+    check_logits_array(logits, "x", xp)
+    axes = _find_axes(integers, logits)
+    result = check_out(given.get("out", out), given["x"], [], "x")
     places = _at_least_1d(result)
-    if x.size == 0:
+    if logits.size == 0:
         pass
-    elif _can_merge(x, axes) and _can_merge(places, axes):
-        backend_of(x).run(_merge(x, axes), out=_merge(places, axes), n_threads=n_threads, **kind)
+    elif _can_merge(logits, axes) and _can_merge(places, axes):
+        backend_of(logits).run(_merge(logits, axes), out=_merge(places, axes), n_threads=n_threads, **kind)
     else:
-        work = _put_last(x, axes).copy(order="C")
-        rows = _merge(work, range(x.ndim - len(axes), x.ndim))
-        backend_of(x).run(rows, out=rows, n_threads=n_threads, **kind)
+        work = _put_last(logits, axes).copy(order="C")
+        rows = _merge(work, range(logits.ndim - len(axes), logits.ndim))
+        backend_of(logits).run(rows, out=rows, n_threads=n_threads, **kind)
         _put_last(places, axes)[...] = work
     return result if out is None else out
-
-
-def _take(x: ArrayLike) -> Array:
-    """Return `x` as an array; what it holds is checked later."""
-    return x if type(x) is np.ndarray else check_array(x, "x", array_module(x))
 
 
 def _as_integers(axis: Axis) -> Axis:
@@ -282,7 +280,7 @@ def _as_integers(axis: Axis) -> Axis:
             return tuple(check_integer(k, "axis") for k in axis)
         return None if axis is None else check_integer(axis, "axis")
     except TypeError:
-        raise TypeError(f"axis must be None, an integer or a tuple of integers, got {axis!r}") from None
+        raise TypeError(f"axis must be None, an integer or a tuple of integers, got {shown(axis)}") from None
 
 
 def _at_least_1d(x: Array) -> Array:
@@ -322,23 +320,20 @@ def _merge(array: Array, axes: Sequence[int]) -> Array:
     return moved.reshape((*moved.shape[:n_kept], prod(moved.shape[n_kept:])))
 
 
-def _check_numbers(x: Array) -> Array:
-    """Refuse what `logsumexp` does not take."""
-    if x.dtype.kind in _EXACT:
-        return x
+def _check_terms(x: Array, xp: Any) -> Array:
+    """Return what `logsumexp` takes: also integers and booleans."""
     if x.dtype.kind == "c":
-        raise TypeError(f"x must be real, got {x.dtype.name}: scipy.special.logsumexp takes complex numbers")
-    return check_logits(x, "x")
+        raise TypeError(f"x must be real numbers, got {x.dtype}: scipy.special.logsumexp takes complex ones")
+    if x.dtype.kind not in _INTEGERS:
+        check_logits_array(x, "x", xp)
+    return x
 
 
-def _check_factors(b: ArrayLike, x: Array) -> Array:
-    """Return `b` as an array of real numbers."""
-    if not isinstance(x, np.ndarray):
-        raise TypeError(f"b must be None where x is on a GPU, got {type(b).__name__}: add log(b) to x, or use x.get()")
-    array = check_array(b, "b")
-    if not is_real(array.dtype, "iufb"):
-        raise TypeError(f"b must be real numbers, got {array.dtype}")
-    return array
+def _check_factors(b: Array) -> Array:
+    """Return real numbers, booleans among them."""
+    if not is_real(b.dtype, "iufb"):
+        raise TypeError(f"b must be real numbers, got {b.dtype}")
+    return b
 
 
 def _broadcast(x: Array, b: Array) -> tuple[Array, Array]:
@@ -351,7 +346,7 @@ def _broadcast(x: Array, b: Array) -> tuple[Array, Array]:
 
 def _result_dtype(x: np.dtype[Any], b: np.dtype[Any] | None) -> np.dtype[Any]:
     """Return the dtype of a sum: what NumPy promotes the operands to, but at least float32, and a floating one."""
-    if b is None and x.kind not in _EXACT:
+    if b is None and x.kind not in _INTEGERS:
         return arithmetic(x)
     known = [np.dtype(np.float32) if is_one_of(dtype, _HALVES) else dtype for dtype in (x, b) if dtype is not None]
     return np.dtype(np.float32 if np.result_type(*known) == np.float32 else np.float64)

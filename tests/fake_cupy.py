@@ -10,6 +10,7 @@ import functools
 import hashlib
 import itertools
 import math
+import mmap
 import operator
 import os
 import re
@@ -33,6 +34,11 @@ LIBC = ctypes.CDLL(None)
 LIBC.posix_memalign.argtypes = ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t
 LIBC.free.argtypes = (ctypes.c_void_p,)
 LIBC.free.restype = None
+LIBC.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long
+LIBC.mmap.restype = ctypes.c_void_p
+LIBC.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+LIBC.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+PATTERN = 0xA5  # around guarded memory
 
 # What the device says of itself, for tests to change.
 settings = types.SimpleNamespace(
@@ -43,7 +49,9 @@ settings = types.SimpleNamespace(
         "MaxSharedMemoryPerMultiprocessor": 233472,
     },
     device_count=1,
+    guard=None,  # "before" or "behind": that end of every new array lies at a page that nobody may touch
 )
+damages = []  # what was found where guarded arrays do not reach to
 compiler_flags = []  # in addition, say -fsanitize=address
 launches = []  # a dict of each launch: name, grid, block, cluster, shared_mem, code
 
@@ -54,15 +62,46 @@ uint8, uint16, uint32, uint64 = np.uint8, np.uint16, np.uint32, np.uint64
 float16, float32, float64 = np.float16, np.float32, np.float64
 
 
+def _allocate_guarded(nbytes, side):
+    """Return the address of memory between two pages that nobody may touch, and what checks and frees it.
+
+    One end lies at such a page. What remains of the other end's page holds a pattern, which is looked at in the end.
+    """
+    page = mmap.PAGESIZE
+    room = -(-max(nbytes, 1) // page) * page
+    private = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
+    base = LIBC.mmap(None, room + 2 * page, mmap.PROT_READ | mmap.PROT_WRITE, private, -1, 0)
+    if base in (None, ctypes.c_void_p(-1).value):
+        raise MemoryError(f"no {nbytes} bytes")
+    for outside in (base, base + page + room):
+        if LIBC.mprotect(outside, page, 0):
+            raise MemoryError("pages cannot be protected")
+    first = base + page
+    ctypes.memset(first, PATTERN, room)
+    start = 0 if side == "before" else room - nbytes
+    expected, copy, munmap = bytes([PATTERN]) * (room - nbytes), ctypes.string_at, LIBC.munmap
+
+    def free(address):
+        found = copy(first, start) + copy(address + nbytes, room - nbytes - start)
+        munmap(base, room + 2 * page)
+        if found != expected:
+            damages.append(f"{nbytes} bytes, the {side} end at a page: written outside")
+
+    return first + start, free
+
+
 class _Memory:
-    """Device memory: exactly as long as asked for, aligned as CuPy's, and full of NaN."""
+    """Device memory: exactly as long as asked for, aligned as CuPy's unless guarded, and full of NaN."""
 
     def __init__(self, nbytes):
-        address = ctypes.c_void_p()
-        if LIBC.posix_memalign(ctypes.byref(address), 512, max(nbytes, 1)):
-            raise MemoryError(f"no {nbytes} bytes")
-        self._address = address.value
-        self._free = LIBC.free  # modules may be gone before the last array
+        if settings.guard is None:
+            address = ctypes.c_void_p()
+            if LIBC.posix_memalign(ctypes.byref(address), 512, max(nbytes, 1)):
+                raise MemoryError(f"no {nbytes} bytes")
+            self._free = LIBC.free  # modules may be gone before the last array
+            self._address = address.value
+        else:
+            self._address, self._free = _allocate_guarded(nbytes, settings.guard)
         ctypes.memset(self._address, 0xFF, nbytes)
         self.__array_interface__ = {"version": 3, "shape": (nbytes,), "typestr": "|u1", "data": (self._address, False)}
 
@@ -404,6 +443,10 @@ def zeros_like(prototype, dtype=None, order="K", subok=None, shape=None):
 
 def moveaxis(a, source, destination):
     return _wrap(np.moveaxis(a._array, source, destination))
+
+
+def isfinite(a):
+    return _wrap(np.isfinite(a._array))
 
 
 def shares_memory(a, b):

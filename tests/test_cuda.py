@@ -271,12 +271,40 @@ def test_a_bad_target_is_told_late_and_harms_nothing(xp, family, bad, rng):
     assert np.array_equal(x.get(), logits)
 
 
-def test_negative_weights_are_refused_by_who_waits(xp, rng):
-    x, y = xp.asarray(make_logits(rng, (4, 3), np.float32)), xp.asarray(np.array([0, 1, 2, 0]))
-    weight = xp.asarray(np.array([1.0, -1.0, 1.0]))
-    fastce.cross_entropy(x, y, weight=weight)
-    with fastce.cuda.synchronous_checks(), pytest.raises(ValueError, match="weight must be finite and not negative"):
-        fastce.cross_entropy(x, y, weight=weight)
+@pytest.mark.parametrize("name", ["weight", "sample_weight"])
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+def test_weights_that_are_no_numbers_are_refused_by_who_waits(xp, name, bad, rng):
+    x, y = xp.asarray(make_logits(rng, (3, 3), np.float32)), xp.asarray(np.array([0, 1, 2]))
+    fastce.cross_entropy(x, y, **{name: xp.asarray(np.array([1.0, bad, 1.0]))})
+    with fastce.cuda.synchronous_checks():
+        fastce.cross_entropy(x, y, **{name: xp.asarray(np.array([1.0, -1.0, 2.0]))})
+        with pytest.raises(ValueError, match=f"{name} must be finite"):
+            fastce.cross_entropy(x, y, **{name: xp.asarray(np.array([1.0, bad, 1.0]))})
+
+
+@pytest.mark.parametrize("name", ["logits", "target", "prob", "weight", "sample_weight", "grad_output", "out"])
+def test_numbers_at_odd_addresses_are_refused(xp, name, rng):
+    """A device that reads such a number stops for good."""
+    logits, target = make_logits(rng, (6, 3), np.float32), rng.integers(0, 3, 6)
+    prob = make_target(rng, "prob", logits.shape)
+    arrays = {
+        "logits": logits,
+        "target": target,
+        "weight": np.ones(3),
+        "sample_weight": np.ones(6),
+        "grad_output": np.ones(6),
+        "out": np.zeros_like(logits),
+    }
+    if name == "prob":
+        name, arrays["target"] = "target", prob
+    moved = {key: xp.asarray(array) for key, array in arrays.items()}
+    odd = xp.zeros(arrays[name].nbytes + 1, np.uint8)[1:].view(arrays[name].dtype).reshape(arrays[name].shape)
+    moved[name] = odd
+    x, y = moved.pop("logits"), moved.pop("target")
+    with pytest.raises(ValueError, match=f"{name} must be aligned"):
+        fastce.cross_entropy_with_grad(x, y, reduction="none", **moved)
+    if name != "out":
+        assert not moved["out"].get().any()
 
 
 def test_host_and_device_do_not_mix(xp, rng):

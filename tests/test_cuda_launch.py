@@ -38,7 +38,7 @@ def test_long_rows_are_split_until_three_blocks_fit(n_classes, itemsize, cluster
     [
         (10, {}, "TILE"),
         (32, {}, "WARP"),  # all rows would begin in the same bank
-        (10, {"is_dense": False}, "WARP"),
+        (10, {"is_dense": False}, "TILE"),
         (1024, {}, "WARP"),
         (1024, {"is_aligned": False}, "BLOCK"),  # 257 pieces of 16 bytes
         (20000, {}, "STREAM"),  # on a device with 64 KiB of shared memory and no clusters

@@ -7,6 +7,10 @@ Design
 2. A mean takes three launches: the normalizer, the rows, the sum of their losses. Each sum has a fixed order.
 3. What the launches share, sums of blocks and the rows' losses, is kept for each stream and thread: there the next
    call comes after this one.
+4. A row has the same bits in every batch: its kernel depends on how the logits' classes lie in memory, on their number
+   and type, never on how many rows there are, on gaps between these or on `out`. What remains: where a row of WARP,
+   BLOCK or STREAM begins within 16 bytes decides which thread adds up what. To move numbers so that it does not would
+   take instructions for each of them.
 """
 
 import threading
@@ -15,11 +19,12 @@ from typing import Any
 from fastce._cuda._errors import MakeError, raise_pending, word_for
 from fastce._cuda._geometry import GRANULE, TOTAL_BLOCKS, Limits, choose_geometry, total_geometry
 from fastce._cuda._program import Variant, launch
-from fastce._cuda._task import address, describe
+from fastce._cuda._task import address, describe, is_below_normal
 
 __all__ = ["check_errors", "run"]
 
-_MOST_CLASSES = 2**31 - 1
+_MOST_CLASSES = 2**31 - 16  # so that classes, counted in granules from before the first, have 32 bits
+_MOST_BLOCKS = 2**31 - 1
 
 _limits: dict[int, Limits] = {}
 _workspaces: dict[tuple[int, int, int], "_Workspace"] = {}
@@ -67,14 +72,17 @@ def _workspace(device: Any) -> _Workspace:
 
 
 def _geometry_inputs(logits: Any, out: Any) -> dict[str, bool]:
-    """Return how the rows lie in memory."""
-    itemsize, n_classes = logits.itemsize, logits.shape[-1]
-    arrays = [x for x in (logits, out) if x is not None]
-    is_row_major = all(x.strides[-1] == itemsize for x in arrays) or n_classes == 1
+    """Return how the rows lie in memory.
+
+    Alone a row must be told as in a batch. So the step of an axis of length 1, which may be anything, does not count,
+    and a row that is no multiple of 16 bytes long counts as misaligned: without gaps all but the first are.
+    """
+    n_classes = logits.shape[-1]
+    steps = [step for step, n in zip(logits.strides[:-1], logits.shape[:-1], strict=True) if n > 1]
     return {
-        "is_row_major": is_row_major,
-        "is_dense": all(x.flags.c_contiguous for x in arrays),
-        "is_aligned": all(place % GRANULE == 0 for place in (address(logits), *logits.strides[:-1])),
+        "is_row_major": logits.strides[-1] == logits.itemsize or n_classes == 1,
+        "is_dense": all(x.flags.c_contiguous for x in (logits, out) if x is not None),
+        "is_aligned": all(n % GRANULE == 0 for n in (address(logits), n_classes * logits.itemsize, *steps)),
     }
 
 
@@ -131,7 +139,14 @@ def run(
         space = _workspace(device)
         n_rows, n_classes = logits.size // logits.shape[-1], logits.shape[-1]
         if n_classes > _MOST_CLASSES:
-            raise ValueError(f"logits must have less than 2**31 classes on a GPU, got {n_classes}")
+            raise ValueError(f"logits must have at most 2**31 - 16 classes on a GPU, got {n_classes}")
+        geometry = choose_geometry(
+            n_rows, n_classes, logits.itemsize, _limits_of(device), **_geometry_inputs(logits, out)
+        )
+        if geometry.grid > _MOST_BLOCKS:
+            raise ValueError(
+                f"logits must have fewer rows on a GPU, got {n_rows} of {n_classes} classes: give them in several calls"
+            )
         mean = reduction == "mean"
         loss = result = None
         if reduction == "none":
@@ -174,7 +189,7 @@ def run(
             prob_dtype=None if prob is None else prob.dtype.name,
             is_smoothed=label_smoothing != 0 and prob is None,
             out=None if out is None else written,
-            has_softcap=softcap != 0,
+            has_softcap=softcap != 0 or is_below_normal(logit_scale, logits.dtype),
             has_stats=log_prob is not None or entropy is not None or argmax is not None,
             is_normalized=normalized,
         )
@@ -186,9 +201,6 @@ def run(
         if wait:
             cupy.cuda.get_current_stream().synchronize()
             raise_pending()
-        geometry = choose_geometry(
-            n_rows, n_classes, logits.itemsize, _limits_of(device), **_geometry_inputs(logits, out)
-        )
         launch(variant, geometry, device.id, task)
         if result is None:
             return loss

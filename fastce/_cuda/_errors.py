@@ -8,6 +8,7 @@ Design
    the word is used again.
 """
 
+import threading
 from collections.abc import Callable
 
 import numpy as np
@@ -34,6 +35,7 @@ class _Words:
 
 
 _words: _Words | None = None
+_lock = threading.Lock()  # so that no two calls have one word
 
 
 def raise_pending() -> None:
@@ -52,9 +54,10 @@ def raise_pending() -> None:
 def word_for(make: MakeError) -> int:
     """Return the address of a word for one call."""
     global _words
-    if _words is None:
-        _words = _Words()
-    i = _words.n_used % N_WORDS
-    _words.n_used += 1
-    _words.makers[i] = make
-    return _words.address + 8 * i
+    with _lock:
+        if _words is None:
+            _words = _Words()
+        i = _words.n_used % N_WORDS
+        _words.n_used += 1
+        _words.makers[i] = make
+        return _words.address + 8 * i

@@ -65,20 +65,21 @@ def choose_geometry(
 ) -> Geometry:
     """Return how to do a problem.
 
-    `is_row_major`: the classes lie side by side, in what is written too. `is_dense`: so do the rows. `is_aligned`:
-    every row begins at a multiple of 16 bytes.
+    `is_row_major`: the classes lie side by side. `is_dense`: so do the rows, in what is written too. `is_aligned`:
+    every row begins and ends at a multiple of 16 bytes.
     """
     row_bytes = n_classes * itemsize
     if not is_row_major:
         classes = n_classes if n_classes * max(itemsize, 4) <= REGISTER_CLASSES * 4 else 0
         return Geometry("COLUMN", divide_up(n_rows, 256), per_sm=1, classes=classes)
-    if is_dense and row_bytes <= TILE_BYTES and row_bytes % BANK_BYTES:
+    if row_bytes <= TILE_BYTES and row_bytes % BANK_BYTES:
         threads = 256 if row_bytes <= TILE_BYTES // 2 else 128
+        places = 0 if is_dense else 8 * threads
         return Geometry(
             "TILE",
             divide_up(n_rows, threads),
             threads,
-            shared_bytes=(divide_up(threads * row_bytes, GRANULE) + 1) * GRANULE,
+            shared_bytes=(divide_up(threads * row_bytes, GRANULE) + 1) * GRANULE + places,
         )
     granules = divide_up(row_bytes, GRANULE) + (0 if is_aligned else 1)
     if granules <= WARP_SIZE * REGISTER_GRANULES:

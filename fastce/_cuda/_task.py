@@ -1,5 +1,12 @@
-"""What a launch is told: `Task` of ``task.cuh``, field by field."""
+"""What a launch is told: `Task` of ``task.cuh``, field by field.
 
+Design
+------
+1. A device's float32 arithmetic has no numbers below 1.2e-38: it takes them for 0. A factor that may be such, or beyond
+   the largest number, is handed over as two, whose product with a logit is out of range only where the result is.
+"""
+
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,7 +15,7 @@ import numpy as np
 DIMS = 8  # as FC_DIMS
 
 _VECTOR = np.dtype([("data", "u8"), ("is_double", "i8"), ("step", "i8")])
-_MATRIX = np.dtype([("data", "u8"), ("class_stride", "i8"), ("row_strides", "i8", DIMS)])
+_MATRIX = np.dtype([("data", "u8"), ("is_dense", "i8"), ("class_stride", "i8"), ("row_strides", "i8", DIMS)])
 TASK = np.dtype(
     [
         ("logits", _MATRIX),
@@ -25,10 +32,39 @@ TASK = np.dtype(
         *((name, "i8") for name in ("n_rows", "n_classes", "n_dims")),
         ("shape", "i8", DIMS),
         *((name, "f8") for name in ("factor", "label_smoothing", "z_loss", "logit_scale", "softcap")),
+        *((name, "f8", 2) for name in ("scale_steps", "cap_steps")),
         *((name, "u8") for name in ("normalizer", "error", "slots", "counter", "total", "result")),
         ("on_empty", "f8"),
     ]
 )
+
+
+# The steps of a factor are powers of two near these at most: twice that covers what a type's numbers differ by.
+_LARGEST_STEP = {np.dtype(np.float32): 120, np.dtype(np.float64): 1000}
+
+
+def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    """Return the type that logits of the given one are computed in."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def steps_of(numerator: float, denominator: float, dtype: np.dtype[Any]) -> tuple[float, float]:
+    """Return two factors in the range of the logits' arithmetic, not one large and one small, that make a quotient.
+
+    Quotients that bring no logit into range are replaced by one that does as little. An infinite denominator gives 0.
+    """
+    if denominator == math.inf:
+        return 0.0, 0.0
+    largest = _LARGEST_STEP[arithmetic(dtype)]
+    (a, m), (b, n) = math.frexp(numerator), math.frexp(denominator)
+    exponent = max(-2 * largest, min(2 * largest, m - n))
+    half = int(exponent / 2)
+    return math.ldexp(a / b, half), math.ldexp(1.0, exponent - half)
+
+
+def is_below_normal(factor: float, dtype: np.dtype[Any]) -> bool:
+    """Tell whether the logits' arithmetic may take a factor for 0."""
+    return factor < float(np.finfo(arithmetic(dtype)).tiny)
 
 
 def address(array: Any) -> int:
@@ -82,6 +118,7 @@ def describe(
         raise ValueError(f"logits must have at most {DIMS} row axes that cannot be merged, got shape {logits.shape}")
     for (name, x), steps in zip(operands, merged, strict=False):
         t[name]["data"] = address(x)
+        t[name]["is_dense"] = x.flags.c_contiguous
         t[name]["class_stride"] = x.strides[-1]
         t[name]["row_strides"][: len(shape)] = steps
     if target is not None:
@@ -99,4 +136,13 @@ def describe(
     t["logit_scale"] = t["factor"] = 1
     for name, value in fields.items():
         t[name] = value if isinstance(value, int | float) else address(value)
+    scale, cap = float(t["logit_scale"]), float(t["softcap"]) or math.inf
+    t["softcap"] = cap
+    if is_below_normal(scale, logits.dtype):
+        t["scale_steps"] = steps_of(scale, 1.0, logits.dtype)
+    elif scale < 1 and cap == math.inf:
+        t["scale_steps"] = 2 * scale, 0.5  # for differences of logits that are out of range themselves
+    else:
+        t["scale_steps"] = scale, 1.0
+    t["cap_steps"] = steps_of(scale, cap, logits.dtype)
     return task

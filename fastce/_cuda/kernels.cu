@@ -22,6 +22,7 @@
    2. Nothing of a row is written before all of it was read: the exchange of the maximum or of the sums is the barrier
       between. So the gradient may take the logits' place.
    3. Offsets have 64 bits; a class has 32.
+   4. The logits alone decide how a row is held and summed. Wherever its results go, they have the same bits.
 */
 #ifdef FC_HOST
 #include "host.hpp"
@@ -40,19 +41,19 @@
 #define COLUMN 4
 #define TOTAL 5
 
-FC_DEVICE bool lie_alike(const char* a, const char* b) {
-    return (reinterpret_cast<unsigned long long>(a) - reinterpret_cast<unsigned long long>(b)) % 16 == 0;
-}
 FC_DEVICE char* logits_of(const Task& task, int64 row) {
     return task.logits.data + row_offset(task, task.logits.row_strides, row);
 }
 FC_DEVICE char* out_of(const Task& task, int64 row) {
     return FC_OUT == 0 ? nullptr : task.out.data + row_offset(task, task.out.row_strides, row);
 }
+FC_DEVICE Place place_of(const Task& task, int64 row, const char* logits) {
+    return Place(out_of(task, row), task.out.class_stride, logits);
+}
 
 #if FC_FAMILY == TILE
-/* Few classes, rows without a gap: a block copies as many rows as it has threads through shared memory; each thread does
-   one of them there. */
+/* Few classes: a block copies as many rows as it has threads through shared memory; each thread does one of them there.
+   Rows without gaps are one span. Others are copied number by number, neighbours by neighbours. */
 
 struct TileHome {
     static constexpr bool ON_CHIP = true;
@@ -71,32 +72,56 @@ struct TileHome {
     }
 };
 
+/* Call f(place in the tile, address in the matrix) for each number of the rows of this block. */
+template <class F>
+FC_DEVICE void each_apart(const Task& task, const Matrix& matrix, int64 start, int n, F f) {
+    const int n_classes = (int)task.n_classes, rank = (int)thread_rank();
+    int64* places = reinterpret_cast<int64*>(
+            shared_memory() + ((int64)(sizeof(number) * FC_THREADS) * n_classes + 15) / 16 * 16 + 16);
+    if (rank < n) places[rank] = row_offset(task, matrix.row_strides, start + rank);
+    sync_block();
+    for (int row = rank / n_classes, k = rank % n_classes; row < n;) {
+        f(row * n_classes + k, reinterpret_cast<number*>(matrix.data + places[row] + k * matrix.class_stride));
+        row += FC_THREADS / n_classes;
+        k += FC_THREADS % n_classes;
+        if (k >= n_classes) k -= n_classes, row++;
+    }
+}
+
 FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
     Granule* tile = reinterpret_cast<Granule*>(shared_memory());
     const int64 start = (int64)block_rank() * FC_THREADS;
-    const int64 n = task.n_rows - start < FC_THREADS ? task.n_rows - start : FC_THREADS;
-    const Span span(logits_of(task, start), n * task.n_classes);
-    for (int g = (int)thread_rank(); g < span.n_granules; g += FC_THREADS) {
-        if (span.is_whole(g))
-            copy_16(tile + g, span.base + 16 * (int64)g);
-        else
-            span.load_ends(g, tile[g]);
+    const int n = (int)(task.n_rows - start < FC_THREADS ? task.n_rows - start : FC_THREADS);
+    const Span span(task.logits.is_dense ? logits_of(task, start) : nullptr, n * task.n_classes);
+    number* const first = reinterpret_cast<number*>(tile) + span.before;
+    if (task.logits.is_dense) {
+        for (int g = (int)thread_rank(); g < span.n_granules; g += FC_THREADS) {
+            if (span.is_whole(g))
+                copy_16(tile + g, span.base + 16 * (int64)g);
+            else
+                span.load_ends(g, tile[g]);
+        }
+        wait_for_copies();
+    } else {
+        each_apart(task, task.logits, start, n, [&](int i, const number* x) { first[i] = *x; });
     }
-    wait_for_copies();
     sync_block();
-    if (thread_rank() < n) {
+    if ((int)thread_rank() < n) {
         const int64 row = start + thread_rank();
         const Row r = read_row(task, row);
-        number* x = reinterpret_cast<number*>(tile) + span.before + thread_rank() * task.n_classes;
+        number* x = first + thread_rank() * task.n_classes;
         TileHome home = {x, (int)task.n_classes, r.weight != 0};
         Team<1, 1, 1> team;
         do_row(task, row, r, team, home, r.y < 0 ? (real)0 : widen(x[r.y]));
     }
     if (FC_OUT == 0) return;
     sync_block();
-    char* out = out_of(task, start);
-    const bool is_aligned = lie_alike(out, span.base + sizeof(number) * span.before);
-    for (int g = (int)thread_rank(); g < span.n_granules; g += FC_THREADS) span.store(g, tile[g], out, is_aligned);
+    if (task.out.is_dense) {
+        const Place out(out_of(task, start), sizeof(number), span.base + sizeof(number) * span.before);
+        for (int g = (int)thread_rank(); g < span.n_granules; g += FC_THREADS) span.store(g, tile[g], out);
+    } else {
+        each_apart(task, task.out, start, n, [&](int i, number* y) { *y = first[i]; });
+    }
 }
 
 #elif FC_FAMILY == WARP
@@ -106,11 +131,11 @@ struct RegisterHome {
     static constexpr bool ON_CHIP = true;
     Span span;
     Granule held[FC_GRANULES];
-    char* out;
-    bool is_aligned, is_read, is_row;
+    Place out;
+    bool is_read, is_row;
 
-    FC_DEVICE RegisterHome(char* x, int64 n, char* to, bool read, bool row)
-        : span(x, n), out(to), is_aligned(lie_alike(x, to)), is_read(read && row), is_row(row) {
+    FC_DEVICE RegisterHome(char* x, int64 n, const Place& to, bool read, bool row)
+        : span(x, n), out(to), is_read(read && row), is_row(row) {
         FC_UNROLL
         for (int i = 0; i < FC_GRANULES; i++)
             if (is_read && granule(i) < span.n_granules) span.load(granule(i), held[i]);
@@ -126,7 +151,7 @@ struct RegisterHome {
     FC_DEVICE void write(F f) {
         FC_UNROLL
         for (int i = 0; i < FC_GRANULES; i++)
-            if (is_row && granule(i) < span.n_granules) span.put(granule(i), held[i], out, is_aligned, f);
+            if (is_row && granule(i) < span.n_granules) span.put(granule(i), held[i], out, f);
     }
 };
 
@@ -138,7 +163,7 @@ FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
     const Row r = read_row(task, row);
     char* x = logits_of(task, row);
     const real x_y = is_row ? target_logit(task, r, x) : (real)0;
-    RegisterHome home(x, task.n_classes, out_of(task, row), r.weight != 0, is_row);
+    RegisterHome home(x, task.n_classes, place_of(task, row, x), r.weight != 0, is_row);
     struct Member : Team<FC_LANES, 1, 1> {
         bool writes;
         FC_DEVICE bool is_first() const { return writes && this->rank() == 0; }
@@ -157,11 +182,10 @@ struct SharedHome {
     Span span;
     Granule* held; /* of this block's slice */
     int first, last;
-    char* out;
-    bool is_aligned, is_read;
+    Place out;
+    bool is_read;
 
-    FC_DEVICE SharedHome(char* x, int64 n, char* to, bool read)
-        : span(x, n), out(to), is_aligned(lie_alike(x, to)), is_read(read) {
+    FC_DEVICE SharedHome(char* x, int64 n, const Place& to, bool read) : span(x, n), out(to), is_read(read) {
         const int slice = (span.n_granules + FC_CLUSTER - 1) / FC_CLUSTER;
         const int rank = FC_CLUSTER == 1 ? 0 : (int)cluster_rank();
         held = reinterpret_cast<Granule*>(shared_memory() + (RowTeam::BYTES + 15) / 16 * 16);
@@ -189,7 +213,7 @@ struct SharedHome {
         for (int g = first + (int)thread_rank(); g < last; g += FC_THREADS) {
             Granule x;
             x.bits = held[g - first].bits;
-            span.put(g, x, out, is_aligned, f);
+            span.put(g, x, out, f);
         }
     }
 };
@@ -199,7 +223,7 @@ FC_CLUSTER_KERNEL(FC_CLUSTER, FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
     const Row r = read_row(task, row);
     char* x = logits_of(task, row);
     const real x_y = target_logit(task, r, x);
-    SharedHome home(x, task.n_classes, out_of(task, row), r.weight != 0);
+    SharedHome home(x, task.n_classes, place_of(task, row, x), r.weight != 0);
     RowTeam team;
     do_row(task, row, r, team, home, x_y);
 }
@@ -210,11 +234,10 @@ FC_CLUSTER_KERNEL(FC_CLUSTER, FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
 struct StreamHome {
     static constexpr bool ON_CHIP = false;
     Span span;
-    char* out;
-    bool is_aligned, is_read;
+    Place out;
+    bool is_read;
 
-    FC_DEVICE StreamHome(char* x, int64 n, char* to, bool read)
-        : span(x, n), out(to), is_aligned(lie_alike(x, to)), is_read(read) {}
+    FC_DEVICE StreamHome(char* x, int64 n, const Place& to, bool read) : span(x, n), out(to), is_read(read) {}
     template <class F>
     FC_DEVICE void walk(F f) {
         for (int g = (int)thread_rank(); is_read && g < span.n_granules; g += FC_THREADS) {
@@ -228,7 +251,7 @@ struct StreamHome {
         for (int g = (int)thread_rank(); g < span.n_granules; g += FC_THREADS) {
             Granule x;
             if (is_read) span.load(g, x);
-            span.put(g, x, out, is_aligned, f);
+            span.put(g, x, out, f);
         }
     }
 };
@@ -238,7 +261,7 @@ FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
     const Row r = read_row(task, row);
     char* x = logits_of(task, row);
     const real x_y = target_logit(task, r, x);
-    StreamHome home(x, task.n_classes, out_of(task, row), r.weight != 0);
+    StreamHome home(x, task.n_classes, place_of(task, row, x), r.weight != 0);
     Team<32, FC_THREADS / 32, 1> team;
     do_row(task, row, r, team, home, x_y);
 }

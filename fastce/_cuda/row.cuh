@@ -47,7 +47,8 @@ FC_DEVICE real not_a_number() { return infinity((real)0) - infinity((real)0); }
 
 /* The options as the arithmetic's type, and a row's share of them. */
 struct Setting {
-    real scale, cap;
+    real scale, scale_rest; /* their product is `logit_scale` */
+    real cap, cap_step, cap_rest; /* under FC_CAP */
     real even;   /* label_smoothing / n_classes */
     real chosen; /* (1 - label_smoothing), times the class weight of the target if that is an index */
     int y;
@@ -56,8 +57,11 @@ struct Setting {
 
 FC_DEVICE Setting read_setting(const Task& task, const Row& r, int64 row) {
     Setting o;
-    o.scale = (real)task.logit_scale;
+    o.scale = (real)task.scale_steps[0];
+    o.scale_rest = (real)task.scale_steps[1];
     o.cap = (real)task.softcap;
+    o.cap_step = (real)task.cap_steps[0];
+    o.cap_rest = (real)task.cap_steps[1];
     o.even = (real)(task.label_smoothing / task.n_classes);
     o.chosen = (real)(1 - task.label_smoothing) * (r.y >= 0 ? class_weight(task, r.y) : (real)1);
     o.y = r.y;
@@ -65,15 +69,36 @@ FC_DEVICE Setting read_setting(const Task& task, const Row& r, int64 row) {
     return o;
 }
 
-/* A logit as the maximum is taken of it, and the difference of two of these. */
-FC_DEVICE real value_of(const Setting& o, real x) { return FC_CAP ? o.cap * tanh(o.scale * x / o.cap) : x; }
-FC_DEVICE real difference(const Setting& o, real v, real m) { return FC_CAP ? v - m : o.scale * (v - m); }
+/* What tanh is taken of under a softcap, without its sign. */
+FC_DEVICE real cap_part(const Setting& o, real x) {
+    const real u = x * o.cap_step * o.cap_rest;
+    return u < 0 ? -u : u;
+}
+/* Whether tanh(u) is u, and 1 - tanh^2 is 1, to rounding: the softcap is the identity there. It has to be told, for u
+   may underflow where the logit is large enough to matter. NaN counts as well: it stays NaN, and without a cap, where
+   the steps are 0, infinities are such. */
+FC_DEVICE bool is_uncapped(real u) {
+    const double least = sizeof(real) == 8 ? 7.450580596923828e-9 : 2.44140625e-4; /* 2^-27, 2^-12: u^2 / 3 rounds away */
+    return !(u >= (real)least);
+}
+
+/* A logit as the maximum is taken of it, and the difference of two of these. That of two logits may be twice the largest
+   number where the scaled one is not, so that `scale_rest` is 1/2 then: halves do not overflow, and are exact. */
+FC_DEVICE real value_of(const Setting& o, real x) {
+    if (!FC_CAP) return x;
+    const real u = cap_part(o, x), scaled = o.scale * x * o.scale_rest;
+    const real v = o.cap * tanh(u);
+    return is_uncapped(u) ? scaled : x < 0 ? -v : v;
+}
+FC_DEVICE real difference(const Setting& o, real v, real m) { 
+    return FC_CAP ? v - m : o.scale * (o.scale_rest * v - o.scale_rest * m);
+}
 /* The derivative of a capped logit by the scaled one, 1 - tanh^2, without that difference. */
 FC_DEVICE real slope_of(const Setting& o, real x) {
     if (!FC_CAP) return 1;
-    real u = o.scale * x / o.cap;
-    real e = exp_of(-2 * (u < 0 ? -u : u));
-    return 4 * e / ((1 + e) * (1 + e));
+    const real u = cap_part(o, x);
+    const real e = exp_of(-2 * u);
+    return is_uncapped(u) ? (real)1 : 4 * e / ((1 + e) * (1 + e));
 }
 
 FC_DEVICE real prob_of(const Task& task, const Setting& o, int k) {
@@ -168,7 +193,7 @@ FC_DEVICE Finished finish_row(
     f.rest = a.sum[LOW] + (a.sum[TOPS] > 0 ? (a.sum[TOPS] - 1) + (a.top - a.top) : not_a_number());
     f.s = 1 + f.rest;
     f.log_s = log1p(f.rest);
-    real lse = (FC_CAP ? a.top : o.scale * a.top) + f.log_s;
+    real lse = (FC_CAP ? a.top : o.scale * (o.scale_rest * a.top)) + f.log_s;
     if (FC_SHARES < 2 && task.target == nullptr) {
         /* Alone, it is more than a loss's: infinite where a maximum is, and where there is none. */
         if (a.sum[TOPS] == 0) lse = a.sum[LOW] == 0 ? -infinity((real)0) : not_a_number();
@@ -183,7 +208,7 @@ FC_DEVICE Finished finish_row(
     if (first) {
         if (task.loss != nullptr) {
             real loss = share * f.log_s - share_d + (z == 0 ? (real)0 : z * lse * lse);
-            loss = kept ? (real)r.weight * loss : (real)0;
+            loss = kept ? (real)(r.weight * loss) : (real)0;
             task.loss[row] = r.bad ? not_a_number() : loss;
         }
         if (task.lse != nullptr) task.lse[row] = kept ? lse : (real)0;
@@ -198,7 +223,8 @@ FC_DEVICE Finished finish_row(
     if (FC_OUT == 1) {
         const double normalizer = task.normalizer == nullptr ? 1 : *task.normalizer;
         f.has_grad = kept && normalizer != 0;
-        const double factor = f.has_grad ? task.factor / normalizer * r.weight * item(task.grad_output, row) : 0;
+        /* The row's share first: it is in range where the normalizer's inverse may not be. */
+        const double factor = f.has_grad ? r.weight / normalizer * task.factor * item(task.grad_output, row) : 0;
         const real whole = (real)(factor * task.logit_scale);
         const real z_slant = z == 0 ? (real)0 : 2 * z * lse;
         f.slant = share + z_slant;

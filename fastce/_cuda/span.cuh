@@ -8,6 +8,19 @@ union Granule {
     FC_DEVICE Granule() {}
 };
 
+/* Where a row's results go: side by side or not, and maybe in granules as the logits are. */
+struct Place {
+    char* first;
+    int64 class_stride;
+    bool is_aligned;
+
+    FC_DEVICE Place(char* to, int64 stride, const char* logits)
+        : first(to), class_stride(stride),
+          is_aligned(stride == sizeof(number) &&
+                     (reinterpret_cast<unsigned long long>(to) - reinterpret_cast<unsigned long long>(logits)) % 16 == 0) {}
+    FC_DEVICE number& at(int k) const { return *reinterpret_cast<number*>(first + k * class_stride); }
+};
+
 /* A row, or a part of one, in granules: number 0 begins at or before `first`. */
 struct Span {
     char* base;    /* of granule 0, aligned */
@@ -52,29 +65,28 @@ struct Span {
     /* Write f of a granule of this row to where `out` has it; without an array that is indexed by more than constants,
        which would not stay in registers. */
     template <class F>
-    FC_DEVICE void put(int g, const Granule& from, char* out, bool is_aligned, F f) const {
+    FC_DEVICE void put(int g, const Granule& from, const Place& out, F f) const {
         const int k = first_class(g);
-        number* place = reinterpret_cast<number*>(out) + k;
-        if (is_aligned && is_whole(g)) {
+        if (out.is_aligned && is_whole(g)) {
             Granule y;
             FC_UNROLL
             for (int i = 0; i < V; i++) narrow(f(k + i, widen(from.x[i])), y.x[i]);
-            *reinterpret_cast<bits16*>(place) = y.bits;
+            *reinterpret_cast<bits16*>(&out.at(k)) = y.bits;
         } else {
             FC_UNROLL
             for (int i = 0; i < V; i++)
-                if (has(k + i)) narrow(f(k + i, widen(from.x[i])), place[i]);
+                if (has(k + i)) narrow(f(k + i, widen(from.x[i])), out.at(k + i));
         }
     }
     /* Write a granule of this row to where `out` has it. */
-    FC_DEVICE void store(int g, const Granule& y, char* out, bool is_aligned) const {
-        number* place = reinterpret_cast<number*>(out) + first_class(g);
-        if (is_aligned && is_whole(g)) {
-            *reinterpret_cast<bits16*>(place) = y.bits;
+    FC_DEVICE void store(int g, const Granule& y, const Place& out) const {
+        const int k = first_class(g);
+        if (out.is_aligned && is_whole(g)) {
+            *reinterpret_cast<bits16*>(&out.at(k)) = y.bits;
         } else {
             FC_UNROLL
             for (int i = 0; i < V; i++)
-                if (has(first_class(g) + i)) place[i] = y.x[i];
+                if (has(k + i)) out.at(k + i) = y.x[i];
         }
     }
 };

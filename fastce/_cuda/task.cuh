@@ -18,6 +18,7 @@ struct Vector { /* factors of rows, or NULL; `step` is 0 if one number serves al
 
 struct Matrix { /* rows and classes, strides in bytes */
     char* data;
+    int64 is_dense; /* 1 if neither classes nor rows have a gap between them */
     int64 class_stride;
     int64 row_strides[FC_DIMS];
 };
@@ -38,6 +39,7 @@ struct Task {
     int64 n_rows, n_classes, n_dims;
     int64 shape[FC_DIMS]; /* of the rows, as the strides have it */
     double factor, label_smoothing, z_loss, logit_scale, softcap;
+    double scale_steps[2], cap_steps[2]; /* logit_scale, and logit_scale / softcap, as products: see `_task.py` */
     const double* normalizer; /* NULL: 1 */
     int64* error;             /* the first row with a target that does not exist */
     /* Of sums over the rows alone: */
@@ -65,17 +67,23 @@ FC_DEVICE double item(const Vector& vector, int64 row) {
                             : (double)static_cast<const float*>(vector.data)[row * vector.step];
 }
 
-/* Class indices of 64 bits without a sign keep their bits, as `ignore_index` does; the others keep their value. */
+template <class Integer>
+FC_DEVICE int64 read_once(const char* place) {
+    return (int64)*reinterpret_cast<const volatile Integer*>(place);
+}
+
+/* Class indices of 64 bits without a sign keep their bits, as `ignore_index` does; the others keep their value. Read
+   once and for all: another stream may change them meanwhile, and what has been checked must be what is used. */
 FC_DEVICE int64 target_of(const Task& task, int64 row) {
     const char* place = task.target + row_offset(task, task.target_strides, row);
     switch (task.target_size) {
-        case 1: return *reinterpret_cast<const signed char*>(place);
-        case -1: return *reinterpret_cast<const unsigned char*>(place);
-        case 2: return *reinterpret_cast<const short*>(place);
-        case -2: return *reinterpret_cast<const unsigned short*>(place);
-        case 4: return *reinterpret_cast<const int*>(place);
-        case -4: return *reinterpret_cast<const unsigned*>(place);
-        default: return *reinterpret_cast<const int64*>(place);
+        case 1: return read_once<signed char>(place);
+        case -1: return read_once<unsigned char>(place);
+        case 2: return read_once<short>(place);
+        case -2: return read_once<unsigned short>(place);
+        case 4: return read_once<int>(place);
+        case -4: return read_once<unsigned>(place);
+        default: return read_once<int64>(place);
     }
 }
 

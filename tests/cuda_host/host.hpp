@@ -4,7 +4,10 @@
    errors. With FC_HOST_THREADS each is an OS thread, for ThreadSanitizer; there a wrong barrier may hang, so run the
    fibers first. Blocks run one after another, those of a cluster together.
 
-   FC_HOST_BACKWARDS runs the fibers in falling order: what works in one order only lacks a barrier. */
+   FC_HOST_BACKWARDS runs the fibers in falling order: what works in one order only lacks a barrier.
+
+   FC_HOST_FLUSH takes numbers below the normal ones for 0, as CuPy has float arithmetic do on a device; here that of
+   double does so too. */
 #pragma once
 #include <math.h>
 #include <stddef.h>
@@ -38,6 +41,10 @@
 #include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
 #endif
+#endif
+
+#ifdef FC_HOST_FLUSH
+#include <xmmintrin.h>
 #endif
 
 #ifdef __SANITIZE_THREAD__
@@ -518,6 +525,15 @@ void call(const Launch& l) {
     reinterpret_cast<void (*)(Task)>(l.kernel)(*static_cast<const Task*>(l.task));
 }
 
+/* For as long as it lives. */
+struct Flush {
+#ifdef FC_HOST_FLUSH
+    const unsigned before = _mm_getcsr();
+    Flush() { _mm_setcsr(before | 0x8040); } // results and operands
+    ~Flush() { _mm_setcsr(before); }
+#endif
+};
+
 template <class Task>
 constexpr size_t task_bytes(void (*)(Task)) {
     return sizeof(Task);
@@ -533,6 +549,7 @@ int run(void (*kernel)(Task), const void* task, unsigned grid, unsigned block, u
     error[0] = 0;
     check_launch();
     if (!error[0]) prepare_pool();
+    [[maybe_unused]] const Flush flush;
     for (unsigned begin = 0; begin < grid && !error[0]; begin += cluster) {
         for (unsigned i = 0; i < cluster; i++) {
             /* Exactly as many bytes as asked for: AddressSanitizer sees what goes beyond. */
