@@ -39,7 +39,9 @@ ONCE = (
     "without create_graph=True and torch.func.grad or jvp once, or use torch.nn.functional.cross_entropy"
 )
 
-# What nothing public tells. Where one of these is missing, so is what it tells of.
+# Whether backward runs with retain_graph=True. Nothing public tells; where this is missing, assume so: it costs a copy.
+_is_graph_retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+# What nothing public tells either. Where one of these is missing, so is what it tells of.
 _are_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
 _untraced = getattr(torch, "_disable_dynamo", lambda function: function)  # public, but for what is imported at once
@@ -96,8 +98,8 @@ def differentiable_loss(
     if torch.compiler.is_dynamo_compiling():
         if is_transformed():
             raise NotImplementedError(
-                "fastce.torch.cross_entropy cannot be compiled within a transform of torch.func or in forward mode: call "
-                "torch.compile without fullgraph=True, or on what is outside of the transform, or use "
+                "fastce.torch.cross_entropy cannot be compiled within a transform of torch.func or in forward mode: "
+                "call torch.compile without fullgraph=True, or on what is outside of the transform, or use "
                 "torch.nn.functional.cross_entropy"
             )
     else:
@@ -132,6 +134,32 @@ def _numbers(input: torch.Tensor, options: dict[str, Any]) -> Options:  # noqa: 
     kinds: dict[str, Callable[[Any], Any]] = {"ignore_index": int, "n_threads": int}
     numbers = {name: x if x is None or isinstance(x, str) else kinds.get(name, float)(x) for name, x in options.items()}
     return Options(axis=max(0, min(input.ndim - 1, 1)), **numbers)
+
+
+def scale(grad: torch.Tensor, grad_output: torch.Tensor) -> torch.Tensor:
+    """Multiply a gradient, where it is if nobody will ask for it again."""
+    if is_batched(grad_output) or not is_ordinary(grad_output):
+        return grad * grad_output
+    factor = float(grad_output)
+    if _is_graph_retained():
+        return grad * factor
+    return grad if factor == 1 else grad.mul_(factor)
+
+
+def check_constants(options: dict[str, Any], leaves: tuple[str, ...], **tensors: torch.Tensor | None) -> None:
+    """Refuse gradients of anything but the leaves; turn options that are tensors into numbers."""
+    if torch.is_grad_enabled():
+        for name, value in {**tensors, **options}.items():
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                raise NotImplementedError(no_gradient(name, leaves))
+    for name, value in options.items():
+        if isinstance(value, torch.Tensor):
+            if not is_ordinary(value):
+                raise TypeError(
+                    f"{name} must be a number where torch.func, forward mode, a tracer or a compiler is at work, got a "
+                    f"tensor: pass float({name}), taken outside"
+                )
+            options[name] = value.detach()  # a number as well, but PyTorch warns where it could have a gradient
 
 
 def is_batched(tensor: torch.Tensor) -> bool:
@@ -220,11 +248,12 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
     ctx.options = Options(*inputs[len(_TENSORS) :])
 
 
-def no_gradient(name: str) -> str:
+def no_gradient(name: str, leaves: tuple[str, ...] = ("input",)) -> str:
     """Return the message for a derivative that nobody makes."""
+    function = "cross_entropy" if len(leaves) == 1 else "linear_cross_entropy"
     return (
-        f"{name} must not require a gradient, which is made for input alone (pass {name}.detach(), or use "
-        f"torch.nn.functional.cross_entropy), got a tensor that does"
+        f"{name} must not require a gradient, which is made for {', '.join(leaves)} alone (pass {name}.detach(), or "
+        f"use torch.nn.functional.{function}), got a tensor that does"
     )
 
 

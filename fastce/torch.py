@@ -33,13 +33,11 @@ except ImportError as error:
 import fastce
 from fastce import _torch_arrays, _torch_operators
 from fastce._torch_arrays import HALVES, check_tensors
+from fastce._torch_linear import linear_cross_entropy
 
-__all__ = ["CrossEntropyLoss", "cross_entropy", "empty_cache"]
+__all__ = ["CrossEntropyLoss", "cross_entropy", "empty_cache", "linear_cross_entropy"]
 
 _DEFAULT_IGNORE_INDEX = -100
-
-# Whether backward runs with retain_graph=True. Nothing public tells; where this is missing, assume so: it costs a copy.
-_is_graph_retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def cross_entropy(
@@ -162,7 +160,7 @@ def cross_entropy(
         "on_empty": on_empty,
         "n_threads": n_threads,
     }
-    _check_constants(options, target=target, weight=weight, sample_weight=sample_weight)
+    _torch_operators.check_constants(options, ("input",), target=target, weight=weight, sample_weight=sample_weight)
     dtype = _loss_dtype(input)
     if not _torch_operators.is_ordinary(*tensors):
         return _torch_operators.differentiable_loss(*tensors, dtype, options)
@@ -317,7 +315,7 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             raise NotImplementedError(_torch_operators.ONCE)
         if ctx.has_grad:
             (grad,) = ctx.saved_tensors
-            grad = _scale(grad, grad_output)
+            grad = _torch_operators.scale(grad, grad_output)
         elif _torch_operators.is_batched(grad_output):
             grad = _torch_operators.batched_gradient(grad_output, *ctx.saved_tensors, ctx.options)
         elif _torch_operators.is_ordinary(grad_output):
@@ -325,32 +323,6 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         else:
             grad = _torch_operators.gradient(grad_output, *ctx.saved_tensors, ctx.options)
         return grad, None, None, None, None, None
-
-
-def _scale(grad: torch.Tensor, grad_output: torch.Tensor) -> torch.Tensor:
-    """Multiply a gradient, where it is if nobody will ask for it again."""
-    if _torch_operators.is_batched(grad_output) or not _torch_operators.is_ordinary(grad_output):
-        return grad * grad_output
-    factor = float(grad_output)
-    if _is_graph_retained():
-        return grad * factor
-    return grad if factor == 1 else grad.mul_(factor)
-
-
-def _check_constants(options: dict[str, Any], **tensors: torch.Tensor | None) -> None:
-    """Refuse gradients of anything but the input; turn options that are tensors into numbers."""
-    if torch.is_grad_enabled():
-        for name, value in {**tensors, **options}.items():
-            if isinstance(value, torch.Tensor) and value.requires_grad:
-                raise NotImplementedError(_torch_operators.no_gradient(name))
-    for name, value in options.items():
-        if isinstance(value, torch.Tensor):
-            if not _torch_operators.is_ordinary(value):
-                raise TypeError(
-                    f"{name} must be a number where torch.func, forward mode, a tracer or a compiler is at work, got a "
-                    f"tensor: pass float({name}), taken outside"
-                )
-            options[name] = value.detach()  # a number as well, but PyTorch warns where it could have a gradient
 
 
 def _loss_dtype(input: torch.Tensor) -> torch.dtype:  # noqa: A002
