@@ -112,7 +112,7 @@ class Layer(NamedTuple):
             p = p[:, :1] * p[:, 1:] if self.n_outputs == 1 else np.multiply(p, 1 - p, out=p)
             p += np.finfo(p.dtype).tiny
             if chunk.weight is not None:
-                p *= chunk.weight[:, None]
+                p *= np.abs(chunk.weight)[:, None]  # coordinates are for sizes, which have no sign
             total += p.sum(axis=0)
             weighted.append(chunk._replace(weight=p.copy() if by_class else p.sum(axis=1, keepdims=True)))
         return total, weighted
