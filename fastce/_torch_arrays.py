@@ -40,7 +40,8 @@ _READABLE = frozenset((*DTYPES, *_INTEGERS, torch.bool))
 
 # NumPy's names of these types.
 _TYPES = {
-    dtype: np.dtype("int16" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")).str for dtype in _READABLE
+    dtype: np.dtype("int16" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")).str
+    for dtype in _READABLE
 }
 
 _NEEDED = ("input", "target", "linear_weight")  # arguments that cannot be None

@@ -130,9 +130,7 @@ def gradient(
 def _numbers(input: torch.Tensor, options: dict[str, Any]) -> Options:  # noqa: A002
     """Return options as the operators' schemas want them."""
     kinds: dict[str, Callable[[Any], Any]] = {"ignore_index": int, "n_threads": int}
-    numbers = {
-        name: x if x is None or isinstance(x, str) else kinds.get(name, float)(x) for name, x in options.items()
-    }
+    numbers = {name: x if x is None or isinstance(x, str) else kinds.get(name, float)(x) for name, x in options.items()}
     return Options(axis=max(0, min(input.ndim - 1, 1)), **numbers)
 
 
@@ -165,9 +163,7 @@ def _ones_like_loss(input: torch.Tensor, options: Options) -> torch.Tensor:  # n
 # The operators, which see numbers, or fake tensors that have a shape only.
 
 
-@torch.library.custom_op(
-    "fastce::cross_entropy", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor"
-)
+@torch.library.custom_op("fastce::cross_entropy", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
 def _loss_operator(
     input: torch.Tensor,  # noqa: A002
     target: torch.Tensor,
@@ -302,11 +298,7 @@ def _put_batch_first(info: Any, in_dims: tuple[Any, ...], tensors: tuple[Any, ..
     """Give every tensor but the class weights a first axis for the batch, of a stride of 0 if it had none."""
     place = len(tensors) - len(_TENSORS) + _TENSORS.index("weight")
     return [
-        x
-        if x is None or i == place
-        else x.expand(info.batch_size, *x.shape)
-        if dim is None
-        else x.movedim(dim, 0)
+        x if x is None or i == place else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
         for i, (x, dim) in enumerate(zip(tensors, in_dims, strict=False))
     ]
 

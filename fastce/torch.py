@@ -19,9 +19,16 @@ Design
 
 from typing import Any
 
-import torch
-from torch.nn import _reduction  # the names of old keywords: nothing public knows them
-from torch.overrides import handle_torch_function, has_torch_function
+try:
+    import torch
+    from torch.nn import _reduction  # the names of old keywords: nothing public knows them
+    from torch.overrides import handle_torch_function, has_torch_function
+except ImportError as error:
+    raise type(error)(
+        f"fastce.torch needs PyTorch 2.4 or later, got: {error}. Install it with pip install 'fastce[torch]'",
+        name=error.name,
+        path=error.path,
+    ) from error
 
 import fastce
 from fastce import _torch_arrays, _torch_operators

@@ -141,7 +141,7 @@ def test_one_row(dtype, kind, rng):
             assert_matches_reference(fastce.cross_entropy_with_grad, logits, make_target(rng, kind, shape), str(shape))
 
 
-@pytest.mark.parametrize("softcap, logit_scale", [
+@pytest.mark.parametrize(("softcap", "logit_scale"), [
     (1e30, 1e-30),  # float32's quotient is 0
     (1e20, 1e-20),  # and here subnormal
     (1e38, 1.0),

@@ -164,8 +164,8 @@ def make_call(rng, shape, axis, dtype, kind, weighted, options):
             arguments["ignore_index"] = -1  # for there must be a row
     either = [np.float32, np.float64]
     if weighted:
-        arguments["weight"] = rng.uniform(0.5, 2, n_classes).astype(rng.choice(either))
-        arguments["sample_weight"] = rng.uniform(0.5, 2, rows).astype(rng.choice(either))
+        arguments["weight"] = rng.uniform(-0.5, 2, n_classes).astype(rng.choice(either))
+        arguments["sample_weight"] = rng.uniform(-0.5, 2, rows).astype(rng.choice(either))
         if options.get("reduction") == "none":
             arguments["grad_output"] = rng.standard_normal(rows).astype(rng.choice(either))
     return logits, target, arguments
@@ -349,6 +349,10 @@ def test_only_ordinary_second_derivatives_take_the_short_way(rng, dtype):
         {"softcap": 0},
         {"softcap": "5"},
         {"softcap": float("inf")},
+        {"softcap": 1e39},  # infinite, or 0, in float32
+        {"softcap": 1e-46},
+        {"logit_scale": 1e39},
+        {"logit_scale": 1e-46},
         {"z_loss": -1e-4},
         {"z_loss": float("nan")},
         {"z_loss": 10**400},
@@ -370,7 +374,8 @@ def test_only_ordinary_second_derivatives_take_the_short_way(rng, dtype):
         {"weight": np.ones(10, int)},
         {"weight": [1.0] * 10},
         {"weight": np.ones(20, np.float32)[::2]},
-        {"weight": np.float32([-1e-45, *[1] * 9])},
+        {"weight": np.float32([-1e-45, *[1] * 9])},  # far from the others: may have to be scaled
+        {"weight": np.float32([1e13, *[1] * 9])},
         {"weight": np.float32([*[1] * 9, np.nan])},
         {"weight": np.float32([*[1] * 9, np.inf])},
         {"sample_weight": np.ones(31)},
@@ -378,7 +383,8 @@ def test_only_ordinary_second_derivatives_take_the_short_way(rng, dtype):
         {"sample_weight": np.ones(32, np.float16)},
         {"sample_weight": np.ones(32, np.longdouble)},
         {"sample_weight": np.ma.ones(32)},
-        {"sample_weight": -np.ones(32)},
+        {"sample_weight": np.full(32, -1e13)},
+        {"sample_weight": np.full(32, -1e-13)},
         {"sample_weight": np.full(32, np.nan)},
         {"sample_weight": np.full(32, np.inf)},
         {"sample_weight": np.zeros(32)},  # a mean of nothing

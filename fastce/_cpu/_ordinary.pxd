@@ -72,7 +72,7 @@ cdef inline bint is_scale(double scale, int arithmetic) noexcept:
 
 
 cdef inline bint are_scales(const Options* options, int arithmetic) noexcept:
-    """Tell whether the logits' factor and bound, if there is one, are neither 0 nor infinite in the arithmetic's type."""
+    """Tell whether the logits' factor and any bound are neither 0 nor infinite in the arithmetic's type."""
     return is_scale(options.logit_scale, arithmetic) and (
         options.softcap == 0 or is_scale(options.softcap, arithmetic))
 
