@@ -62,12 +62,12 @@ def cross_entropy(
     Parameters
     ----------
     input : Tensor, shape (N, C), (N, C, d1, ...) or (C,), float32, float64, float16 or bfloat16
-        The logits, on the host or on a CUDA device, of any strides. Messages of errors call them logits.
+        The logits, on the host or on a CUDA device, of any strides.
     target : Tensor
         Class indices of any integer dtype, shaped like `input` without the class axis; or class probabilities of any
         floating dtype, shaped like `input`.
     weight : Tensor, shape (C,), optional
-        One factor per class, finite and not negative.
+        One factor per class, finite, of any sign.
     size_average, reduce : bool, optional
         What `reduction` was formerly called. Deprecated in PyTorch, which warns.
     ignore_index : int, default -100
@@ -77,7 +77,7 @@ def cross_entropy(
     label_smoothing : float in [0, 1], default 0
         How much of the target is replaced by the uniform distribution.
     sample_weight : Tensor, shaped like an index target, optional
-        One factor per row. Rows of weight 0 are skipped.
+        One factor per row, finite, of any sign. Rows of weight 0 are skipped.
     logit_scale, softcap, z_loss, on_empty, n_threads
         As for `fastce.cross_entropy`.
 
@@ -89,12 +89,13 @@ def cross_entropy(
     Raises
     ------
     TypeError
-        If an argument is no tensor, is on another device than `input`, or of a wrong kind; if `input` is neither on the
-        host nor on a CUDA device.
+        If an argument is no tensor, is sparse, quantized, nested or masked, is on another device than `input`, or of a
+        wrong kind; if `input` is neither on the host nor on a CUDA device.
     IndexError, ValueError
         As `fastce.cross_entropy`.
     NotImplementedError
-        If anything but `input` requires a gradient; from ``backward``, if it is called with ``create_graph=True``.
+        If anything but `input` requires a gradient or has a tangent; if the gradient is differentiated again, in either
+        mode; if it is compiled whole within a transform of ``torch.func``.
     ImportError
         If a tensor is bfloat16 and ml_dtypes is missing, or on a GPU and CuPy is.
 
@@ -109,6 +110,11 @@ def cross_entropy(
     it, and it is kept instead of the logits; backward multiplies it by the upstream gradient unless that is 1. In
     float16, with ``reduction="none"`` and on a GPU, backward makes it with the upstream gradient folded in: one
     rounding, so that scaled losses keep small gradients. Then `input` is saved, and must not be overwritten before.
+
+    The transforms of ``torch.func`` work, gradients per sample by ``vmap(grad(...))`` in one call for all samples, and
+    so do forward mode, ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and fake tensors. They get an operator,
+    ``torch.ops.fastce.cross_entropy``, and backward makes the gradient there. Class weights that differ from sample to
+    sample take one call each.
 
     On a GPU work is put on PyTorch's current stream, and a class that does not exist is told late: see `fastce.cuda`.
 
