@@ -186,6 +186,8 @@ class _Memory:
     """The memory of a tensor, as NumPy takes it in."""
 
     __slots__ = ("__array_interface__", "tensor")
+    __array_interface__: dict[str, Any]
+    tensor: torch.Tensor
 
 
 def as_array(tensor: torch.Tensor | None) -> Any:

@@ -171,12 +171,13 @@ def linear_cross_entropy(
     }
     _torch_operators.check_constants(chosen, _LEAVES, **constants)
     dtype = torch.float32 if input.dtype in HALVES and torch.is_autocast_enabled("cpu") else input.dtype
-    leaves = (input, linear_weight, linear_bias)
+    leaves: tuple[Any, ...] = (input, linear_weight, linear_bias)
     if torch.is_autocast_enabled("cpu"):
         leaves = _to_widest(*leaves)
     if torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves):
         return _LinearCrossEntropy.apply(*leaves, *constants.values(), dtype, chosen)
-    return _loss(*leaves, *constants.values(), dtype, chosen)
+    arguments: tuple[Any, ...] = (*leaves, *constants.values(), dtype, chosen)
+    return _loss(*arguments)
 
 
 def _chunk_rows(options: Any, chunk_rows: int | None) -> int | None:
@@ -192,7 +193,7 @@ def _chunk_rows(options: Any, chunk_rows: int | None) -> int | None:
     return said if chunk_rows is None else chunk_rows
 
 
-def _to_widest(*leaves: torch.Tensor | None) -> tuple[torch.Tensor | None, ...]:
+def _to_widest(*leaves: Any) -> tuple[torch.Tensor | None, ...]:
     """Convert tensors to one dtype that holds the numbers of all; gradients are converted back."""
     dtype = torch.float16
     for leaf in leaves:
@@ -236,7 +237,8 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         elif _torch_operators.is_batched(grad_output) or not _torch_operators.is_ordinary(grad_output):
             raise NotImplementedError(_ONLY_ORDINARY)
         else:
-            _, grads = _loss_and_grads(*ctx.saved_tensors, ctx.dtype, ctx.options, ctx.wanted, grad_output)
+            saved: tuple[Any, ...] = (*ctx.saved_tensors, ctx.dtype, ctx.options, ctx.wanted, grad_output)
+            _, grads = _loss_and_grads(*saved)
         return (*grads, None, None, None, None, None)
 
 

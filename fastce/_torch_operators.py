@@ -132,7 +132,10 @@ def gradient(
 def _numbers(input: torch.Tensor, options: dict[str, Any]) -> Options:  # noqa: A002
     """Return options as the operators' schemas want them."""
     kinds: dict[str, Callable[[Any], Any]] = {"ignore_index": int, "n_threads": int}
-    numbers = {name: x if x is None or isinstance(x, str) else kinds.get(name, float)(x) for name, x in options.items()}
+    numbers: dict[str, Any] = dict(options)
+    for name, x in options.items():
+        if x is not None and not isinstance(x, str):
+            numbers[name] = kinds.get(name, float)(x)
     return Options(axis=max(0, min(input.ndim - 1, 1)), **numbers)
 
 
@@ -191,7 +194,7 @@ def _ones_like_loss(input: torch.Tensor, options: Options) -> torch.Tensor:  # n
 # The operators, which see numbers, or fake tensors that have a shape only.
 
 
-@torch.library.custom_op("fastce::cross_entropy", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+@torch.library.custom_op("fastce::cross_entropy", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")  # type: ignore[untyped-decorator]
 def _loss_operator(
     input: torch.Tensor,  # noqa: A002
     target: torch.Tensor,
@@ -202,7 +205,7 @@ def _loss_operator(
     return loss_of(input, target, weight, sample_weight, _arithmetic(input), Options(*options)._asdict())
 
 
-@torch.library.custom_op(
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
     "fastce::cross_entropy_grad", mutates_args=(), schema=f"(Tensor grad_output, {_ARGUMENTS}) -> Tensor"
 )
 def _gradient_operator(
@@ -219,7 +222,7 @@ def _gradient_operator(
     return grad
 
 
-@_loss_operator.register_fake
+@_loss_operator.register_fake  # type: ignore[untyped-decorator]
 def _fake_loss(
     input: torch.Tensor,  # noqa: A002
     target: torch.Tensor,
@@ -233,7 +236,7 @@ def _fake_loss(
     return input.new_empty(shape, dtype=_arithmetic(input))
 
 
-@_gradient_operator.register_fake
+@_gradient_operator.register_fake  # type: ignore[untyped-decorator]
 def _fake_gradient(grad_output: torch.Tensor, input: torch.Tensor, *_: Any) -> torch.Tensor:  # noqa: A002
     return torch.empty_like(input)
 
@@ -389,7 +392,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
         ctx.save_for_forward(*inputs[: len(_TENSORS)])
 
     @staticmethod
-    @_untraced
+    @_untraced  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
         return _backward_by(_Gradient.apply)(ctx, grad_output)  # which is never None: there is one output
 
@@ -424,7 +427,7 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         pass
 
-    backward = jvp = staticmethod(_refuse)  # type: ignore[assignment]
+    backward = jvp = staticmethod(_refuse)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
@@ -434,12 +437,12 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
 # Nothing of these functions is for `torch.compile`, which meets them where it has given up on the caller.
 
 
-@_untraced
+@_untraced  # type: ignore[untyped-decorator]
 def _apply_loss(*inputs: Any) -> Any:
     return _Loss.apply(*inputs)
 
 
-@_untraced
+@_untraced  # type: ignore[untyped-decorator]
 def _apply_gradient(*inputs: Any) -> Any:
     return _Gradient.apply(*inputs)
 

@@ -319,15 +319,16 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             # Not once_differentiable's business: it looks at grad_output only, which is a constant as a rule, and would
             # hand out a gradient that silently counts as a constant too.
             raise NotImplementedError(_torch_operators.ONCE)
+        saved: tuple[Any, Any, Any, Any] = ctx.saved_tensors
         if ctx.has_grad:
             (grad,) = ctx.saved_tensors
             grad = _torch_operators.scale(grad, grad_output)
         elif _torch_operators.is_batched(grad_output):
-            grad = _torch_operators.batched_gradient(grad_output, *ctx.saved_tensors, ctx.options)
+            grad = _torch_operators.batched_gradient(grad_output, *saved, ctx.options)
         elif _torch_operators.is_ordinary(grad_output):
-            _, grad = _torch_arrays.loss_and_grad(*ctx.saved_tensors, ctx.dtype, ctx.options, grad_output)
+            _, grad = _torch_arrays.loss_and_grad(*saved, ctx.dtype, ctx.options, grad_output)
         else:
-            grad = _torch_operators.gradient(grad_output, *ctx.saved_tensors, ctx.options)
+            grad = _torch_operators.gradient(grad_output, *saved, ctx.options)
         return grad, None, None, None, None, None
 
 
