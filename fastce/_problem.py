@@ -176,7 +176,7 @@ def check_logits_array(logits: Array, name: str, xp: Any) -> None:
         hint = ""
         if not dtype.isnative:
             hint = f" in another byte order: convert it with {name}.astype({name}.dtype.newbyteorder('='))"
-        elif dtype.kind in "biu":
+        elif dtype.kind in "biuO":
             hint = f": convert it with {xp.__name__}.asarray({name}, dtype='float32')"
         elif dtype.kind == "f" and dtype.itemsize > 8:
             hint = f": convert it with {name}.astype('float64')"
@@ -282,7 +282,7 @@ def _advice_for_floats(target: Array, ignore_index: int) -> str:
     if missing.any():
         return (
             f" with NaN at {_place(int(missing.argmax()), target.shape)}: give such rows the value of ignore_index, "
-            f"np.where(np.isnan(target), {ignore_index}, target).astype(np.int64)"
+            f"np.nan_to_num(target, nan={ignore_index}).astype(np.int64)"
         )
     with np.errstate(all="ignore"):  # such a bound is infinite in float16
         odd = (target != np.floor(target)) | (np.abs(target) >= INT64.max)

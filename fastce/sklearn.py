@@ -237,8 +237,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             theta = np.zeros((X.shape[1] + 1, layer.n_outputs))
         self._adam, self._weight_seen = None, total_weight(rows)  # for partial_fit
         C = self._inverse_strength()
-        # Products of small weights, probabilities and features are meant to be 0.
-        with np.errstate(under="ignore"), Objective(layer, rows, C, self.n_threads) as objective:
+        with _quietly(), Objective(layer, rows, C, self.n_threads) as objective:
             if self.solver == "sgd":
                 self._adam = solvers.Adam(objective, theta)
                 rng = check_random_state(self.random_state)
@@ -246,8 +245,10 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             else:
                 outcome = solvers.minimize(objective, theta, self.solver, self.tol, self.max_iter, self._report)
         if outcome.complaint:
+            has_signs = rows.weight is not None and rows.weight.min() < 0
             warnings.warn(
-                f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}",
+                f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}"
+                f"{'. With negative weights there may be no minimum' if has_signs else ''}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -304,7 +305,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         rows = Rows(X, target, self._weigh(X, target, sample_weight))
         layer = self._layer()
         C = self._inverse_strength()
-        with np.errstate(under="ignore"), Objective(layer, rows, C, self.n_threads) as objective:
+        with _quietly(), Objective(layer, rows, C, self.n_threads) as objective:
             adam: solvers.Adam | None = getattr(self, "_adam", None)
             if adam is None:
                 fitted = hasattr(self, "coef_")
@@ -450,6 +451,11 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     def _report(self, value: float, steepest: float) -> None:
         if self.verbose:
             print(f"{self.solver}: objective {value:.8f}, largest gradient {steepest:.2e}")
+
+
+def _quietly() -> np.errstate:
+    """Let numbers of a search become 0 or infinite: small products are meant to, and without a minimum all grow."""
+    return np.errstate(over="ignore", under="ignore", invalid="ignore")
 
 
 def _own_arrays(state: object) -> None:

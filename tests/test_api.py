@@ -316,7 +316,8 @@ def test_the_module_shows_the_configuration():
     ids=["torch", "sklearn", "cuda"],
 )
 def test_a_package_that_is_missing_is_named_with_its_extra(code, text):
-    done = run(["-c", f"import sys; {code}"] if "\n" not in code else ["-c", f"import sys\n{code}"])
+    on_gpu = "class Array: __dlpack_device__ = lambda self: (2, 0)"  # as DLPack has it
+    done = run(["-c", f"import sys\n{on_gpu}\n{code}"])
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("ModuleNotFoundError: ") and text in last, done.stderr

@@ -29,7 +29,7 @@ FLOORS = {
     "_loss": {*RULES, "_backend", "_solve"},  # meaning: the public functions
     "_linear": {*RULES, "_backend", "_solve"},
     "_curvature": {*RULES, "_backend", "_solve"},
-    "_loss_object": {"_curvature", "_loss", "_options"},
+    "_loss_object": {"_curvature", "_loss", "_options", "_solve"},
     "_nll_loss": {*RULES, "_solve"},
     "_stats": {*RULES, "_backend", "_solve"},
     "_softmax": {*RULES, "_backend"},
@@ -54,7 +54,8 @@ PROGRAMS = {
     "_machine": set(),
     "_progress": set(),
     "boosting": {"_labels"},
-    "torch": {"_torch_arrays", "_torch_operators"},
+    "torch": {"_torch_arrays", "_torch_linear", "_torch_operators"},
+    "_torch_linear": {"_torch_arrays", "_torch_operators"},
     "_torch_operators": {"_torch_arrays"},
     "_torch_arrays": set(),
     "sklearn": {"_sklearn_loss", "_sklearn_objective", "_sklearn_solvers"},
