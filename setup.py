@@ -14,6 +14,7 @@ Design
 
 import logging
 import os
+import shutil
 import subprocess
 import tempfile
 from pathlib import Path
@@ -76,6 +77,7 @@ OPENMP_FLAGS = [
 ]
 
 ANY_PROGRAM = "int probe(void) { return 0; }\n"
+PYTHON_PROGRAM = "#include <Python.h>\n" + ANY_PROGRAM
 X86_64_PROGRAM = "#ifndef __x86_64__\n#error not x86-64\n#endif\n" + ANY_PROGRAM
 OPENMP_PROGRAM = "#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n"
 
@@ -94,6 +96,8 @@ class BuildKernels(build_ext):
         """Build one module for each instruction set that the compiler knows."""
         self.refuse_unsafe_flags()
         is_msvc = self.compiler.compiler_type == "msvc"
+        if not is_msvc:  # whose absence setuptools explains
+            self.require_compiler()
         openmp_compile, openmp_link = self.choose_openmp(is_msvc)
         common = MSVC_FLAGS if is_msvc else [*UNIX_FLAGS, *(flag for flag in GCC_FLAGS if self.accepts([flag]))]
         built = []
@@ -118,6 +122,26 @@ class BuildKernels(build_ext):
         return cythonize(
             [alone], build_dir=str(folder), force=True, quiet=not self.verbose, compiler_directives=DIRECTIVES
         )[0].sources
+
+    def require_compiler(self):
+        """Raise if there is no working C compiler, or if it does not find Python's headers."""
+        advice = "install one, on Debian and Ubuntu with: apt install gcc python3-dev"
+        command = " ".join(self.compiler.compiler_so)
+        if shutil.which(self.compiler.compiler_so[0]) is None:
+            raise CompileError(
+                f"fastce is compiled while it is installed, for which there is no C compiler: no program "
+                f"is called {self.compiler.compiler_so[0]!r}, as CC or Python's own build has it; {advice}"
+            )
+        for program, missing in (
+            (ANY_PROGRAM, "the C compiler does not work"),
+            (PYTHON_PROGRAM, "there is no Python.h"),
+        ):
+            status, messages = self.try_flags([f"-I{folder}" for folder in self.compiler.include_dirs], program, ())
+            if status:
+                raise CompileError(
+                    f"fastce is compiled while it is installed, but {missing}; {advice}. "
+                    f"The command was {command}, and its messages:\n{messages.decode(errors='replace')}"
+                )
 
     def refuse_unsafe_flags(self):
         """Raise if the environment brings floating-point flags under which the kernels are wrong."""

@@ -1,7 +1,8 @@
-"""Print what the loss of a linear layer costs besides its three products: python asv_bench/linear.py.
+"""Print what the loss of a linear layer costs besides its products: python asv_bench/linear.py.
 
 Chunk size by chunk size: the call, and NumPy's products of the same chunks into arrays that are there, in rounds that
-take turns; and the peak of the process's memory besides the gradients (Linux only). Needs a quiet machine and 2 GiB.
+take turns; and the peak of the process's memory besides the gradients (Linux only). With --wrt one product or two are
+left out, as for a layer that is frozen. Needs a quiet machine and 2 GiB.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from fastce import _linear
 MIB = 2**20
 CHUNKS = (16, 32, 48, 64, 96)  # MiB of logits
 PROC = Path("/proc/self")
+LEAVES = ("features", "linear_weight", "linear_bias")
 
 
 def make_layer(n_rows, n_features, n_classes):
@@ -27,7 +29,7 @@ def make_layer(n_rows, n_features, n_classes):
     return features, weight, rng.integers(0, n_classes, n_rows)
 
 
-def make_products(features, weight, chunk_rows):
+def make_products(features, weight, chunk_rows, wrt=LEAVES):
     """Return a function of no arguments that does nothing but the products."""
     buffer = np.zeros((chunk_rows, len(weight)), np.float32)
     grad_features, grad_weight = np.zeros_like(features), np.zeros_like(weight)
@@ -36,8 +38,10 @@ def make_products(features, weight, chunk_rows):
         for start in range(0, len(features), chunk_rows):
             x = features[start : start + chunk_rows]
             logits = np.matmul(x, weight.T, out=buffer[: len(x)])
-            np.matmul(logits, weight, out=grad_features[start : start + chunk_rows])
-            np.matmul(logits.T, x, out=grad_weight)
+            if "features" in wrt:
+                np.matmul(logits, weight, out=grad_features[start : start + chunk_rows])
+            if "linear_weight" in wrt:
+                np.matmul(logits.T, x, out=grad_weight)
 
     return run
 
@@ -73,6 +77,7 @@ def main(arguments=None):
     parser.add_argument("--mib", nargs="+", type=int, default=CHUNKS, help="MiB of logits of a chunk")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--bias", action="store_true")
+    parser.add_argument("--wrt", nargs="*", choices=LEAVES, default=LEAVES, help="the gradients that are wanted")
     options = parser.parse_args(arguments)
     features, weight, target = make_layer(*options.shape)
     bias = np.zeros(len(weight), np.float32) if options.bias else None
@@ -81,16 +86,17 @@ def main(arguments=None):
         most = min(len(features), max(1, mib * MIB // (4 * len(weight))))
         chunk_rows = -(-len(features) // -(-len(features) // most))  # as even as the library makes them
         calls[mib, "call"] = lambda chunk_rows=chunk_rows: fastce.linear_cross_entropy_with_grad(
-            features, weight, target, linear_bias=bias, chunk_rows=chunk_rows
+            features, weight, target, linear_bias=bias, chunk_rows=chunk_rows, wrt=options.wrt
         )
-        calls[mib, "products"] = make_products(features, weight, chunk_rows)
+        calls[mib, "products"] = make_products(features, weight, chunk_rows, options.wrt)
     taken = {name: [] for name in calls}
     for number in range(options.rounds + 1):
         for name, call in calls.items():
             sample = seconds(call)
             if number:  # the first warms up
                 taken[name].append(sample)
-    print("{} x {} x {}, {} rounds".format(*options.shape, options.rounds) + ", with bias" * options.bias)
+    wanted = "" if options.wrt == LEAVES else f", gradients of {' and '.join(options.wrt) or 'nothing'}"
+    print("{} x {} x {}, {} rounds".format(*options.shape, options.rounds) + ", with bias" * options.bias + wanted)
     for mib in options.mib:
         whole, products = (statistics.median(taken[mib, name]) for name in ("call", "products"))
         peak = peak_bytes(calls[mib, "call"])

@@ -54,7 +54,7 @@ def add_demo(commands: Commands) -> None:
     )
     demo.add_argument("--epochs", type=at_least_one, default=20, help="how often to see every image")
     demo.add_argument("--batch-size", type=at_least_one, default=128, help="images per step")
-    demo.add_argument("--seed", type=int, default=0, help="of the split and the order of the images")
+    demo.add_argument("--seed", type=not_negative, default=0, help="of the split and the order of the images")
     demo.add_argument("--n-threads", type=at_least_one, help="at most this many threads in the loss (None: no limit)")
 
 
@@ -101,10 +101,23 @@ def new_file(text: str) -> Path:
 
 
 def at_least_one(text: str) -> int:
-    """Return the number in the text; argparse turns the ValueError into its own message."""
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    """Return the number in the text."""
+    return whole_number(text, 1)
+
+
+def not_negative(text: str) -> int:
+    """Return the number in the text."""
+    return whole_number(text, 0)
+
+
+def whole_number(text: str, least: int) -> int:
+    """Return the number in the text; argparse shows the message of its own error alone."""
+    try:
+        number = int(text)
+    except ValueError:
+        number = least - 1
+    if number < least:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least {least}, got {text!r}")
     return number
 
 

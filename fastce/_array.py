@@ -8,8 +8,9 @@ Design
 3. Looking at numbers on a GPU means waiting for it. Only whoever asks for it, by `synchronous_checks`, does.
 4. To take in an object that is no array runs its own code, say `__array__`, which may do anything to the other
    arguments: give them another shape, or move their memory. So all of that comes first (`take_in`). What is checked and
-   worked on are views made after it. Nobody else has these, so their shapes stay, and they hold the memory: a resize
-   fails while there are other references to it, unless its `refcheck=False` asks NumPy not to look.
+   worked on are views made after it, of arrays of derived classes too. Nobody else has these, so their shapes stay, and
+   they hold the memory: a resize fails while there are other references to it, unless its `refcheck=False` asks NumPy
+   not to look.
 """
 
 import contextlib
@@ -30,7 +31,7 @@ _ON_HOST = (np.ndarray, np.generic, int, float, list, tuple, type(None))
 
 # Arguments that results are written to, and those for which None stands for nothing.
 _RESULTS = ("out", "hess_out")
-_NEEDED = ("logits", "target", "v")
+_NEEDED = ("logits", "target", "v", "x", "features", "linear_weight")
 
 _waits = contextvars.ContextVar("fastce_waits", default=False)
 
@@ -89,15 +90,19 @@ def take_in(xp: Any, given: Iterable[tuple[str, object]]) -> dict[str, Array]:
             if xp is not np and value is not None:
                 taken[name] = _on_gpu(value, name, xp)
             elif _is_plain(value):
-                taken[name] = np.asarray(value)
+                taken[name] = value  # type: ignore[assignment]
         elif value is not None or name in _NEEDED:
             taken[name] = _convert(value, name, xp)
-    return {name: array.view() for name, array in taken.items()}  # all at the end: see 4 above
+    return {name: _view(array, xp) for name, array in taken.items()}  # all at the end: see 4 above
 
 
 def check_array(value: object, name: str, xp: Any = np) -> Array:
     """Return `value` as a plain array of the module `xp` that nobody else has."""
-    return _convert(value, name, xp).view()
+    return _view(_convert(value, name, xp), xp)
+
+
+def _view(array: Array, xp: Any) -> Array:
+    return (np.asarray(array) if xp is np else array).view()
 
 
 def check_result(value: object, name: str, xp: Any = np) -> Array:
@@ -117,7 +122,7 @@ def _is_plain(value: object) -> bool:
 def _convert(value: object, name: str, xp: Any) -> Array:
     """Do the part of `check_array` that runs code of others."""
     if xp is np and _is_plain(value):
-        return np.asarray(value)  # nearly all there is
+        return value  # type: ignore[return-value]  # nearly all there is
     _check_kind(value, name)
     if xp is not np:
         return _on_gpu(value, name, xp)

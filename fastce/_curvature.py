@@ -103,7 +103,8 @@ def cross_entropy_hvp(
 
     the derivative of the gradient in the direction v, as ``torch.autograd.functional.hvp`` computes it by two passes
     of differentiation. u_j - m is formed from the differences to the u of the largest logit, so that it keeps its
-    digits where p is nearly 1. A logit of -inf contributes 0; a NaN or an infinity in `v` makes its row NaN.
+    digits where p is nearly 1. A logit of -inf contributes 0; a NaN or an infinity in `v` leaves its row without a
+    finite number.
 
     Examples
     --------
@@ -143,7 +144,7 @@ def cross_entropy_hvp(
     like = put_back(problem.logits, class_axis)
     vector = _check_v(problem.given["v"], like)
     product = check_out(problem.given.get("out", out), like, problem.inputs, also=[("v", vector)])
-    vector = as_float(vector, arithmetic(vector.dtype), DTYPES)
+    vector = as_float(vector, arithmetic(problem.logits.dtype), DTYPES)
     solve(problem, put_last(product, class_axis), v=put_last(vector, class_axis))
     return product if out is None else out
 

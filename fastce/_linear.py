@@ -13,23 +13,37 @@ Design
    reach the gradient of the weight, where 0 * NaN would be NaN.
 5. All checks are those of the logits, by a stand-in of their shape that holds a single number.
 6. SciPy is never imported: whoever has a sparse matrix has SciPy, and the matrix brings its operators.
+7. Features of any leading shape are rows of a matrix, and a weight of shape (C, d1, ..., dK, d) is a matrix of
+   C d1 ... dK rows: one product makes the logits of all positions of a row of features. Here a *row* is such a row of
+   features, with one softmax for each of its positions; where K is 0 there is one position.
+8. A row of features may be skipped at some of its positions. Its gradient is 0 there, and goes through the products
+   with the rest. Where that would make NaN of 0 times infinity or NaN, the products are made position by position.
+9. What runs code of the caller's (conversions of arguments) is done before any shape is looked at: such code may
+   reshape or resize the other arguments.
 """
 
-from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
+from math import prod
+from typing import Any, Literal, NamedTuple, Unpack, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._array import Array, check_array
+from fastce._array import Array, take_in
 from fastce._backend import backend_of
-from fastce._options import check_integer
-from fastce._problem import Problem, arithmetic, check_logits, check_problem
-from fastce._solve import find_normalizer, reduce_loss, solve
+from fastce._options import LossOptions, Options, check_integer, check_options
+from fastce._problem import Problem, Shape, arithmetic, check_axis, check_logits_array, check_problem, put_last
+from fastce._solve import CrossEntropyStats, empty_stats, find_normalizer, reduce_loss, solve
 
 Loss = np.floating[Any] | NDArray[Any]
-Grads = tuple[Loss, NDArray[Any], NDArray[Any], NDArray[Any] | None]
+Grad = NDArray[Any] | None
 Rows = slice | NDArray[np.intp]
+
+# The gradients that there are, in the order in which they are returned.
+_LEAVES = ("features", "linear_weight", "linear_bias")
+# Options that are arrays.
+_ARRAY_OPTIONS = ("weight", "sample_weight", "grad_output")
 
 # Logits of a chunk. The more rows, the less adding to the gradient of the weight costs: 8192 x 512 features and 32000
 # classes take 1.30, 1.20, 1.15, 1.13 and 1.11 times as long as their products with 16, 32, 48, 64 and 96 MiB, by
@@ -41,29 +55,44 @@ _PRODUCT_BYTES = 2**22
 
 
 class _Layer(NamedTuple):
-    """A checked call. `features` is a matrix or CSR; the logits of `problem` have their shape and no numbers."""
+    """A checked call. The logits of `problem` have their shape and no numbers.
+
+    `features` is an array of shape (*lead, d), or CSR of two dimensions; `weight` and `bias` are a matrix and a vector
+    of one entry for each class and position, in this order; `outer` is (d1, ..., dK).
+    """
 
     features: Any
     is_sparse: bool
+    lead: Shape
+    n_classes: int
+    outer: Shape
     weight: Array
     bias: Array | None
     chunk_rows: int | None
     problem: Problem
+    is_finite: bool = True  # the weight, as far as that matters
 
 
 class _Grads:
-    """The gradients while they are summed: that of the features row by row, the others over all chunks."""
+    """The gradients that are wanted, while they are summed: of the features row by row, the others over all chunks."""
 
-    def __init__(self, layer: _Layer) -> None:
+    def __init__(self, layer: _Layer, wanted: frozenset[str]) -> None:
         features, weight, work = layer.features, layer.weight, layer.problem.logits.dtype
-        self.features: Array = np.zeros(
-            features.shape, features.dtype, order="C" if layer.is_sparse else _order(features)
-        )
-        self.weight: Array = np.zeros(weight.shape, work, order=_order(weight))
-        self.bias: Array | None = None if layer.bias is None else np.zeros(len(weight), work)
+        self.features: Grad = None
+        self.weight: Grad = None
+        self.bias: Grad = None
+        if "features" in wanted:
+            order = "C" if layer.is_sparse or len(layer.lead) != 1 else _order(features)
+            self.features = np.zeros((prod(layer.lead), weight.shape[1]), features.dtype, order)
+        if "linear_weight" in wanted:
+            self.weight = np.zeros(weight.shape, work, _order(weight))
+        if "linear_bias" in wanted and layer.bias is not None:
+            self.bias = np.zeros(len(weight), work)
+        self.are_any = not (self.features is None and self.weight is None and self.bias is None)
         self.is_empty = True
 
 
+@overload
 def linear_cross_entropy(
     features: Any,
     linear_weight: ArrayLike,
@@ -71,6 +100,28 @@ def linear_cross_entropy(
     *,
     linear_bias: ArrayLike | None = None,
     chunk_rows: int | None = None,
+    return_stats: Literal[False] = False,
+    **options: Unpack[LossOptions],
+) -> Loss: ...
+@overload
+def linear_cross_entropy(
+    features: Any,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    chunk_rows: int | None = None,
+    return_stats: Literal[True],
+    **options: Unpack[LossOptions],
+) -> tuple[Loss, CrossEntropyStats]: ...
+def linear_cross_entropy(
+    features: Any,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    chunk_rows: int | None = None,
+    return_stats: bool = False,
     axis: int | None = None,
     weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -82,24 +133,29 @@ def linear_cross_entropy(
     softcap: float | None = None,
     z_loss: float = 0.0,
     n_threads: int | None = None,
-) -> Loss:
+) -> Loss | tuple[Loss, CrossEntropyStats]:
     """Return the softmax cross-entropy of a linear layer's output, without ever holding all of its logits.
 
     Parameters
     ----------
-    features : array_like, shape (N, d), float32, float64, float16 or bfloat16; or SciPy CSR, float32 or float64
-        The layer's input, of any strides. Of SciPy's sparse formats CSR alone is taken, as array or as matrix.
-    linear_weight : array_like, shape (C, d), dtype of `features`
-        The layer's weight, one row per class. Copied whole to float32 if it is of 16 bits.
+    features : array_like, shape (..., d), float32, float64, float16 or bfloat16; or SciPy CSR, float32 or float64
+        The layer's input, of any strides and any number of leading dimensions: (N, d), (B, T, d), or (d,) for a single
+        row. Of SciPy's sparse formats CSR alone is taken, as array or as matrix.
+    linear_weight : array_like, shape (C, d) or (C, d1, ..., dK, d), dtype of `features`
+        The layer's weight, one row per class. With d1, ..., dK every row of features has d1 ... dK positions with a
+        softmax of their own. Copied whole to float32 if it is of 16 bits.
     target : array_like
-        Class indices, shape (N,), or class probabilities, shape (N, C), as for `cross_entropy`.
-    linear_bias : array_like, shape (C,), dtype of `features`, optional
+        As for `cross_entropy` of the logits, whose shape is (..., C), or (..., C, d1, ..., dK): class indices of shape
+        (...), or (..., d1, ..., dK); or class probabilities shaped like the logits.
+    linear_bias : array_like, shape (C,) or (C, d1, ..., dK), dtype of `features`, optional
         The layer's bias. ``None`` means 0.
     chunk_rows : int, optional
-        So many rows are worked on at a time. ``None`` lets the library choose: logits of 64 MiB. Changes the result by
-        rounding only.
-    axis : {None, 1}, optional
-        As for `cross_entropy`; the logits have no other class axis.
+        So many rows of features are worked on at a time. ``None`` lets the library choose: logits of 64 MiB. Changes
+        the result by rounding only.
+    return_stats : bool, default False
+        Whether to return the statistics of `cross_entropy_stats` too, which the same sweep computes.
+    axis : int, optional
+        As for `cross_entropy`, if at all: the class axis of the logits, which have no other.
     weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
         As for `cross_entropy`. `weight` is that of the classes.
     logit_scale, softcap, z_loss
@@ -110,14 +166,16 @@ def linear_cross_entropy(
 
     Returns
     -------
-    loss : scalar, or ndarray of shape (N,) if ``reduction="none"``
+    loss : scalar, or ndarray shaped like an index target if ``reduction="none"``
         float64 for float64 features, else float32.
+    stats : CrossEntropyStats
+        Only with ``return_stats=True``: `lse`, `log_prob`, `argmax` and `entropy`, shaped like an index target.
 
     Raises
     ------
     IndexError, ValueError
         As `cross_entropy`, and if the shapes of `features`, `linear_weight` and `linear_bias` do not fit, `axis` is
-        not 1, or `chunk_rows` is less than 1.
+        not that of the classes, `chunk_rows` is less than 1, or sparse features have indices out of their bounds.
     TypeError
         As `cross_entropy`, and if the dtypes of `features`, `linear_weight` and `linear_bias` differ, or `features` is
         sparse in another format than CSR. Arrays on a GPU are refused.
@@ -128,11 +186,15 @@ def linear_cross_entropy(
 
     Notes
     -----
-    The result is that of ``cross_entropy(features @ linear_weight.T + linear_bias, target, ...)`` but for rounding.
-    Features and weights of 16 bits are multiplied in float32, and the logits are not rounded to 16 bits in between.
+    The logits are x_ck = sum_j linear_weight[c, k, j] features[j] + linear_bias[c, k] for each row of features, with k
+    the position in d1, ..., dK; for a weight of two dimensions ``features @ linear_weight.T + linear_bias``. The result
+    is that of `cross_entropy` along their class axis but for rounding, and that of
+    ``torch.nn.functional.linear_cross_entropy``. Features and weights of 16 bits are multiplied in float32, and the
+    logits are not rounded to 16 bits in between.
 
     Besides the logits of a chunk, memory is taken for what BLAS cannot read as it is: a weight that is neither C- nor
-    Fortran-ordered, one of 16 bits, and for sparse features one that is not Fortran-ordered, are copied whole.
+    Fortran-ordered, one of more dimensions that is not C-ordered, one of 16 bits, and for sparse features one that is
+    not Fortran-ordered, are copied whole.
 
     Examples
     --------
@@ -142,6 +204,9 @@ def linear_cross_entropy(
     >>> linear_weight = np.array([[2.0, 0.0], [0.0, 1.5], [0.0, 0.0]])
     >>> print(f"{fastce.linear_cross_entropy(features, linear_weight, [0, 2]):.6f}")
     1.667234
+    >>> _, stats = fastce.linear_cross_entropy(features, linear_weight, [0, 2], return_stats=True)
+    >>> print(stats.argmax, stats.log_prob.round(4))
+    [0 1] [-0.2395 -3.0949]
     """
     options = {
         "axis": axis,
@@ -156,10 +221,14 @@ def linear_cross_entropy(
         "z_loss": z_loss,
         "n_threads": n_threads,
     }
+    has_stats = bool(return_stats)
     layer, normalizer = _check_layer(features, linear_weight, target, linear_bias, chunk_rows, options)
-    return _solve_layer(layer, normalizer, None)
+    stats = _no_stats(layer) if has_stats else None
+    loss = _solve_layer(layer, normalizer, None, stats)
+    return loss if stats is None else (loss, stats)
 
 
+@overload
 def linear_cross_entropy_with_grad(
     features: Any,
     linear_weight: ArrayLike,
@@ -168,6 +237,33 @@ def linear_cross_entropy_with_grad(
     linear_bias: ArrayLike | None = None,
     chunk_rows: int | None = None,
     grad_output: ArrayLike | None = None,
+    return_stats: Literal[False] = False,
+    wrt: str | Iterable[str] = _LEAVES,
+    **options: Unpack[LossOptions],
+) -> tuple[Loss, Grad, Grad, Grad]: ...
+@overload
+def linear_cross_entropy_with_grad(
+    features: Any,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    chunk_rows: int | None = None,
+    grad_output: ArrayLike | None = None,
+    return_stats: Literal[True],
+    wrt: str | Iterable[str] = _LEAVES,
+    **options: Unpack[LossOptions],
+) -> tuple[Loss, Grad, Grad, Grad, CrossEntropyStats]: ...
+def linear_cross_entropy_with_grad(
+    features: Any,
+    linear_weight: ArrayLike,
+    target: ArrayLike,
+    *,
+    linear_bias: ArrayLike | None = None,
+    chunk_rows: int | None = None,
+    grad_output: ArrayLike | None = None,
+    return_stats: bool = False,
+    wrt: str | Iterable[str] = _LEAVES,
     axis: int | None = None,
     weight: ArrayLike | None = None,
     sample_weight: ArrayLike | None = None,
@@ -179,7 +275,7 @@ def linear_cross_entropy_with_grad(
     softcap: float | None = None,
     z_loss: float = 0.0,
     n_threads: int | None = None,
-) -> Grads:
+) -> tuple[Loss, Grad, Grad, Grad] | tuple[Loss, Grad, Grad, Grad, CrossEntropyStats]:
     """Return the softmax cross-entropy of a linear layer's output and its gradients with respect to the layer.
 
     Neither the logits nor their gradient are ever held whole.
@@ -188,8 +284,13 @@ def linear_cross_entropy_with_grad(
     ----------
     features, linear_weight, target, linear_bias, chunk_rows
         As for `linear_cross_entropy`.
-    grad_output : float, or array_like of shape (N,) if ``reduction="none"``, optional
+    grad_output : float, or array_like shaped like the loss if ``reduction="none"``, optional
         The upstream gradient, by which the gradients are multiplied. ``None`` means 1.
+    return_stats : bool, default False
+        As for `linear_cross_entropy`.
+    wrt : str or iterable of str, default ("features", "linear_weight", "linear_bias")
+        The arguments whose gradients are wanted. The others' are None, and cost no product and no memory: leave out
+        what is frozen.
     axis, weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
         As for `linear_cross_entropy`.
     logit_scale, softcap, z_loss, n_threads
@@ -199,31 +300,33 @@ def linear_cross_entropy_with_grad(
     -------
     loss : scalar or ndarray
         As from `linear_cross_entropy`.
-    grad_features : ndarray, shape (N, d)
+    grad_features : ndarray shaped like `features`, or None
         d loss / d features, times `grad_output`; dtype of `features`; dense for sparse features too, where it has a
         number for what was not stored. Exactly 0 in skipped rows.
-    grad_linear_weight : ndarray, shape (C, d)
+    grad_linear_weight : ndarray shaped like `linear_weight`, or None
         d loss / d linear_weight, times `grad_output`; dtype of `linear_weight`.
-    grad_linear_bias : ndarray, shape (C,), or None
+    grad_linear_bias : ndarray shaped like `linear_bias`, or None
         d loss / d linear_bias, times `grad_output`; dtype of `linear_bias`; None without one.
+    stats : CrossEntropyStats
+        Only with ``return_stats=True``: as from `linear_cross_entropy`.
 
     Raises
     ------
     IndexError, ValueError, TypeError
-        As `linear_cross_entropy`, and for an unsuitable `grad_output`.
+        As `linear_cross_entropy`, and for an unsuitable `grad_output` or an unknown name in `wrt`.
 
     Notes
     -----
-    With G the gradient that `cross_entropy_with_grad` returns for the logits,
+    With G the gradient that `cross_entropy_with_grad` returns for the logits of a weight of two dimensions,
 
-        grad_features = G W,    grad_linear_weight = G^T X,    grad_linear_bias = sum_i G_i.
+        grad_features = G W,    grad_linear_weight = G^T X,    grad_linear_bias = sum_i G_i,
 
-    The sums over rows are made chunk by chunk, in float32 for 16 bits, and only the results are rounded to 16 bits. All
-    gradients are 0 if the divisor of a mean is 0. A NaN in the features of a row that is not skipped makes the gradient
-    of the weight NaN.
+    and with more the same for each position, the gradient of the features summed over them. The sums over rows are made
+    chunk by chunk, in float32 for 16 bits, and only the results are rounded to 16 bits. All gradients are 0 if the
+    divisor of a mean is 0. A NaN in the features of a row that is not skipped makes the gradient of the weight NaN.
 
-    Of the memory besides the results, 64 MiB are the logits of a chunk and 4 MiB a part of a product. Sparse features
-    take a gradient of the weight more, and so do 16 bits.
+    Of the memory besides the results, 64 MiB are the logits of a chunk and 4 MiB a part of a product. The gradient of
+    the weight takes as much again for sparse features, and for 16 bits twice as much.
 
     Examples
     --------
@@ -240,6 +343,11 @@ def linear_cross_entropy_with_grad(
      [ 0.0533 -0.9547]]
     >>> print(grad_bias.round(4))
     [-0.0839  0.508  -0.4241]
+
+    A frozen layer, which only hands the gradient on:
+
+    >>> fastce.linear_cross_entropy_with_grad(features, linear_weight, [0, 2], wrt="features")[2:]
+    (None, None)
     """
     options = {
         "grad_output": grad_output,
@@ -255,14 +363,25 @@ def linear_cross_entropy_with_grad(
         "z_loss": z_loss,
         "n_threads": n_threads,
     }
+    has_stats, wanted = bool(return_stats), _check_wrt(wrt)
     layer, normalizer = _check_layer(features, linear_weight, target, linear_bias, chunk_rows, options)
-    grads = _Grads(layer)
-    loss = _solve_layer(layer, normalizer, grads)
-    dtype = layer.weight.dtype
-    with np.errstate(over="ignore"):
-        grad_weight = grads.weight.astype(dtype, copy=False)
-        grad_bias = None if grads.bias is None else grads.bias.astype(dtype, copy=False)
-    return loss, grads.features, grad_weight, grad_bias
+    grads = _Grads(layer, wanted)
+    stats = _no_stats(layer) if has_stats else None
+    loss = _solve_layer(layer, normalizer, grads if grads.are_any else None, stats)
+    found = loss, *_finish(layer, grads)
+    return found if stats is None else (*found, stats)
+
+
+def _check_wrt(wrt: str | Iterable[str]) -> frozenset[str]:
+    """Return the names of the gradients that are wanted."""
+    try:
+        names: tuple[Any, ...] = (wrt,) if isinstance(wrt, str) else tuple(wrt)
+    except TypeError:
+        raise TypeError(f"wrt must be one or more of {', '.join(map(repr, _LEAVES))}, got {wrt!r}") from None
+    for name in names:
+        if not isinstance(name, str) or name not in _LEAVES:
+            raise ValueError(f"wrt must be one or more of {', '.join(map(repr, _LEAVES))}, got {name!r}")
+    return frozenset(names)
 
 
 def _check_layer(
@@ -274,36 +393,72 @@ def _check_layer(
     options: dict[str, Any],
 ) -> tuple[_Layer, float]:
     """Check everything, the classes of all rows included; return the call and what its mean divides by."""
-    is_sparse = _is_sparse(features)
-    if is_sparse:
-        _check_csr(features)
-    else:
-        features = _check_matrix(features, "features", "(N, d)")
-    weight = _check_matrix(linear_weight, "linear_weight", "(C, d)")
-    n_rows, n_features = features.shape
-    n_classes = len(weight)
-    if weight.shape[1] != n_features:
-        raise ValueError(
-            f"linear_weight must have shape (C, {n_features}) for features of shape {features.shape}, "
-            f"got {weight.shape}"
-        )
-    _check_dtype(weight, "linear_weight", features.dtype)
-    bias = None
-    if linear_bias is not None:
-        bias = check_array(linear_bias, "linear_bias")
-        if bias.shape != (n_classes,):
-            raise ValueError(f"linear_bias must have shape {(n_classes,)}, got {bias.shape}")
-        _check_dtype(bias, "linear_bias", features.dtype)
     if chunk_rows is not None:
         chunk_rows = check_integer(chunk_rows, "chunk_rows")
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows must be None or at least 1, got {chunk_rows}")
-    if options["axis"] is not None and check_integer(options["axis"], "axis") != 1:
-        raise ValueError(f"axis must be None or 1, got {options['axis']}")
-    logits = np.broadcast_to(np.zeros((), arithmetic(features.dtype)), (n_rows, n_classes))
-    problem, _ = check_problem(logits, target, **options)
+    axis = None if options["axis"] is None else check_integer(options["axis"], "axis")
+    options |= check_options(**{name: options[name] for name in Options._fields})._asdict()
+    is_sparse = _is_sparse(features)
+    is_list = isinstance(target, list | tuple)  # an empty one has no kind of its own
+    given = take_in(
+        np,
+        [
+            *(() if is_sparse else [("features", features)]),
+            ("linear_weight", linear_weight),
+            ("target", target),
+            ("linear_bias", linear_bias),
+            *((name, options[name]) for name in _ARRAY_OPTIONS if name in options),
+        ],
+    )
+    if is_list and given["target"].size == 0:
+        given["target"] = given["target"].astype(np.int64)
+    options |= {name: given[name] for name in _ARRAY_OPTIONS if name in given}
+    if is_sparse:
+        _check_csr(features)
+    else:
+        features = given["features"]
+        check_logits_array(features, "features", np)
+    weight = given["linear_weight"]
+    check_logits_array(weight, "linear_weight", np)
+    if weight.ndim < 2:
+        raise ValueError(f"linear_weight must have shape (C, d) or (C, d1, ..., dK, d), got {weight.shape}")
+    *lead, n_features = features.shape
+    n_classes, *outer = weight.shape[:-1]
+    if weight.shape[-1] != n_features:
+        raise ValueError(
+            f"linear_weight must have shape (C, {n_features}) or (C, d1, ..., dK, {n_features}) for features of shape "
+            f"{features.shape}, got {weight.shape}"
+        )
+    _check_dtype(weight, "linear_weight", features.dtype)
+    bias = given.get("linear_bias")
+    if bias is not None:
+        if bias.shape != weight.shape[:-1]:
+            raise ValueError(
+                f"linear_bias must have shape {weight.shape[:-1]} for linear_weight of shape {weight.shape}, got "
+                f"{bias.shape}"
+            )
+        _check_dtype(bias, "linear_bias", features.dtype)
+    logits = np.broadcast_to(np.zeros((), arithmetic(features.dtype)), (*lead, n_classes, *outer))
+    class_axis = len(lead)
+    if check_axis(axis, logits, default=class_axis) != class_axis:
+        raise ValueError(
+            f"axis must be None or {class_axis}, the class axis of logits of shape {logits.shape}, got {axis}"
+        )
+    problem, _ = check_problem(logits, given["target"], **(options | {"axis": class_axis}))
     normalizer = find_normalizer(problem, backend_of(problem.logits))
-    return _Layer(features, is_sparse, weight, bias, chunk_rows, problem), normalizer
+    layer = _Layer(
+        features=features.reshape(1, n_features).tocsr() if is_sparse and not lead else features,
+        is_sparse=is_sparse,
+        lead=tuple(lead),
+        n_classes=n_classes,
+        outer=tuple(outer),
+        weight=weight.reshape(n_classes * prod(outer), n_features),
+        bias=None if bias is None else bias.reshape(-1),
+        chunk_rows=chunk_rows,
+        problem=problem,
+    )
+    return layer, normalizer
 
 
 def _is_sparse(value: object) -> bool:
@@ -312,23 +467,29 @@ def _is_sparse(value: object) -> bool:
 
 
 def _check_csr(features: Any) -> None:
-    """Refuse sparse features that are no matrix of floats in the CSR format."""
+    """Refuse sparse features that are not floats in the CSR format.
+
+    What SciPy multiplies without a look, and reads or writes elsewhere if it is wrong, is looked at here.
+    """
     if features.format != "csr":
         raise TypeError(
             f"features must be dense or of SciPy's CSR format, got {features.format}: convert it with features.tocsr()"
         )
-    if features.ndim != 2:
-        raise ValueError(f"features must have shape (N, d), got {features.shape}")
-    dtype = check_logits(features.data, "features").dtype
+    check_logits_array(features.data, "features", np)
+    dtype = features.data.dtype
     if dtype != arithmetic(dtype):
         raise TypeError(f"features of SciPy's CSR format must be float32 or float64, got {dtype.name}")
-
-
-def _check_matrix(value: ArrayLike, name: str, shape: str) -> Array:
-    array = check_logits(check_array(value, name), name)
-    if array.ndim != 2:
-        raise ValueError(f"{name} must have shape {shape}, got {array.shape}")
-    return array
+    n_rows, n_features = features.shape if features.ndim == 2 else (1, features.shape[0])
+    ends, columns = features.indptr, features.indices
+    n_stored = min(len(columns), len(features.data))
+    if len(ends) != n_rows + 1 or ends[0] != 0 or ends[-1] > n_stored or (ends[1:] < ends[:-1]).any():
+        raise ValueError(
+            f"features.indptr must be {n_rows + 1} ascending numbers from 0 to at most {n_stored}, got {ends}"
+        )
+    columns = columns[: ends[-1]]
+    if len(columns) and not 0 <= columns.min() <= columns.max() < n_features:
+        bad = columns.min() if columns.min() < 0 else columns.max()
+        raise ValueError(f"features.indices must be in [0, {n_features - 1}] for {n_features} features, got {bad}")
 
 
 def _check_dtype(array: Array, name: str, dtype: np.dtype[Any]) -> None:
@@ -337,65 +498,94 @@ def _check_dtype(array: Array, name: str, dtype: np.dtype[Any]) -> None:
         raise TypeError(f"{name} must have the dtype of features, {dtype.name}, got {array.dtype.name}{hint}")
 
 
-def _solve_layer(layer: _Layer, normalizer: float, grads: _Grads | None) -> Loss:
-    """Run a checked call and return the loss; add to the gradients, if there are any."""
+def _no_stats(layer: _Layer) -> CrossEntropyStats:
+    """Return the statistics of skipped rows, for those of the others to be written over."""
+    stats = empty_stats(layer.problem)
+    for field, value in zip(stats, (0, 0, -1, 0), strict=True):
+        field[...] = value
+    return stats
+
+
+def _finish(layer: _Layer, grads: _Grads) -> tuple[Grad, Grad, Grad]:
+    """Return the gradients, which are sums now, in the shapes and the dtype of what they belong to."""
+    dtype, of_logits = layer.weight.dtype, (layer.n_classes, *layer.outer)
+    features, weight, bias = grads.features, grads.weight, grads.bias
+    with np.errstate(all="ignore"):  # 16 bits may overflow and underflow
+        return (
+            None if features is None else features.reshape(*layer.lead, features.shape[1]),
+            None if weight is None else weight.astype(dtype, copy=False).reshape(*of_logits, weight.shape[1]),
+            None if bias is None else bias.astype(dtype, copy=False).reshape(of_logits),
+        )
+
+
+def _solve_layer(layer: _Layer, normalizer: float, grads: _Grads | None, stats: CrossEntropyStats | None) -> Loss:
+    """Run a checked call and return the loss; add to the gradients and write the statistics, if there are any."""
     problem = layer.problem
     options = problem.options
     mean = options.reduction == "mean"
+    is_empty = mean and normalizer == 0
     loss = np.zeros(problem.row_shape, problem.logits.dtype)
-    if not (mean and normalizer == 0):
-        kept = _find_kept(problem)
-        grad_output = problem.grad_output / normalizer if mean else problem.grad_output
-        # Each chunk is a call of its own; the sums over all rows are made below.
-        part = problem._replace(grad_output=grad_output, options=options._replace(reduction="none"))
-        with np.errstate(all="ignore"):  # infinities and NaN are results like others
-            _run_chunks(layer._replace(problem=part), kept, loss, grads)
+    with np.errstate(all="ignore"):  # infinities, NaN and what underflows are results like others
+        if not is_empty:
+            grad_output = problem.grad_output / normalizer if mean else problem.grad_output
+            # Each chunk is a call of its own; the sums over all rows are made below.
+            part = problem._replace(grad_output=grad_output, options=options._replace(reduction="none"))
+            _run_chunks(layer._replace(problem=part), loss, grads, stats)
+        elif stats is not None:  # rows of weights that add up to 0 have statistics
+            part = problem._replace(options=options._replace(reduction="none"))
+            _run_chunks(layer._replace(problem=part), loss, None, stats)
     if options.reduction == "none":
         return loss
     return reduce_loss(backend_of(loss).total(loss), normalizer, options, loss.dtype)
 
 
-def _find_kept(problem: Problem) -> NDArray[np.intp] | None:
-    """Return the rows that are not skipped; None if that is all of them."""
-    kept = np.ones(problem.row_shape, bool)
+def _find_kept(layer: _Layer) -> NDArray[np.bool_] | None:
+    """Tell which positions of which rows are not skipped, a matrix; None if that is all of them."""
+    problem = layer.problem
+    kept = np.ones(prod(problem.row_shape), bool)
     if problem.target is not None:
         kept &= problem.target != problem.ignore_index
     if problem.sample_weight is not None:
         kept &= problem.sample_weight != 0
-    return None if kept.all() else np.flatnonzero(kept)
+    return None if kept.all() else kept.reshape(prod(layer.lead), prod(layer.outer))
 
 
-def _run_chunks(layer: _Layer, kept: NDArray[np.intp] | None, loss: Array, grads: _Grads | None) -> None:
+def _run_chunks(layer: _Layer, loss: Array, grads: _Grads | None, stats: CrossEntropyStats | None) -> None:
     work = layer.problem.logits.dtype
-    n_classes = len(layer.weight)
+    kept = _find_kept(layer)
     chunks = list(_split(layer, kept))
     if not chunks:
         return
     # Once for all chunks. What SciPy multiplies by is read along the classes.
     weight = layer.weight.astype(work, copy=False)
     weight = np.asfortranarray(weight) if layer.is_sparse else _for_blas(weight)
-    layer = layer._replace(weight=weight, bias=None if layer.bias is None else layer.bias.astype(work))
+    layer = layer._replace(
+        weight=weight,
+        bias=None if layer.bias is None else layer.bias.astype(work),
+        is_finite=kept is None or not layer.outer or _is_finite(weight),
+    )
     most = max(_count(rows) for rows in chunks)
-    buffer = None if layer.is_sparse else np.empty((most, n_classes), work)
+    buffer = None if layer.is_sparse else np.empty((most, len(weight)), work)
     for rows in chunks:
-        _run_chunk(layer, rows, buffer, loss, grads)
+        _run_chunk(layer, rows, None if kept is None else kept[rows], buffer, loss, grads, stats)
 
 
-def _split(layer: _Layer, kept: NDArray[np.intp] | None) -> Iterator[Rows]:
+def _split(layer: _Layer, kept: NDArray[np.bool_] | None) -> Iterator[Rows]:
     """Return the chunks: slices, or the numbers of the rows where some are left out."""
-    n_rows = layer.features.shape[0] if kept is None else len(kept)
-    if n_rows == 0:
+    chosen = None if kept is None or kept.any(axis=1).all() else np.flatnonzero(kept.any(axis=1))
+    n_rows = prod(layer.lead) if chosen is None else len(chosen)
+    if n_rows == 0 or 0 in layer.outer:
         return
     at_once = layer.chunk_rows
     if at_once is None:
         row_bytes = len(layer.weight) * layer.problem.logits.itemsize
-        if kept is not None and layer.problem.prob is not None:
-            row_bytes += len(layer.weight) * layer.problem.prob.itemsize  # which are copied, to leave rows out
+        if layer.problem.prob is not None and (chosen is not None or not _can_merge(layer.problem.prob, layer.lead)):
+            row_bytes += len(layer.weight) * layer.problem.prob.itemsize  # which are copied
         at_once = max(1, _LOGITS_BYTES // row_bytes)
         at_once = -(-n_rows // -(-n_rows // at_once))  # no small one at the end
     for start in range(0, n_rows, at_once):
         rows = slice(start, min(start + at_once, n_rows))
-        yield rows if kept is None else kept[rows]
+        yield rows if chosen is None else chosen[rows]
 
 
 def _count(rows: Rows) -> int:
@@ -403,57 +593,130 @@ def _count(rows: Rows) -> int:
     return count
 
 
-def _run_chunk(layer: _Layer, rows: Rows, buffer: Array | None, loss: Array, grads: _Grads | None) -> None:
-    """Write the losses of some rows and add their part of the gradients."""
-    problem, weight = layer.problem, layer.weight
+def _can_merge(array: Array, lead: Shape) -> bool:
+    """Tell whether the leading dimensions of an array can be seen as one."""
+    steps = [(size, step) for size, step in zip(lead, array.strides, strict=False) if size != 1]
+    return all(outer[1] == inner[0] * inner[1] for outer, inner in pairwise(steps))
+
+
+def _take(array: Array, lead: Shape, rows: Rows) -> Array:
+    """Return some rows, counted in C order over the leading dimensions: a view if that is possible."""
+    if len(lead) == 1:
+        return array[rows]
+    if _can_merge(array, lead):
+        return array.reshape(prod(lead), *array.shape[len(lead) :])[rows]
+    numbers = np.arange(rows.start, rows.stop) if isinstance(rows, slice) else rows
+    return array[np.unravel_index(numbers, lead)]
+
+
+def _run_chunk(
+    layer: _Layer,
+    rows: Rows,
+    kept: NDArray[np.bool_] | None,
+    buffer: Array | None,
+    loss: Array,
+    grads: _Grads | None,
+    stats: CrossEntropyStats | None,
+) -> None:
+    """Write the losses of some rows, and their statistics, and add their part of the gradients."""
+    problem, weight, lead, outer = layer.problem, layer.weight, layer.lead, layer.outer
+    count = _count(rows)
     features = layer.features
-    if _count(rows) < features.shape[0] or not layer.is_sparse:  # SciPy's slices are copies
-        features = features[rows]
     if buffer is None:
+        if count < features.shape[0]:  # SciPy's slices are copies
+            features = features[rows]
         logits = features @ weight.T
     else:
-        features = _for_blas(features.astype(buffer.dtype, copy=False))
-        logits = np.matmul(features, weight.T, out=buffer[: _count(rows)])
+        features = _for_blas(_take(features, lead, rows).astype(buffer.dtype, copy=False))
+        logits = np.matmul(features, weight.T, out=buffer[:count])
     if layer.bias is not None:
         logits += layer.bias
+
+    def take_rows(vector: Array) -> Array:
+        return vector.reshape(prod(lead), prod(outer))[rows].reshape(-1)
+
     chunk = problem._replace(
-        logits=logits,
-        target=None if problem.target is None else problem.target[rows],
-        prob=None if problem.prob is None else problem.prob[rows],
-        sample_weight=None if problem.sample_weight is None else problem.sample_weight[rows],
-        grad_output=problem.grad_output if isinstance(problem.grad_output, float) else problem.grad_output[rows],
-        row_shape=(_count(rows),),
+        logits=put_last(logits.reshape(count, layer.n_classes, *outer), 1),
+        target=None if problem.target is None else take_rows(problem.target),
+        prob=None if problem.prob is None else _take(problem.prob, lead, rows),
+        sample_weight=None if problem.sample_weight is None else take_rows(problem.sample_weight),
+        grad_output=problem.grad_output if isinstance(problem.grad_output, float) else take_rows(problem.grad_output),
+        row_shape=(count, *outer),
     )
-    loss[rows] = solve(chunk, None if grads is None else logits)
-    if grads is None:
-        return
-    grad = logits  # the kernels have written it there
-    if isinstance(rows, slice) and grads.features.dtype == grad.dtype:
-        np.matmul(grad, weight, out=grads.features[rows])
-    else:
-        grads.features[rows] = grad @ weight
+    chunk_stats = None if stats is None else empty_stats(chunk)
+    all_rows = prod(lead), *outer
+    loss.reshape(all_rows)[rows] = solve(chunk, None if grads is None else chunk.logits, chunk_stats)
+    if stats is not None and chunk_stats is not None:
+        for field, part in zip(stats, chunk_stats, strict=True):
+            field.reshape(all_rows)[rows] = part
+    if grads is not None:
+        _add_grads(layer, grads, rows, logits, features, kept)
+
+
+def _add_grads(
+    layer: _Layer, grads: _Grads, rows: Rows, grad: Array, features: Any, kept: NDArray[np.bool_] | None
+) -> None:
+    """Add to the gradients what comes of some rows, whose gradient of the logits is given."""
+    weight = layer.weight
     if grads.bias is not None:
         grads.bias += grad.sum(axis=0)
-    if not layer.is_sparse:
-        _add_product(grads, grad, features)
-    elif grads.is_empty:
-        grads.weight = (features.T @ grad).T
-    else:
-        grads.weight += (features.T @ grad).T
+    if kept is not None and not kept.all():
+        partly = np.flatnonzero(~kept.all(axis=1))
+        if not (layer.is_finite and _is_finite(features[partly])):
+            _add_by_position(layer, grads, rows, grad, features, kept)
+            return
+    if grads.features is not None:
+        if isinstance(rows, slice) and grads.features.dtype == grad.dtype:
+            np.matmul(grad, weight, out=grads.features[rows])
+        else:
+            grads.features[rows] = grad @ weight
+    if grads.weight is not None:
+        if not layer.is_sparse:
+            _add_product(grads.weight, grad, features, grads.is_empty)
+        elif grads.is_empty:
+            grads.weight = (features.T @ grad).T
+        else:
+            grads.weight += (features.T @ grad).T
     grads.is_empty = False
 
 
-def _add_product(grads: _Grads, grad: Array, features: Array) -> None:
+def _is_finite(values: Any) -> bool:
+    """Tell whether 0 times any of these numbers is 0. Where their sum overflows it may say no."""
+    return bool(np.isfinite(values.sum()))
+
+
+def _add_by_position(
+    layer: _Layer, grads: _Grads, rows: Rows, grad: Array, features: Any, kept: NDArray[np.bool_]
+) -> None:
+    """Add to the gradients of features and weight, at each position for the rows that are not skipped there."""
+    count, n_positions = kept.shape
+    grad = grad.reshape(count, layer.n_classes, n_positions)
+    weight = layer.weight.reshape(layer.n_classes, n_positions, -1)
+    of_features = np.zeros((count, weight.shape[2]), grad.dtype)
+    of_weight = None if grads.weight is None else grads.weight.reshape(weight.shape)
+    for position in range(n_positions):
+        chosen = np.flatnonzero(kept[:, position])
+        part = grad[chosen, :, position]
+        if grads.features is not None:
+            of_features[chosen] += part @ weight[:, position]
+        if of_weight is not None:
+            of_weight[:, position] += (features[chosen].T @ part).T
+    if grads.features is not None:
+        grads.features[rows] = of_features
+    grads.is_empty = False
+
+
+def _add_product(total: Array, grad: Array, features: Array, is_empty: bool) -> None:
     """Add ``grad.T @ features`` to the gradient of the weight."""
-    if grads.is_empty:
-        np.matmul(grad.T, features, out=grads.weight)
+    if is_empty:
+        np.matmul(grad.T, features, out=total)
         return
-    n_classes, n_features = grads.weight.shape
+    n_classes, n_features = total.shape
     size = max(1, _PRODUCT_BYTES // max(1, n_features * grad.itemsize))
     product = np.empty((min(size, n_classes), n_features), grad.dtype)
     for start in range(0, n_classes, size):
-        total = grads.weight[start : start + size]
-        total += np.matmul(grad[:, start : start + size].T, features, out=product[: len(total)])
+        part = total[start : start + size]
+        part += np.matmul(grad[:, start : start + size].T, features, out=product[: len(part)])
 
 
 def _order(array: Array) -> Literal["C", "F"]:

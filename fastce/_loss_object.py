@@ -107,7 +107,7 @@ class CrossEntropyLoss:
     def _options(self, sample_weight: ArrayLike | None) -> dict[str, Any]:
         """Return the options of a call; attributes that others have put here are none."""
         own = vars(self)
-        options = own if own.keys() == _DEFAULTS.keys() else {name: own[name] for name in _DEFAULTS}
+        options = own if len(own) == len(_DEFAULTS) else {name: own[name] for name in _DEFAULTS}
         return options if sample_weight is None else {**options, "sample_weight": sample_weight}
 
     def __call__(self, logits: ArrayLike, target: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Loss:

@@ -130,17 +130,19 @@ def _check_arrays(given: dict[str, Array], axis: int | None, options: Options, x
         for name in ("target", "weight", "sample_weight"):
             if name in given:
                 check_alignment(given[name], name)
-    weight = check_weight(given.get("weight"), "weight", (n_classes,), xp, dtype)
-    sample_weight = check_weight(given.get("sample_weight"), "sample_weight", row_shape, xp)
-    if xp is np:
-        weight, sample_weight, options = scale_weights(weight, sample_weight, options, is_prob, row_shape)
+    weight, of_weight = check_weight(given.get("weight"), "weight", (n_classes,), xp, dtype)
+    sample_weight, of_sample_weight = check_weight(given.get("sample_weight"), "sample_weight", row_shape, xp)
+    if of_weight or of_sample_weight:
+        weight, sample_weight, options = scale_weights(
+            weight, of_weight, sample_weight, of_sample_weight, options, is_prob, row_shape
+        )
     problem = Problem(
         logits=put_last(logits, axis),
         target=None if is_prob else as_int64(target, n_classes, options.ignore_index) if xp is np else target,
         prob=put_last(as_float(target, dtype, DTYPES), axis) if is_prob else None,
         given=given,
         ignore_index=as_comparable(options.ignore_index, target.dtype),
-        weight=None if weight is None else weight.astype(dtype, copy=False),
+        weight=None if weight is None else _rounded(weight, dtype),
         sample_weight=sample_weight,
         grad_output=check_grad_output(given.get("grad_output"), options.reduction, row_shape),
         options=options,
@@ -174,7 +176,7 @@ def check_logits_array(logits: Array, name: str, xp: Any) -> None:
         hint = ""
         if not dtype.isnative:
             hint = f" in another byte order: convert it with {name}.astype({name}.dtype.newbyteorder('='))"
-        elif dtype.kind in "biu":
+        elif dtype.kind in "biuO":
             hint = f": convert it with {xp.__name__}.asarray({name}, dtype='float32')"
         elif dtype.kind == "f" and dtype.itemsize > 8:
             hint = f": convert it with {name}.astype('float64')"
@@ -280,10 +282,10 @@ def _advice_for_floats(target: Array, ignore_index: int) -> str:
     if missing.any():
         return (
             f" with NaN at {_place(int(missing.argmax()), target.shape)}: give such rows the value of ignore_index, "
-            f"np.where(np.isnan(target), {ignore_index}, target).astype(np.int64)"
+            f"np.nan_to_num(target, nan={ignore_index}).astype(np.int64)"
         )
-    odd = target != np.floor(target)
-    odd |= np.abs(target) >= INT64.max
+    with np.errstate(all="ignore"):  # such a bound is infinite in float16
+        odd = (target != np.floor(target)) | (np.abs(target) >= INT64.max)
     if odd.any():
         bad = int(odd.argmax())
         return f" with {target.reshape(-1)[bad]} at {_place(bad, target.shape)}, which is no class"
@@ -346,7 +348,9 @@ def class_error(target: Array, row: int, n_classes: int, ignore_index: int) -> I
 
 def as_float(array: Array, dtype: DTypeLike, names: tuple[str, ...] = ("float32", "float64")) -> Array:
     """Return arrays of a dtype that backends read as they are, others in `dtype`."""
-    return array if is_one_of(array.dtype, names) else array.astype(dtype)
+    if is_one_of(array.dtype, names):
+        return array
+    return _rounded(array, np.dtype(dtype))  # infinities are results like others, or refused later
 
 
 def as_vector(array: Array, xp: Any) -> Array:
@@ -359,24 +363,31 @@ def as_vector(array: Array, xp: Any) -> Array:
 
 def check_weight(
     weight: Array | None, name: str, shape: Shape, xp: Any, dtype: np.dtype[Any] | None = None
-) -> Array | None:
-    """Return finite factors of the given shape, flat, as float32 or float64; finite in `dtype`, too."""
+) -> tuple[Array | None, int]:
+    """Return finite factors of the given shape, flat, as float32 or float64, and by how much to scale them.
+
+    They are finite in `dtype`, too. The scale is an exponent of 2, that of the largest, or 0 if that is not far from 1.
+    """
     if weight is None:
-        return None
+        return None, 0
     if not is_real(weight.dtype):
         raise TypeError(f"{name} must be real numbers, got {weight.dtype}{_advice_for_weight(name, weight)}")
     if weight.shape != shape:
         raise ValueError(f"{name} must have shape {shape}, got {weight.shape}")
-    with np.errstate(over="ignore"):  # refused below
-        array = as_vector(as_float(weight, np.float64), xp)
-    if not may_look_at(array):
-        return array
-    for word, rounded in (("", array), *(() if dtype is None else ((f" in {dtype.name}", _rounded(array, dtype)),))):
-        is_finite = xp.isfinite(rounded)
-        if not is_finite.all():
-            bad = int((~is_finite).argmax())
-            raise ValueError(f"{name} must be finite{word}, got {weight.reshape(-1)[bad]} at {_place(bad, shape)}")
-    return array
+    array = as_vector(as_float(weight, np.float64), xp)
+    if array.size == 0 or not may_look_at(array):
+        return array, 0
+    largest = max(float(array.max()), -float(array.min()))
+    if largest == 0 or 1 / _FAR <= largest <= _FAR:
+        return array, 0
+    word, rounded = "", array
+    if largest < np.inf and dtype is not None:
+        word, rounded = f" in {dtype.name}", _rounded(array, dtype)
+    is_finite = xp.isfinite(rounded)
+    if not is_finite.all():
+        bad = int((~is_finite).argmax())
+        raise ValueError(f"{name} must be finite{word}, got {weight.reshape(-1)[bad]} at {_place(bad, shape)}")
+    return array, int(np.frexp(largest)[1])
 
 
 def _advice_for_weight(name: str, weight: Array) -> str:
@@ -397,38 +408,34 @@ def _rounded(array: Array, dtype: np.dtype[Any]) -> Array:
 
 
 def scale_weights(
-    weight: Array | None, sample_weight: Array | None, options: Options, is_prob: bool, row_shape: Shape
+    weight: Array | None,
+    of_weight: int,
+    sample_weight: Array | None,
+    of_sample_weight: int,
+    options: Options,
+    is_prob: bool,
+    row_shape: Shape,
 ) -> tuple[Array | None, Array | None, Options]:
     """Return weights that are not far from 1, and options that go with them, for the same loss and gradient.
 
     The loss of a row is a (sum of w n + z lse^2), and a mean divides by the sum of a w, or of a under probabilities. So
-    a factor of w is one of 1 / z and either of 1 / a or, in a mean over class indices, of nothing that remains; and a
-    factor of a is nothing in any mean.
+    what divides w divides z, too, and multiplies a, but for a mean over class indices, which does not change; and no
+    mean changes with what divides a. `of_weight` and `of_sample_weight` are what `check_weight` says.
     """
     is_mean = options.reduction == "mean"
-    shift = _exponent(weight)
-    if weight is not None and shift and not (is_mean and is_prob):
-        moved = None
-        if not is_mean:
-            rows = np.ones(row_shape).reshape(-1) if sample_weight is None else sample_weight.astype(np.float64)
-            moved = _ldexp(rows, shift)
-        if moved is None or (np.isfinite(moved).all() and np.array_equal(moved == 0, rows == 0)):
-            sample_weight = sample_weight if moved is None else moved
-            weight = _ldexp(weight.astype(np.float64), -shift)
-            z_loss = min(float(_ldexp(np.float64(options.z_loss), -shift)), np.finfo(np.float64).max)
+    if weight is not None and of_weight and not (is_mean and is_prob):
+        rows = np.ones(row_shape).reshape(-1) if sample_weight is None else sample_weight.astype(np.float64)
+        moved = rows if is_mean else _ldexp(rows, of_weight)
+        if np.isfinite(moved).all() and np.array_equal(moved == 0, rows == 0):
+            sample_weight = sample_weight if is_mean else moved
+            weight = _ldexp(weight.astype(np.float64), -of_weight)
+            z_loss = min(float(_ldexp(np.float64(options.z_loss), -of_weight)), np.finfo(np.float64).max)
             options = options._replace(z_loss=z_loss)
-    shift = _exponent(sample_weight)
-    if sample_weight is not None and shift and is_mean:
-        moved = _ldexp(sample_weight.astype(np.float64), -shift)
+    if sample_weight is not None and of_sample_weight and is_mean:
+        moved = _ldexp(sample_weight.astype(np.float64), -of_sample_weight)
         least = np.copysign(np.finfo(np.float64).smallest_subnormal, sample_weight)
         sample_weight = np.where((moved == 0) & (sample_weight != 0), least, moved)  # rows of weight 0 are skipped
     return weight, sample_weight, options
-
-
-def _exponent(weight: Array | None) -> int:
-    """Return the exponent of the largest weight's power of two, or 0 if that is not far from 1."""
-    largest = 0.0 if weight is None or weight.size == 0 else max(float(weight.max()), -float(weight.min()))
-    return 0 if largest == 0 or 1 / _FAR <= largest <= _FAR else int(np.frexp(largest)[1])
 
 
 def _ldexp(array: Any, exponent: int) -> Any:
@@ -452,8 +459,7 @@ def check_grad_output(grad_output: Array | None, reduction: str, row_shape: Shap
         check_alignment(grad_output, "grad_output")
     elif shape == ():
         return float(grad_output)
-    with np.errstate(over="ignore"):
-        return as_vector(as_float(grad_output, np.float64), xp)
+    return as_vector(as_float(grad_output, np.float64), xp)
 
 
 def check_out(

@@ -13,6 +13,7 @@ Design
 3. A term whose weight is 0 is 0, even where its other factor is infinite.
 """
 
+from collections.abc import Callable
 from math import prod
 from typing import Any, NamedTuple
 
@@ -41,12 +42,13 @@ class Result(NamedTuple):
 
 
 class LinearResult(NamedTuple):
-    """The loss of a linear layer's output, and its gradients."""
+    """The loss of a linear layer's output, its gradients, and the statistics of its softmax."""
 
     loss: Array | np.float64
     grad_features: Array
     grad_linear_weight: Array
     grad_linear_bias: Array | None
+    stats: Stats
 
 
 class _Softmax(NamedTuple):
@@ -273,22 +275,35 @@ def linear_cross_entropy(
     linear_bias: npt.ArrayLike | None = None,
     **options: Any,
 ) -> LinearResult:
-    """Return the loss of the logits ``features @ linear_weight.T + linear_bias``, and the layer's gradients."""
+    """Return the loss of a linear layer's output, and the layer's gradients.
+
+    `features` is (..., d), `linear_weight` (C, d1, ..., dK, d); the logits are (..., C, d1, ..., dK).
+    """
     features, linear_weight = np.asarray(features, np.float64), np.asarray(linear_weight, np.float64)
+    lead, of_row = features.shape[:-1], linear_weight.shape[:-1]
+    n_rows, n_positions, n_features = prod(lead), prod(of_row[1:]), features.shape[-1]
+    x, w = features.reshape(n_rows, n_features), linear_weight.reshape(of_row[0], n_positions, n_features)
     bias = 0.0 if linear_bias is None else np.asarray(linear_bias, np.float64)
+    options["axis"] = len(lead)
     with np.errstate(all="ignore"):
-        result = cross_entropy(features @ linear_weight.T + bias, target, **options)
-        # A row that counts for nothing adds nothing, whatever its features are: 0 times NaN included.
-        shape = len(features), len(linear_weight)
+        logits = np.tensordot(features, linear_weight, (-1, -1)) + bias
+        result = cross_entropy(logits, target, **options)
+        grad = result.grad.reshape(n_rows, of_row[0], n_positions)
+        # A softmax that counts for nothing adds nothing, whatever its features are: 0 times NaN included.
         weight, sample_weight = options.get("weight"), options.get("sample_weight")
-        weighing = _weigh(target, shape, 1, weight, sample_weight, options.get("ignore_index", -100))
+        weighing = _weigh(target, logits.shape, len(lead), weight, sample_weight, options.get("ignore_index", -100))
         counts = weighing.kept & (weighing.normalizer != 0 or options.get("reduction", "mean") != "mean")
-        features = np.where(counts[:, None], features, 0.0)
+        counts = counts.reshape(n_rows, n_positions, 1)
+        grad_x, grad_w = np.zeros(x.shape), np.zeros(w.shape)
+        for k in range(n_positions):
+            grad_x += np.where(counts[:, k], grad[:, :, k] @ w[:, k], 0.0)
+            grad_w[:, k] = grad[:, :, k].T @ np.where(counts[:, k], x, 0.0)
         return LinearResult(
             loss=result.loss,
-            grad_features=np.where(counts[:, None], result.grad @ linear_weight, 0.0),
-            grad_linear_weight=result.grad.T @ features,
-            grad_linear_bias=None if linear_bias is None else result.grad.sum(axis=0),
+            grad_features=grad_x.reshape(features.shape),
+            grad_linear_weight=grad_w.reshape(linear_weight.shape),
+            grad_linear_bias=None if linear_bias is None else grad.sum(axis=0).reshape(of_row),
+            stats=result.stats,
         )
 
 
@@ -312,25 +327,69 @@ def nll_loss(
         return _reduce(row_loss, _row_shape(log_probs.shape, axis), weighing, reduction, on_empty)[0]
 
 
-def softmax(x: npt.ArrayLike, *, axis: int = -1) -> Array:
+def _axes(x: Array, axis: int | Shape | None) -> list[int]:
+    return list(range(x.ndim)) if axis is None else [int(k) % x.ndim for k in np.atleast_1d(axis)]
+
+
+def _along(x: npt.ArrayLike, axis: int | Shape | None, function: Callable[[Array], Array]) -> Array:
+    """Return what a function makes of each of the rows that some axes make together."""
+    given = np.atleast_1d(x)
+    axes = _axes(given, axis)
+    x = np.moveaxis(given, axes, range(-len(axes), 0)).astype(np.float64)
+    n_kept = x.ndim - len(axes)
+    rows = x.reshape(prod(x.shape[:n_kept]), prod(x.shape[n_kept:]))
+    if rows.size:
+        with np.errstate(all="ignore"):
+            x = function(rows).reshape(x.shape)
+    return np.moveaxis(x, range(-len(axes), 0), axes)
+
+
+def softmax(x: npt.ArrayLike, *, axis: int | Shape | None = -1) -> Array:
     """Return p."""
-    x = np.asarray(x)
-    with np.errstate(all="ignore"):
-        return _from_rows(_softmax_of_rows(_to_rows(x, axis)).p, x, axis)
+    return _along(x, axis, lambda rows: _softmax_of_rows(rows).p).reshape(np.shape(x))
 
 
-def log_softmax(x: npt.ArrayLike, *, axis: int = -1) -> Array:
+def log_softmax(x: npt.ArrayLike, *, axis: int | Shape | None = -1) -> Array:
     """Return log p."""
-    x = np.asarray(x)
-    with np.errstate(all="ignore"):
-        return _from_rows(-_softmax_of_rows(_to_rows(x, axis)).minus_log_p, x, axis)
+    return _along(x, axis, lambda rows: -_softmax_of_rows(rows).minus_log_p).reshape(np.shape(x))
 
 
-def logsumexp(x: npt.ArrayLike, *, axis: int = -1) -> Array | np.float64:
-    """Return log s + max."""
-    x = np.asarray(x)
+def _log_of_sum(x: Array, b: Array) -> tuple[Any, Any]:
+    """Return log|sum of b exp(x)| and the sum's sign."""
+    x, b = x[b != 0], b[b != 0]
+    top = x.max(initial=-np.inf)
+    if not np.isfinite(top):
+        total = (b * np.where(x == np.inf, np.inf, np.exp(np.minimum(x, 0)))).sum()
+        return np.log(np.abs(total)), np.sign(total)
+    is_top = x == top
+    equal, others = b[is_top].sum(), (b * np.exp(x - top))[~is_top].sum()
+    if np.abs(others) < np.abs(equal) / 2:
+        return top + np.log(np.abs(equal)) + np.log1p(others / equal), np.sign(equal)
+    return top + np.log(np.abs(equal + others)), np.sign(equal + others)
+
+
+def logsumexp(
+    x: npt.ArrayLike,
+    *,
+    axis: int | Shape | None = -1,
+    b: npt.ArrayLike | None = None,
+    keepdims: bool = False,
+    return_sign: bool = False,
+) -> Any:
+    """Return log|sum of b exp(x)|, and the sum's sign if asked; unasked the logarithm of a negative sum is NaN."""
+    x, b = (np.asarray(a, np.float64) for a in np.broadcast_arrays(np.atleast_1d(x), 1.0 if b is None else b))
+    axes = _axes(x, axis)
+    kept = [k for k in range(x.ndim) if k not in axes]
+    lse, sign = (np.empty([x.shape[k] for k in kept]) for _ in range(2))
     with np.errstate(all="ignore"):
-        return _softmax_of_rows(_to_rows(x, axis)).lse.reshape(_row_shape(x.shape, axis))[()]
+        for place in np.ndindex(lse.shape):
+            row = tuple(place[kept.index(k)] if k in kept else slice(None) for k in range(x.ndim))
+            lse[place], sign[place] = _log_of_sum(x[row].ravel(), b[row].ravel())
+    if not return_sign:
+        lse[sign < 0] = np.nan
+    if keepdims:
+        lse, sign = (np.expand_dims(a, axes) for a in (lse, sign))
+    return (lse[()], sign[()]) if return_sign else lse[()]
 
 
 def numpy_loss_and_grad(logits: Array, target: Array) -> tuple[Any, Array]:

@@ -7,6 +7,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn._loss.loss import HalfMultinomialLoss as _SklearnLoss
 
 import fastce
+from fastce._labels import as_index
 
 
 class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
@@ -26,7 +27,9 @@ class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
     Raises
     ------
     IndexError, ValueError, TypeError
-        From its methods, as from `fastce.cross_entropy_with_grad`.
+        From its methods, as from `fastce.cross_entropy_with_grad`; for another number of raw predictions than of
+        classes, and for classes that are no whole numbers. From `fit_intercept_only`, for two classes and for a class
+        without rows: see Notes.
 
     Notes
     -----
@@ -37,7 +40,12 @@ class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
 
         loss = -log p_y,  gradient_k = p_k - [k = y],  hessian_k = p_k (1 - p_k),
 
-    each times the row's weight. Confident rows keep their digits: see `fastce.cross_entropy_with_grad`.
+    each times the row's weight, which may have any sign. Confident rows keep their digits: see
+    `fastce.cross_entropy_with_grad`. Results that are too small for the dtype of their place become 0.
+
+    *Two classes* have one raw prediction in ``HistGradientBoostingClassifier``, so this loss is refused there: leave
+    ``loss="log_loss"``. That model makes as many raw predictions as its labels have classes, and begins with
+    `fit_intercept_only`, which therefore wants rows of every class.
 
     Examples
     --------
@@ -49,6 +57,22 @@ class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
     [0.2395 3.0949] [-0.213   0.1065  0.1065]
     """
 
+    def fit_intercept_only(self, y_true: NDArray[Any], sample_weight: ArrayLike | None = None) -> NDArray[Any]:
+        """Return the logits of the classes' frequencies, with which scikit-learn's boosting begins."""
+        # Nobody but scikit-learn's boosting calls this, which says nothing of its own where its arrays do not fit.
+        classes = as_index(y_true, "y_true")
+        n_classes = int(classes.max(initial=-1)) + 1
+        if self.n_classes == 2:
+            raise ValueError(
+                "n_classes must be at least 3 in HistGradientBoostingClassifier, which makes one raw prediction for "
+                "two classes, got 2: leave its loss='log_loss'"
+            )
+        if n_classes != self.n_classes:
+            hint = "leave loss='log_loss'" if n_classes <= 2 else f"use HalfMultinomialLoss(n_classes={n_classes})"
+            raise ValueError(f"n_classes must be 1 more than the last class in y_true, got {self.n_classes}: {hint}")
+        with np.errstate(under="ignore"):
+            return super().fit_intercept_only(y_true, sample_weight)  # type: ignore[no-any-return]
+
     def loss(
         self,
         y_true: NDArray[Any],
@@ -58,8 +82,8 @@ class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
         n_threads: int = 1,
     ) -> NDArray[Any]:
         """Return the losses of the rows."""
-        loss = fastce.cross_entropy(raw_prediction, **_options(y_true, sample_weight, n_threads))
-        return _put(loss, loss_out)
+        arguments = self._arguments(y_true, raw_prediction, sample_weight, n_threads, loss_out=loss_out)
+        return _put(fastce.cross_entropy(raw_prediction, **arguments), loss_out)
 
     def loss_gradient(
         self,
@@ -71,10 +95,11 @@ class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
         n_threads: int = 1,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the losses of the rows and the gradient, by one sweep."""
+        arguments = self._arguments(
+            y_true, raw_prediction, sample_weight, n_threads, loss_out=loss_out, gradient_out=gradient_out
+        )
         loss, grad = fastce.cross_entropy_with_grad(
-            raw_prediction,
-            out=_place(gradient_out, raw_prediction),
-            **_options(y_true, sample_weight, n_threads),
+            raw_prediction, out=_place(gradient_out, raw_prediction), **arguments
         )
         return _put(loss, loss_out), _put(grad, gradient_out)
 
@@ -99,11 +124,14 @@ class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
         n_threads: int = 1,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the gradient and the diagonal of the Hessian."""
+        arguments = self._arguments(
+            y_true, raw_prediction, sample_weight, n_threads, gradient_out=gradient_out, hessian_out=hessian_out
+        )
         grad, hess = fastce.cross_entropy_grad_hess(
             raw_prediction,
             out=_place(gradient_out, raw_prediction),
             hess_out=_place(hessian_out, raw_prediction),
-            **_options(y_true, sample_weight, n_threads),
+            **arguments,
         )
         return _put(grad, gradient_out), _put(hess, hessian_out)
 
@@ -117,23 +145,51 @@ class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
         n_threads: int = 1,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
         """Return the gradient and the probabilities."""
-        place = None if proba_out is raw_prediction else _place(proba_out, raw_prediction)
-        proba = fastce.softmax(raw_prediction, out=place, n_threads=n_threads)
-        grad = self.gradient(y_true, raw_prediction, sample_weight, gradient_out, n_threads)
-        return grad, _put(proba, proba_out)
+        # Both are made before either overwrites the raw predictions, and the one that checks the rows goes first.
+        arguments = self._arguments(
+            y_true, raw_prediction, sample_weight, n_threads, gradient_out=gradient_out, proba_out=proba_out
+        )
+        places = [
+            None if out is None or np.may_share_memory(out, raw_prediction) else _place(out, raw_prediction)
+            for out in (gradient_out, proba_out)
+        ]
+        _, grad = fastce.cross_entropy_with_grad(raw_prediction, out=places[0], **arguments)
+        proba = fastce.softmax(raw_prediction, out=places[1], n_threads=n_threads)
+        return _put(grad, gradient_out), _put(proba, proba_out)
 
     def predict_proba(self, raw_prediction: NDArray[Any]) -> NDArray[Any]:
         """Return the probabilities."""
         return fastce.softmax(raw_prediction)
 
-
-def _options(y_true: NDArray[Any], sample_weight: ArrayLike | None, n_threads: int) -> dict[str, Any]:
-    return {
-        "target": np.asarray(y_true).astype(np.int64, copy=False),
-        "sample_weight": sample_weight,
-        "reduction": "none",
-        "n_threads": n_threads,
-    }
+    def _arguments(
+        self,
+        y_true: ArrayLike,
+        raw_prediction: NDArray[Any],
+        sample_weight: ArrayLike | None,
+        n_threads: int,
+        **places: NDArray[Any] | None,
+    ) -> dict[str, Any]:
+        """Return the arguments of a loss besides the logits; check what its function does not."""
+        shape = raw_prediction.shape
+        if len(shape) != 2 or shape[1] != self.n_classes:
+            raise ValueError(
+                f"raw_prediction must have shape (n_samples, n_classes) with n_classes={self.n_classes}, got {shape}"
+            )
+        target = as_index(y_true, "y_true")
+        is_class = (target >= 0) & (target < self.n_classes)
+        if not is_class.all():
+            row = int(is_class.argmin())
+            raise IndexError(
+                f"y_true[{row}] is {target.reshape(-1)[row]}, but there are {self.n_classes} classes "
+                f"(0..{self.n_classes - 1})"
+            )
+        for name, out in places.items():
+            wanted = shape[:1] if name == "loss_out" else shape
+            if out is not None and out.shape != wanted:
+                raise ValueError(f"{name} must have shape {wanted}, got {out.shape}")
+            if out is not None and not out.flags.writeable:
+                raise ValueError(f"{name} must be writable, got a read-only array")
+        return {"target": target, "sample_weight": sample_weight, "reduction": "none", "n_threads": n_threads}
 
 
 def _place(out: NDArray[Any] | None, raw_prediction: NDArray[Any]) -> NDArray[Any] | None:
@@ -146,5 +202,6 @@ def _put(result: Any, out: NDArray[Any] | None) -> NDArray[Any]:
     if out is None:
         return result  # type: ignore[no-any-return]
     if out is not result:
-        out[...] = result
+        with np.errstate(under="ignore"):  # confident rows, in a place of float32
+            out[...] = result
     return out

@@ -15,14 +15,15 @@ Design
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterable
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self, TypeVar
 
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
-from sklearn.utils.sparsefuncs import mean_variance_axis
 from threadpoolctl import ThreadpoolController
 
 import fastce
@@ -97,17 +98,23 @@ class Layer(NamedTuple):
             self._add_product(chunk.X, direction, product)
         return product
 
-    def curvature(self, theta: Floats, chunks: Iterable[Rows], workspace: Array) -> tuple[Floats, list[Rows]]:
-        """Return what p (1 - p) adds up to for every output, and the rows with its sum over the outputs as weight."""
+    def curvature(
+        self, theta: Floats, by_class: bool, chunks: Iterable[Rows], workspace: Array
+    ) -> tuple[Floats, list[Rows]]:
+        """Return what p (1 - p) adds up to for every output, and the rows with these as weights, or with their sums.
+
+        They are never 0, for a model that is sure of all rows has coordinates too.
+        """
         total, weighted = np.zeros(self.n_outputs), []
         for chunk in chunks:
             p = self._logits(theta, chunk.X, workspace[0])
-            p = fastce.softmax(p, out=p, n_threads=1)[:, -self.n_outputs :]
-            p *= 1 - p
+            p = fastce.softmax(p, out=p, n_threads=1)
+            p = p[:, :1] * p[:, 1:] if self.n_outputs == 1 else np.multiply(p, 1 - p, out=p)
+            p += np.finfo(p.dtype).tiny
             if chunk.weight is not None:
-                p *= chunk.weight[:, None]
+                p *= np.abs(chunk.weight)[:, None]  # coordinates are for sizes, which have no sign
             total += p.sum(axis=0)
-            weighted.append(chunk._replace(weight=p.sum(axis=1)))
+            weighted.append(chunk._replace(weight=p.copy() if by_class else p.sum(axis=1, keepdims=True)))
         return total, weighted
 
     def _options(self, chunk: Rows) -> dict[str, Any]:
@@ -138,6 +145,15 @@ class Layer(NamedTuple):
             total[-1] += of_logits.sum(axis=0)
 
 
+class Moments(NamedTuple):
+    """What a quadratic model of the objective needs to know."""
+
+    curvature: Floats  # (outputs,): the mean of p (1 - p)
+    mean: Floats  # (n_features, groups), with a group for each output, or one for all
+    peak: Floats  # (n_features,): the largest absolute values
+    squares: Floats  # (groups, n_features, n_features) or (groups, n_features), of features divided by their peak
+
+
 class Objective:
     """The mean loss of all rows and ``l2 / 2`` times the squared coefficients. Use it in a ``with`` statement."""
 
@@ -145,6 +161,7 @@ class Objective:
         self.layer, self.rows = layer, rows
         self.n_rows: int = rows.X.shape[0]
         self.n_features: int = rows.X.shape[1]
+        self.is_sparse = scipy.sparse.issparse(rows.X)
         self.total_weight = total_weight(rows)
         self.l2 = 1 / (C * self.total_weight)
         chunks = [
@@ -157,21 +174,22 @@ class Objective:
         self._spans = [chunks[start:stop] for start, stop in itertools.pairwise(bounds)]
         size = (2, min(self.n_rows, self._chunk_rows), layer.n_classes)
         self._workspaces = [np.empty(size, rows.X.dtype) for _ in self._spans]
-        self._resources = contextlib.ExitStack()
 
     @property
     def _chunk_rows(self) -> int:
         n_classes = self.layer.n_classes
-        if scipy.sparse.issparse(self.rows.X):
+        if self.is_sparse:
             # The product of a chunk is as large as theta: let its logits be no smaller.
             return max(_CHUNK_ENTRIES // n_classes, self.n_features)
         return max(_CHUNK_ENTRIES // (self.n_features + n_classes), _LEAST_CHUNK_ROWS)
 
     def __enter__(self) -> Self:
-        self._resources.enter_context(_find_thread_pools().limit(limits=1, user_api="blas"))
-        self._map: Callable[..., Iterable[Any]] = map
-        if len(self._spans) > 1:
-            self._map = self._resources.enter_context(ThreadPoolExecutor(len(self._spans))).map
+        with contextlib.ExitStack() as resources:
+            resources.enter_context(_one_blas_thread())
+            self._map: Callable[..., Iterable[Any]] = map
+            if len(self._spans) > 1:
+                self._map = resources.enter_context(ThreadPoolExecutor(len(self._spans))).map
+            self._resources = resources.pop_all()
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -191,24 +209,21 @@ class Objective:
         """Return the penalty."""
         return 0.5 * self.l2 * float(np.vdot(theta[:-1], theta[:-1]))
 
-    def curvature(self, theta: Floats, center: bool, full: bool) -> tuple[Floats, Floats, Floats]:
-        """Return the mean of p (1 - p) for every output, and moments of the features in which rows count by theirs.
+    def moments(self, theta: Floats, center: bool, full: bool, by_class: bool) -> Moments:
+        """Return moments of the features, in which rows count by their curvature.
 
-        These are their means, or 0 if they are not to be centred, and their covariances, or else their variances.
+        They are covariances, or else variances, around the means or around 0, for each class or for all together.
         """
-        parts = self._on_spans(functools.partial(self.layer.curvature, theta))
-        spans = [part[1] for part in parts]
+        parts = self._on_spans(functools.partial(self.layer.curvature, theta, by_class))
         curvature = np.sum([part[0] for part in parts], axis=0)
-        if scipy.sparse.issparse(self.rows.X):
-            weight = np.concatenate([chunk.weight for span in spans for chunk in span])
-            mean, squares = mean_variance_axis(self.rows.X, axis=0, weights=weight)
-            if not center:
-                mean, squares = np.zeros_like(mean), squares + mean**2
-        else:
-            total = curvature.sum()
-            mean = sum(self._on_spans(_sum_rows, spans)) / total if center else np.zeros(self.n_features)
-            squares = sum(self._on_spans(functools.partial(_sum_squares, mean, full), spans)) / total
-        return curvature / self.total_weight, mean, squares
+        spans, total = [part[1] for part in parts], curvature if by_class else curvature.sum(keepdims=True)
+        sums, peaks = zip(*self._on_spans(_sum_rows, spans), strict=True)
+        peak = np.max(peaks, axis=0)
+        mean = np.sum(sums, axis=0) / total if center else np.zeros((self.n_features, len(total)))
+        unit = np.divide(1, peak, out=np.zeros(self.n_features), where=peak > 0)
+        squares = np.sum(self._on_spans(functools.partial(_sum_squares, mean, unit, full), spans), axis=0)
+        squares /= total.reshape(-1, *[1] * (squares.ndim - 1))
+        return Moments(curvature / self.total_weight, mean, peak, squares)
 
     def _average(self, total: Any, theta: Floats) -> Floats:
         average: Floats = total
@@ -217,25 +232,120 @@ class Objective:
         return average
 
     def _on_spans(self, call: Callable[..., T], spans: Any = None) -> list[T]:
-        return list(self._map(call, spans or self._spans, self._workspaces))
+        return list(self._map(_in_thread, itertools.repeat(call), spans or self._spans, self._workspaces))
+
+
+@np.errstate(over="ignore", under="ignore", invalid="ignore")
+def _in_thread(call: Callable[..., T], chunks: Any, workspace: Array) -> T:
+    """Call it. Small products may round to 0; at a step that is too long all may overflow, which the solvers expect."""
+    return call(chunks, workspace)  # the caller's settings are unknown to other threads
+
+
+class _BlasLimit:
+    """How many objectives keep BLAS to one thread, and what numbers its libraries have otherwise.
+
+    The number is the process's: each objective that saved and restored it for itself would, if another ended first,
+    leave what the other had set.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self._n_users = 0
+        self._before: dict[Any, int] = {}
+
+    def enter(self) -> None:
+        """Limit BLAS; a number that somebody has set since the last call is the one to come back to."""
+        with self.lock:
+            if self._n_users == 0:
+                self._before = {}
+            self._n_users += 1
+            for library in _find_blas():
+                n_threads = library.num_threads
+                if n_threads != 1:
+                    self._before[library] = n_threads
+                    library.set_num_threads(1)
+
+    def leave(self) -> None:
+        """Undo it if nobody else needs it; but what somebody else has set since then stays."""
+        with self.lock:
+            self._n_users -= 1
+            if self._n_users == 0:
+                self._restore()
+
+    def start_child(self) -> None:
+        """Undo it in a forked process, where none but the thread that holds the lock lives on."""
+        if self._n_users:
+            self._n_users = 0
+            self._restore()
+        self.lock.release()
+
+    def _restore(self) -> None:
+        for library, n_threads in self._before.items():
+            if library.num_threads == 1:
+                library.set_num_threads(n_threads)
+
+
+_blas_limit = _BlasLimit()
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(
+        before=_blas_limit.lock.acquire,
+        after_in_parent=_blas_limit.lock.release,
+        after_in_child=_blas_limit.start_child,
+    )
+
+
+@contextlib.contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    _blas_limit.enter()
+    try:
+        yield
+    finally:
+        _blas_limit.leave()
 
 
 @functools.cache
-def _find_thread_pools() -> ThreadpoolController:
-    return ThreadpoolController()  # looks through all loaded libraries: some milliseconds
+def _find_blas() -> list[Any]:
+    """Return threadpoolctl's controllers: it looks through all loaded libraries, which takes some milliseconds."""
+    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-def _sum_rows(chunks: Iterable[Rows], _workspace: Array) -> Any:
-    return sum((weight @ x).astype(np.float64) for x, _, weight in chunks)
+def _sum_rows(chunks: Iterable[Rows], _workspace: Array) -> tuple[Any, Any]:
+    """Return the weighted sums of rows, and the largest absolute value of each feature."""
+    total: Any = 0.0
+    peak: Any = 0.0
+    for x, _, weights in chunks:
+        total = total + (x.T @ weights).astype(np.float64)
+        if scipy.sparse.issparse(x):
+            peak = np.maximum(peak, np.abs(x).max(axis=0).toarray().ravel())
+        else:
+            peak = np.maximum(peak, np.maximum(x.max(axis=0), -x.min(axis=0)))
+    return total, peak.astype(np.float64)
 
 
-def _sum_squares(mean: Floats, full: bool, chunks: Iterable[Rows], _workspace: Array) -> Any:
-    """Return the weighted sum of squared deviations from the mean, of one feature or of every two."""
+def _sum_squares(means: Floats, unit: Floats, full: bool, chunks: Iterable[Rows], _workspace: Array) -> Any:
+    """Return the weighted sums of squared deviations from the means, of each feature or every two, in their units."""
 
-    def part(x: Array, weight: Any) -> Any:
+    def part(x: Any, weight: Any, mean: Floats) -> Any:
+        if scipy.sparse.issparse(x):
+            return _sum_sparse_squares(x, weight, mean, unit)
         x = x - mean.astype(x.dtype)
+        x *= unit.astype(x.dtype)
         scaled = x * weight[:, None]
         product = x.T @ scaled if full else np.einsum("ij,ij->j", x, scaled)
         return product.astype(np.float64, copy=False)
 
-    return sum(part(chunk.X, chunk.weight) for chunk in chunks)
+    total: Any = 0.0
+    for chunk in chunks:
+        weights: Any = chunk.weight
+        total = total + np.stack([part(chunk.X, w, m) for w, m in zip(weights.T, means.T, strict=True)])
+    return total
+
+
+def _sum_sparse_squares(x: Any, weight: Array, mean: Floats, unit: Floats) -> Any:
+    """Return the same of CSR, where the entries that are not stored deviate by the mean."""
+    weights = np.repeat(weight.astype(np.float64), np.diff(x.indptr))
+    deviations = (x.data - mean[x.indices]) * unit[x.indices]
+    stored = np.bincount(x.indices, weights, len(mean))
+    squares = np.bincount(x.indices, weights * deviations**2, len(mean))
+    missing = np.maximum(weight.sum(dtype=np.float64) - stored, 0)
+    return squares + missing * (mean * unit) ** 2

@@ -16,22 +16,38 @@ Design
    follow their rows through all that, whereas guesses by identity or number of rows go wrong.
 5. Objects do not change once made, so they are their own copies: LightGBM copies its parameters before each training,
    scikit-learn whatever it clones, and soft labels may be large.
+6. One margin m per row is the difference of two classes' logits: the loss is that of the logits (0, m), the gradient by
+   m is that of the second logit, and the second derivative by m the second entry of the Hessian's diagonal. The
+   libraries multiply p (1 - p) for logits that move together, by 2 and C / (C - 1); one margin moves alone, so there
+   the factor is 1, as in their own objectives for two classes. Two margins move apart as far as one moves.
+7. Weights of rows may be negative, for events that cancel others: a row of weight -a is what undoes that row of weight
+   a, in gradient and curvature. The least values that some curvatures have are of the absolute value therefore.
 """
 
+import contextlib
+import inspect
 import operator
-from collections.abc import Callable
-from typing import Any, Self
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 import fastce
+from fastce._labels import as_index
 
 __all__ = ["lightgbm_metric", "lightgbm_objective", "xgboost_metric", "xgboost_objective"]
 
 Array = NDArray[Any]
 
+_FLOOR = 1e-16  # the least curvature of XGBoost's own objectives
 _FIXED = ("axis", "on_empty", "reduction", "sample_weight")  # options that are not the caller's here
+_OPTIONS = tuple(
+    name
+    for name, parameter in inspect.signature(fastce.cross_entropy).parameters.items()
+    if parameter.kind is parameter.KEYWORD_ONLY and name not in _FIXED
+)
+_ONE_MARGIN = ", one margin, which is that of two classes"
 _MAX_LABELS = 2**24  # both libraries keep labels in float32, where 2**24 + 1 is 2**24
 
 
@@ -55,17 +71,18 @@ def xgboost_objective(
     Returns
     -------
     objective : callable
-        For ``xgboost.train(params, dtrain, obj=objective)``, called with margins of shape (n, n_classes) and a DMatrix;
-        or for ``XGBClassifier(objective=objective)``, called with labels, margins and perhaps `sample_weight`. Returns
-        gradient and second derivative, of the margins' shape, dtype and layout. Can be pickled.
+        For ``xgboost.train(params, dtrain, obj=objective)``, called with margins and a DMatrix; or for
+        ``XGBClassifier(objective=objective)``, called with labels, margins and perhaps `sample_weight`. The margins
+        have shape (n, n_classes), or (n,) or (n, 1) for two classes. Returns gradient and second derivative, of the
+        margins' shape, dtype and layout. Can be pickled.
 
     Raises
     ------
     TypeError
-        If an option is unknown, not the caller's to choose, or of the wrong kind.
+        If an option is unknown, not the caller's to choose, or of the wrong kind. When called: if the labels are.
     ValueError
         If an option is out of range, `curvature` unknown, or `soft_labels` no such table. When called: if the margins
-        are not two-dimensional, or a label is no whole number.
+        have another shape, there are no labels, or a label is no whole number.
     IndexError
         When called: if a label is no class, or no row of `soft_labels`.
 
@@ -79,6 +96,16 @@ def xgboost_objective(
     -----
     The objective is the sum of the rows' losses, each times its weight in the DMatrix, if that has weights.
 
+    *Two classes* may have two margins, by ``num_class=2``, or one, as in ``XGBClassifier`` and without ``num_class``:
+    that of class 1, where class 0 has the logit 0, so that ``1 / (1 + exp(-margin))`` is the probability of class 1.
+    Gradient and second derivative are by that margin. The curvatures "xgboost" and "lightgbm" are then K p (1 - p)
+    f'^2, half of what they are for two margins, and so the default is that of ``binary:logistic``. Its
+    ``scale_pos_weight=s`` is ``weight=[1, s]`` here.
+
+    *Weights of any sign*, for events that cancel others: gradient and second derivative have the weight's sign, and the
+    least value of a curvature holds for their absolute value. A DMatrix refuses negative weights, but a function passes
+    them: ``lambda margins, dtrain: objective(dtrain.get_label(), margins, weight)``.
+
     *Many rows with distributions of their own*: ``soft_labels`` of shape (n, n_classes) for all rows, training and
     validation alike, and ``label=numpy.arange(n)`` or parts of it. A table of shape (n_classes, n_classes) is a model
     of noisy labels, or a smoothing that knows which classes are alike. Where labels are more than classes XGBoost's own
@@ -89,8 +116,8 @@ def xgboost_objective(
 
     *Parameters.* With ``num_class`` and ``"objective": "multi:softprob"`` beside ``obj``, gradients are from here and
     predictions are probabilities. Without the latter, and with distributions in the DMatrix, they are
-    ``fastce.softmax(booster.predict(data, output_margin=True))``. ``XGBClassifier`` sets these parameters itself; a
-    model of two classes has one margin there, which is refused: use ``xgboost.train`` with ``num_class=2``.
+    ``fastce.softmax(booster.predict(data, output_margin=True))``. With one margin it is ``"objective":
+    "binary:logistic"``. ``XGBClassifier`` sets these parameters itself.
 
     *Margins of the built-in objective* come out the same, to 1e-6 on scikit-learn's digits, if `base_score` is given:
     without it XGBoost from 3.1 on starts its own objectives, and no others, from the classes' frequencies.
@@ -126,7 +153,7 @@ def lightgbm_objective(
     ----------
     num_class : int, optional
         The number of classes, which LightGBM is told as well: scores of another number are refused, and so are class
-        weights and soft labels, here and now.
+        weights and soft labels, here and now. It is 2 for one score per row, too.
     curvature : str, default "lightgbm"
         What stands for the second derivative: a name that `fastce.cross_entropy_grad_hess` knows. The default is that
         of ``multiclass`` in LightGBM.
@@ -136,10 +163,10 @@ def lightgbm_objective(
     Returns
     -------
     objective : callable
-        For ``lightgbm.train({"objective": objective, "num_class": n_classes}, train_set)``, called with scores of
-        shape (n, n_classes) and a Dataset; or for ``LGBMClassifier(objective=objective)``, called with labels, scores
-        and weights, if any. Returns gradient and second derivative, of the scores' shape, dtype and layout. Can be
-        pickled.
+        For ``lightgbm.train({"objective": objective, "num_class": n_classes}, train_set)``, called with scores and a
+        Dataset; or for ``LGBMClassifier(objective=objective)``, called with labels, scores and weights, if any. The
+        scores have shape (n, n_classes), or (n,) or (n, 1) for two classes. Returns gradient and second derivative, of
+        the scores' shape, dtype and layout. Can be pickled.
 
     Raises
     ------
@@ -153,13 +180,18 @@ def lightgbm_objective(
 
     Notes
     -----
-    The objective is the sum of the rows' losses, each times its weight in the Dataset, if that has weights.
+    The objective is the sum of the rows' losses, each times its weight in the Dataset, if that has weights. They may
+    have any sign, as for `xgboost_objective`.
+
+    *Two classes* have two scores with ``num_class=2``, or one, as in ``LGBMClassifier`` and without ``num_class``: see
+    `xgboost_objective`. The default curvature is then that of ``binary``, whose ``sigmoid=s`` is ``logit_scale=s`` and
+    whose ``scale_pos_weight=s`` is ``weight=[1, s]`` here.
 
     *Predictions* of a model with an objective of one's own are scores: ``fastce.softmax(booster.predict(X))``, and in
-    scikit-learn's form ``fastce.softmax(classifier.predict(X, raw_score=True))``. ``LGBMClassifier`` makes classes of
-    all labels it meets, so soft labels that are more than classes need ``LGBMRegressor(num_class=n_classes,
-    metric="None")``; and a model of two classes has one score there, which is refused: use ``lightgbm.train`` with
-    ``num_class=2``.
+    scikit-learn's form ``fastce.softmax(classifier.predict(X, raw_score=True))``; of one score per row,
+    ``1 / (1 + numpy.exp(-score))`` is the probability of class 1. ``LGBMClassifier`` makes classes of all labels it
+    meets, so soft labels that are more than classes need ``LGBMRegressor(metric="None")``, with
+    ``num_class=n_classes`` or, for two classes, without.
 
     *Scores of the built-in objective* come out the same, on scikit-learn's digits to the last bit, with
     ``boost_from_average=False``: otherwise LightGBM starts its own objectives, and no others, from the classes'
@@ -207,8 +239,8 @@ def xgboost_metric(
     Notes
     -----
     The mean is that of `fastce.cross_entropy`, with the data's weights as sample weights: without options it is
-    ``mlogloss``. The data must be margins, which XGBoost passes if the objective, too, is not one of its own.
-    Early stopping lowers it, as the name is none of those that XGBoost raises.
+    ``mlogloss``, or ``logloss`` of two classes with one margin. The data must be margins, which XGBoost passes if the
+    objective, too, is not one of its own. Early stopping lowers it, as the name is none of those that XGBoost raises.
 
     Examples
     --------
@@ -255,7 +287,8 @@ def lightgbm_metric(
     Notes
     -----
     The mean is that of `fastce.cross_entropy`, with the data's weights as sample weights: without options it is
-    ``multi_logloss``. The data must be raw scores, which LightGBM passes if the objective, too, is not one of its own.
+    ``multi_logloss``, or ``binary_logloss`` of two classes with one score. The data must be raw scores, which LightGBM
+    passes if the objective, too, is not one of its own.
 
     Examples
     --------
@@ -266,6 +299,51 @@ def lightgbm_metric(
     cross_entropy 0.693147 False
     """
     return LightGBMMetric(lightgbm_metric, name, soft_labels, options, num_class)
+
+
+class _Rows(NamedTuple):
+    """The rows of a call: predictions as they came, the logits that they stand for, target and weights."""
+
+    margins: Array
+    logits: Array
+    target: Array
+    sample_weight: Any
+
+    @property
+    def has_one_margin(self) -> bool:
+        """Tell whether the logits are those of two classes with one margin."""
+        return self.logits is not self.margins
+
+    @contextlib.contextmanager
+    def explaining(self) -> Iterator[None]:
+        """Add to what is said of a class that does not exist why it does not."""
+        try:
+            yield
+        except IndexError as error:
+            if not self.has_one_margin:
+                raise
+            raise IndexError(f"{error}{_ONE_MARGIN}: for more, set the library's num_class") from None
+
+
+def _as_logits(margins: Array) -> Array:
+    """Return the logits: the margins themselves, or of one margin those of two classes, (0, margin)."""
+    if margins.ndim not in (1, 2):
+        raise ValueError(
+            f"predictions must have shape (n, n_classes), or (n,) or (n, 1) for two classes, got {margins.shape}"
+        )
+    if margins.ndim == 2 and margins.shape[1] != 1:
+        return margins
+    logits: Array = np.zeros((2, len(margins)), margins.dtype).T  # a class after the other: results are dense
+    logits[:, 1] = margins.reshape(-1)
+    return logits
+
+
+def _split_signs(sample_weight: Any) -> tuple[Any, NDArray[np.bool_] | None]:
+    """Return the absolute values of weights and which are negative; all that is no such weight as it is, and None."""
+    weight = np.asarray(sample_weight)
+    if weight.dtype.kind not in "iuf" or not (weight < 0).any():
+        return sample_weight, None
+    return np.abs(weight.astype(np.float64)), weight < 0
 
 
 class _Softmax:
@@ -294,7 +372,9 @@ class _Softmax:
         for name in sorted(options):
             if name in _FIXED:
                 raise TypeError(f"options must not be {', '.join(_FIXED)}, for they are fixed here, got {name}")
-        fastce.CrossEntropyLoss(**options)  # refuses what is no option of the loss
+            if name not in _OPTIONS:
+                raise TypeError(f"options must be those of cross_entropy, got {name}: use {', '.join(_OPTIONS)}")
+        fastce.CrossEntropyLoss(**options)  # checks what it can without data
         self._factory = factory
         self._own = own
         self._soft_labels = None if soft_labels is None else _check_soft_labels(soft_labels)
@@ -306,7 +386,7 @@ class _Softmax:
         elif self._soft_labels is not None:
             n_classes = self._soft_labels.shape[1]
         else:
-            n_classes = 1 if weight is None else np.size(weight)
+            n_classes = 2 if weight is None else np.size(weight)
         self(np.zeros(0), np.zeros((0, n_classes)))  # without rows: checks all that the options say
 
     def __call__(self, preds: Any, data: Any, sample_weight: Any = None) -> Any:
@@ -326,37 +406,37 @@ class _Softmax:
     def __deepcopy__(self, memo: object) -> Self:
         return self
 
-    def _read(self, preds: Any, data: Any, sample_weight: Any) -> tuple[Array, Array, Array | None]:
-        """Return margins, target and weights from the arguments of either form."""
+    def _read(self, preds: Any, data: Any, sample_weight: Any) -> "_Rows":
+        """Return what the arguments of either form say."""
         if hasattr(data, "get_label"):
             labels, sample_weight = data.get_label(), data.get_weight()
         else:
             labels, preds = preds, data
-        logits = np.asarray(preds)
-        if logits.ndim != 2:
-            raise ValueError(
-                f"predictions must have shape (n, n_classes), got {logits.shape}: for two classes train with "
-                f"num_class=2, and not by the classes for scikit-learn, which then have one margin"
-            )
+        margins = np.asarray(preds)
+        logits = _as_logits(margins)
         if self._num_class not in (None, logits.shape[1]):
-            raise ValueError(f"predictions must be of num_class={self._num_class} classes, got shape {logits.shape}")
-        if sample_weight is not None and len(sample_weight) == 0:
+            raise ValueError(
+                f"predictions must be of num_class={self._num_class} classes, got shape {margins.shape}"
+                f"{_ONE_MARGIN if logits is not margins else ''}"
+            )
+        if labels is None or (np.size(labels) == 0 and len(logits)):
+            raise ValueError("data must have labels, got none: set its label")  # None in LightGBM, else empty
+        if sample_weight is not None and np.size(sample_weight) == 0:
             sample_weight = None  # so XGBoost says that there are none
-        return logits, self._as_target(np.asarray(labels)), sample_weight
+        return _Rows(margins, logits, self._as_target(np.asarray(labels)), sample_weight)
 
     def _as_target(self, labels: Array) -> Array:
         """Return class indices or probabilities."""
         table = self._soft_labels
+        if labels.ndim == 2 and labels.shape[1] == 1:
+            labels = labels[:, 0]
         if labels.ndim == 2:
             if table is not None:
                 raise ValueError(
                     f"labels must be one number per row where soft_labels say what they mean, got shape {labels.shape}"
                 )
             return labels
-        with np.errstate(invalid="ignore"):  # NaN, refused below
-            index = labels.astype(np.int64)
-        if not np.array_equal(index, labels):
-            raise ValueError(f"labels must be whole numbers, got {labels[index != labels][0]}")
+        index = as_index(labels, "labels", ": distributions are rows of soft_labels, and a label is a row's number")
         if table is None:
             return index
         if index.size and not (index.min() >= 0 and index.max() < len(table)):
@@ -381,10 +461,29 @@ class SoftmaxObjective(_Softmax):
 
     def __call__(self, preds: Any, data: Any, sample_weight: ArrayLike | None = None) -> tuple[Array, Array]:
         """Return gradient and second derivative, from (predictions, data) or (labels, predictions, weights)."""
-        logits, target, sample_weight = self._read(preds, data, sample_weight)
-        return fastce.cross_entropy_grad_hess(
-            logits, target, sample_weight=sample_weight, reduction="sum", **self._own, **self._options
-        )
+        rows = self._read(preds, data, sample_weight)
+        weight, is_negative = _split_signs(rows.sample_weight)
+        with rows.explaining():
+            grad, hess = fastce.cross_entropy_grad_hess(
+                rows.logits,
+                rows.target,
+                sample_weight=weight,
+                reduction="sum",
+                out=rows.logits if rows.has_one_margin else None,  # which are ours
+                **self._own,
+                **self._options,
+            )
+        if rows.has_one_margin:
+            grad, hess = grad[:, 1].reshape(rows.margins.shape), hess[:, 1].reshape(rows.margins.shape)
+            with np.errstate(under="ignore"):
+                if self._own["curvature"] in ("xgboost", "lightgbm"):
+                    hess *= 0.5  # the reciprocal of either's factor for two classes
+                if self._own["curvature"] == "xgboost":
+                    np.maximum(hess, _FLOOR, out=hess, where=hess > 0)  # 0 are skipped rows
+        if is_negative is not None:
+            for result in (grad, hess):
+                np.negative(result, out=result, where=is_negative.reshape((-1,) + (1,) * (result.ndim - 1)))
+        return grad, hess
 
 
 class _Metric(_Softmax):
@@ -404,8 +503,11 @@ class _Metric(_Softmax):
         super().__init__(factory, {"name": name}, soft_labels, options, num_class)
 
     def _mean(self, preds: Any, data: Any, sample_weight: ArrayLike | None) -> float:
-        logits, target, sample_weight = self._read(preds, data, sample_weight)
-        return float(fastce.cross_entropy(logits, target, sample_weight=sample_weight, **self._options))
+        rows = self._read(preds, data, sample_weight)
+        with rows.explaining():
+            return float(
+                fastce.cross_entropy(rows.logits, rows.target, sample_weight=rows.sample_weight, **self._options)
+            )
 
 
 class XGBoostMetric(_Metric):

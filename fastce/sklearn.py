@@ -8,6 +8,8 @@ Design
    losses, plus ||coef||^2 / (2 C) over the sum of the weights. `tol` means the same there and here.
 2. Class weights are factors of the sample weights, as in scikit-learn; under label smoothing too, where fastce's
    `weight` would weigh the smoothed classes.
+3. Parameters of scikit-learn that have but one meaning here are there all the same, so that nothing but the import
+   changes. They have no deprecation, and so do not warn where scikit-learn's do.
 """
 
 import warnings
@@ -16,12 +18,20 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model._base import LinearClassifierMixin, SparseCoefMixin
-from sklearn.utils import check_random_state, check_scalar, compute_class_weight
-from sklearn.utils.multiclass import check_classification_targets
-from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+
+try:
+    from sklearn.base import BaseEstimator
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model._base import LinearClassifierMixin, SparseCoefMixin
+    from sklearn.utils import check_random_state, check_scalar, compute_class_weight
+    from sklearn.utils.multiclass import check_classification_targets
+    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+except ImportError as error:
+    raise type(error)(
+        f"fastce.sklearn needs scikit-learn 1.6 or later, got: {error}. Install it with pip install 'fastce[sklearn]'",
+        name=error.name,
+        path=error.path,
+    ) from error
 
 import fastce
 from fastce import _sklearn_solvers as solvers
@@ -30,8 +40,21 @@ from fastce._sklearn_objective import Layer, Objective, Rows, total_weight
 
 __all__ = ["HalfMultinomialLoss", "LogisticRegression"]
 
-_METHODS = {"lbfgs": "L-BFGS-B", "newton-cg": "Newton-CG"}  # SciPy's names
-_SOLVERS = (*_METHODS, "sgd")
+_SOLVERS = (*solvers.METHODS, "sgd")
+# Of scikit-learn's parameters, those of which one meaning is here: the rule, what is allowed, and who has the others.
+_ONLY: dict[str, tuple[str, tuple[Any, ...], str]] = {
+    "penalty": ("'l2' or None", ("l2", None, "deprecated"), "saga"),
+    "l1_ratio": ("0 or None", (0, None), "saga"),
+    "dual": ("False", (False,), "liblinear"),
+}
+# What to do instead of scikit-learn's other solvers.
+_PEER = "sklearn.linear_model.LogisticRegression"
+_INSTEAD = {
+    "newton-cholesky": "'newton-cg' finds the same minimum",
+    "sag": "'lbfgs' finds the same minimum, and 'sgd' is for very many rows",
+    "saga": "'lbfgs' finds the same minimum, and 'sgd' is for very many rows",
+    "liblinear": f"'lbfgs' does what it does but for penalising the intercept, which {_PEER} has",
+}
 
 
 class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):  # type: ignore[misc]
@@ -39,13 +62,21 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
 
     Parameters
     ----------
+    penalty : {"l2", None}, default "l2"
+        ``None`` means no penalty, whatever `C` is. "deprecated", scikit-learn's default since 1.8, means "l2".
     C : float, default 1.0
         Inverse of the strength of the penalty, positive. ``np.inf`` means no penalty.
+    l1_ratio : {0, None}, default 0.0
+        The share of the coefficients' absolute values in the penalty, which has none.
+    dual : False
+        The problem is solved in its primal form.
     tol : float, default 1e-4
         With "lbfgs" and "newton-cg" no entry of the gradient is larger at the end, unless the objective's rounding ends
         the search before; with "sgd", by how much less the objective must get within 5 passes.
     fit_intercept : bool, default True
         Whether there are intercepts; they are not penalised.
+    intercept_scaling : float, default 1.0
+        Positive, and without effect, as in scikit-learn where intercepts are not penalised.
     class_weight : dict or "balanced", optional
         Factors of the sample weights by class label, 1 where none is given; "balanced" gives every class the same sum.
     random_state : int, RandomState instance or None, default None
@@ -58,6 +89,8 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         Whether to print objective and largest gradient after each iteration.
     warm_start : bool, default False
         Whether `fit` starts from the coefficients that are there.
+    n_jobs : int, optional
+        Without effect, as in scikit-learn since 1.8: see `n_threads`.
     label_smoothing : float in [0, 1], default 0.0
         How much of the target is replaced by the uniform distribution.
     n_threads : int, optional
@@ -81,7 +114,8 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     Raises
     ------
     ValueError, TypeError
-        From `fit` and `partial_fit`, for parameters or data out of range, and for less than two classes.
+        From `fit` and `partial_fit`, for parameters or data out of range, and for less than two classes. Parameters
+        that scikit-learn has and this has not are refused with what to use instead.
 
     See Also
     --------
@@ -94,15 +128,15 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         (1 / A) sum_i a_i l_i(X coef_^T + intercept_) + ||coef_||^2 / (2 C A),
 
     as in scikit-learn 1.9; for two classes with the logits 0 and ``X @ coef_[0] + intercept_``. Among the minima that
-    differ in what all classes share, the one where it is 0 is returned.
+    differ in what all classes share, the one where it is 0 is returned. Weights may be negative, as there, as long as
+    their sum is positive; the objective need not have a minimum then.
 
     "lbfgs" and "newton-cg" are SciPy's, in coordinates that make the problem rounder [1]_: correlated or unscaled
     features cost few iterations. Both are exact, and "lbfgs" is the faster as a rule; "newton-cg" for high accuracy.
     "sgd" is for very many rows, and what `partial_fit` does: mini-batches of 128 rows, Adam [2]_, and an average over
     its steps. It leaves some thousandths of the objective to be gained. Features are scaled as the first rows want it.
 
-    Of scikit-learn's parameters, those of other penalties and solvers, and `n_jobs`, which does nothing there, are
-    missing. While `fit` runs, BLAS is kept to one thread, in the whole process.
+    While `fit` runs, BLAS is kept to one thread, in the whole process.
 
     References
     ----------
@@ -124,28 +158,38 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
 
     def __init__(
         self,
+        penalty: str | None = "l2",
         *,
         C: float = 1.0,
+        l1_ratio: float | None = 0.0,
+        dual: bool = False,
         tol: float = 1e-4,
         fit_intercept: bool = True,
+        intercept_scaling: float = 1.0,
         class_weight: dict[Any, float] | str | None = None,
         random_state: int | np.random.RandomState | None = None,
         solver: str = "lbfgs",
         max_iter: int = 100,
         verbose: int = 0,
         warm_start: bool = False,
+        n_jobs: int | None = None,
         label_smoothing: float = 0.0,
         n_threads: int | None = None,
     ) -> None:
+        self.penalty = penalty
         self.C = C
+        self.l1_ratio = l1_ratio
+        self.dual = dual
         self.tol = tol
         self.fit_intercept = fit_intercept
+        self.intercept_scaling = intercept_scaling
         self.class_weight = class_weight
         self.random_state = random_state
         self.solver = solver
         self.max_iter = max_iter
         self.verbose = verbose
         self.warm_start = warm_start
+        self.n_jobs = n_jobs
         self.label_smoothing = label_smoothing
         self.n_threads = n_threads
 
@@ -165,7 +209,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         y : array_like, shape (n_samples,)
             Class labels.
         sample_weight : array_like, shape (n_samples,), optional
-            One factor per row, not negative.
+            One factor per row, finite; their sum must be positive, times class weights if there are any.
 
         Returns
         -------
@@ -191,19 +235,19 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         if theta is None:
             theta = np.zeros((X.shape[1] + 1, layer.n_outputs))
         self._adam, self._weight_seen = None, total_weight(rows)  # for partial_fit
-        with Objective(layer, rows, self.C, self.n_threads) as objective:
+        C = self._inverse_strength()
+        with _quietly(), Objective(layer, rows, C, self.n_threads) as objective:
             if self.solver == "sgd":
                 self._adam = solvers.Adam(objective, theta)
                 rng = check_random_state(self.random_state)
                 outcome = solvers.descend(objective, self._adam, self.tol, self.max_iter, rng, self._report)
             else:
-                outcome = solvers.minimize(
-                    objective, theta, _METHODS[self.solver], self.tol, self.max_iter, self._report
-                )
+                outcome = solvers.minimize(objective, theta, self.solver, self.tol, self.max_iter, self._report)
         if outcome.complaint:
+            has_signs = rows.weight is not None and rows.weight.min() < 0
             warnings.warn(
-                f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}. Scale the "
-                f"features, or increase max_iter={self.max_iter}",
+                f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}"
+                f"{'. With negative weights there may be no minimum' if has_signs else ''}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -259,16 +303,35 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         target = np.searchsorted(self.classes_, y)
         rows = Rows(X, target, self._weigh(X, target, sample_weight))
         layer = self._layer()
-        with Objective(layer, rows, self.C, self.n_threads) as objective:
+        C = self._inverse_strength()
+        with _quietly(), Objective(layer, rows, C, self.n_threads) as objective:
             adam: solvers.Adam | None = getattr(self, "_adam", None)
             if adam is None:
                 fitted = hasattr(self, "coef_")
                 start = self._start(X, self.classes_) if fitted else np.zeros((X.shape[1] + 1, layer.n_outputs))
                 self._adam = adam = solvers.Adam(objective, start)
+            else:
+                _own_arrays(adam)
             self._weight_seen = getattr(self, "_weight_seen", 0.0) + objective.total_weight
-            adam.run(objective, 1 / (self.C * self._weight_seen), check_random_state(self.random_state))
+            adam.run(objective, 1 / (C * self._weight_seen), check_random_state(self.random_state))
         self._finish(adam.theta, 1, X.dtype)
         return self
+
+    def decision_function(self, X: Any) -> NDArray[Any]:
+        """Return the logits; of two classes those of the second, where those of the first are 0.
+
+        Parameters
+        ----------
+        X : array_like or sparse, shape (n_samples, n_features)
+            Features.
+
+        Returns
+        -------
+        logits : ndarray, shape (n_samples, n_classes) or (n_samples,)
+            In the order of `classes_`.
+        """
+        with np.errstate(under="ignore"):  # products of small numbers
+            return super().decision_function(X)  # type: ignore[no-any-return]
 
     def predict_proba(self, X: Any) -> NDArray[Any]:
         """Return the classes' probabilities.
@@ -306,19 +369,35 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
 
     def _check_parameters(self) -> None:
-        for name, kind in {"C": Real, "tol": Real, "max_iter": Integral}.items():
+        for name, (rule, allowed, solver) in _ONLY.items():
+            value = getattr(self, name)
+            if value not in allowed:
+                raise ValueError(f"{name} must be {rule}, got {value!r}: for others use {_PEER} with solver={solver!r}")
+        if self.n_jobs is not None:
+            check_scalar(self.n_jobs, "n_jobs", Integral)
+        for name, kind in {"C": Real, "tol": Real, "intercept_scaling": Real, "max_iter": Integral}.items():
             check_scalar(getattr(self, name), name, kind)
-        if not self.C > 0:
-            raise ValueError(f"C must be positive, got {self.C!r}")
+        for name in ("C", "intercept_scaling"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)!r}")
         for name in ("tol", "max_iter"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} must not be negative, got {getattr(self, name)!r}")
         if self.solver not in _SOLVERS:
-            raise ValueError(f"solver must be one of {', '.join(map(repr, _SOLVERS))}, got {self.solver!r}")
+            hint = f": {_INSTEAD[self.solver]}" if str(self.solver) in _INSTEAD else ""
+            raise ValueError(f"solver must be one of {', '.join(map(repr, _SOLVERS))}, got {self.solver!r}{hint}")
         if not (self.class_weight is None or isinstance(self.class_weight, dict) or self.class_weight == "balanced"):
             raise ValueError(f"class_weight must be None, a dict or 'balanced', got {self.class_weight!r}")
         # These two are checked by those who own them.
         fastce.CrossEntropyLoss(label_smoothing=self.label_smoothing, n_threads=self.n_threads)
+
+    def _inverse_strength(self) -> float:
+        """Return the inverse of the penalty's strength."""
+        if self.penalty is not None:
+            return float(self.C)
+        if self.C not in (1, np.inf):
+            warnings.warn(f"penalty=None has no use for C, got C={self.C!r}: leave it out", stacklevel=3)
+        return float("inf")
 
     def _check_rows(self, X: Any, y: ArrayLike, reset: bool) -> tuple[Any, NDArray[Any]]:
         X, labels = validate_data(
@@ -331,15 +410,20 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         """Return the rows' weights, or None if all are 1."""
         if sample_weight is None and self.class_weight is None:
             return None
-        weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, ensure_non_negative=True, copy=True)
         n_classes = len(self.classes_)
-        if self.class_weight == "balanced":
-            counts = np.bincount(target, weight, n_classes)
-            weight *= np.divide(counts.sum() / n_classes, counts, out=np.zeros(n_classes), where=counts > 0)[target]
-        elif self.class_weight is not None:
-            weight *= compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[target])[target]
-        if not weight.any():
-            raise ValueError("sample_weight, times class_weight, must not be 0 in all rows, got zeros")
+        with np.errstate(under="ignore"):  # weights too small for the features' dtype are 0 in it
+            weight = _check_sample_weight(sample_weight, X, dtype=X.dtype, copy=True)
+            if self.class_weight == "balanced":
+                counts = np.bincount(target, weight, n_classes)
+                weight *= np.divide(counts.sum() / n_classes, counts, out=np.zeros(n_classes), where=counts != 0)[
+                    target
+                ]
+            elif self.class_weight is not None:
+                factors = compute_class_weight(self.class_weight, classes=self.classes_, y=self.classes_[target])
+                weight *= factors[target]
+            total = weight.sum(dtype=np.float64)
+        if not total > 0:
+            raise ValueError(f"sample_weight, times class_weight, must have a positive sum, got {total}")
         return weight  # type: ignore[no-any-return]
 
     def _layer(self) -> Layer:
@@ -356,12 +440,25 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
 
     def _finish(self, theta: NDArray[np.float64], n_iter: int, dtype: Any) -> None:
         """Set the attributes."""
-        if theta.shape[1] > 1:
-            theta = theta - theta.mean(axis=1, keepdims=True)  # shifts all logits of a row alike
-        self.coef_ = np.ascontiguousarray(theta[:-1].T, dtype=dtype)
-        self.intercept_ = theta[-1].astype(dtype)
+        with np.errstate(under="ignore"):  # what is too small for the features' dtype is 0 in it
+            if theta.shape[1] > 1:
+                theta = theta - theta.mean(axis=1, keepdims=True)  # shifts all logits of a row alike
+            self.coef_ = np.ascontiguousarray(theta[:-1].T, dtype=dtype)
+            self.intercept_ = theta[-1].astype(dtype)
         self.n_iter_ = np.array([n_iter], np.int32)
 
     def _report(self, value: float, steepest: float) -> None:
         if self.verbose:
             print(f"{self.solver}: objective {value:.8f}, largest gradient {steepest:.2e}")
+
+
+def _quietly() -> np.errstate:
+    """Let numbers of a search become 0 or infinite: small products are meant to, and without a minimum all grow."""
+    return np.errstate(over="ignore", under="ignore", invalid="ignore")
+
+
+def _own_arrays(state: object) -> None:
+    """Copy what an object may not write to: joblib's `mmap_mode` hands out models whose arrays are files."""
+    for name, value in vars(state).items():
+        if isinstance(value, np.ndarray) and not value.flags.writeable:
+            setattr(state, name, np.array(value))

@@ -3,6 +3,8 @@
 import ml_dtypes
 import numpy as np
 
+from guard import before_a_guard, behind_a_guard
+
 # Numbers of classes. A kernel works on tiles of 16 to 64 numbers and on blocks of 8 KiB of one row.
 FEW_CLASSES = (
     1,  # p = 1 whatever the logits
@@ -164,4 +166,7 @@ LAYOUTS = {
     "padded": lambda x: _embed(x, tuple(slice(0, n) for n in x.shape), tuple(n + 3 for n in x.shape)),
     "swapped": _swapped,  # neither C nor F from three dimensions on
     "unaligned": _unaligned,  # an odd address, as in a packed record
+    # Whoever reads or writes a byte beyond the array crashes.
+    "behind a guard": behind_a_guard,
+    "before a guard": before_a_guard,
 }

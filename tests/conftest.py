@@ -13,6 +13,12 @@ from cases import EDGE_ROWS, make_logits, make_target
 from fastce import _cpu
 
 
+def pytest_addoption(parser):
+    group = parser.getgroup("fastce")
+    group.addoption("--fuzz-calls", type=int, default=10_000, help="how many random calls to make (default: 10000)")
+    group.addoption("--fuzz-seed", type=int, default=0, help="which random calls to make (default: 0)")
+
+
 @pytest.fixture
 def rng(request):
     """Random numbers of the test's own: the same whenever it runs, alone or not."""

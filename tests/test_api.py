@@ -28,7 +28,7 @@ OPTIONS = {  # the table of the documentation, with its defaults
     "n_threads": None,
 }
 GRAD_OPTIONS = {"grad_output": None, "out": None, "return_stats": False}
-LINEAR_OPTIONS = {"linear_bias": None, "chunk_rows": None}
+LINEAR_OPTIONS = {"linear_bias": None, "chunk_rows": None, "return_stats": False}
 NLL_OPTIONS = ("weight", "sample_weight", "ignore_index", "reduction", "on_empty", "axis")
 SIGNATURES = {
     "cross_entropy": (["logits", "target"], OPTIONS),
@@ -42,12 +42,15 @@ SIGNATURES = {
     "linear_cross_entropy": (["features", "linear_weight", "target"], LINEAR_OPTIONS | OPTIONS),
     "linear_cross_entropy_with_grad": (
         ["features", "linear_weight", "target"],
-        LINEAR_OPTIONS | {"grad_output": None} | OPTIONS,
+        LINEAR_OPTIONS | {"grad_output": None, "wrt": ("features", "linear_weight", "linear_bias")} | OPTIONS,
     ),
     "nll_loss": (["log_probs", "target"], {name: OPTIONS[name] for name in NLL_OPTIONS}),
     "softmax": (["x"], {"axis": -1, "out": None, "n_threads": None}),
     "log_softmax": (["x"], {"axis": -1, "out": None, "n_threads": None}),
-    "logsumexp": (["x"], {"axis": -1, "n_threads": None}),
+    "logsumexp": (
+        ["x"],
+        {"axis": -1, "b": None, "keepdims": False, "return_sign": False, "out": None, "n_threads": None},
+    ),
 }
 LOGITS = np.random.default_rng(3).standard_normal((6, 4))
 TARGET = np.array([0, 1, 2, 3, 1, -100])
@@ -154,10 +157,123 @@ def test_the_loss_object_shows_what_differs_from_the_defaults():
     assert repr(loss(weight=np.array([1.0, 2.0]))) == "CrossEntropyLoss(weight=array([1., 2.]))"
 
 
+def test_the_loss_object_names_its_options():
+    parameters = inspect.signature(fastce.CrossEntropyLoss).parameters.values()
+    assert all(p.kind is p.KEYWORD_ONLY for p in parameters)
+    assert {p.name: p.default for p in parameters} == OPTIONS
+    assert vars(fastce.CrossEntropyLoss()) == OPTIONS
+
+
+def test_the_loss_object_survives_attributes_that_are_no_options():
+    loss = fastce.CrossEntropyLoss(label_smoothing=0.1)
+    expected = loss(LOGITS, TARGET)
+    loss.name = "mine"
+    assert repr(loss) == "CrossEntropyLoss(label_smoothing=0.1)"
+    assert loss == fastce.CrossEntropyLoss(label_smoothing=0.1)
+    assert loss(LOGITS, TARGET) == loss.with_grad(LOGITS, TARGET)[0] == expected
+    loss.label_smoothing = 0.0  # one that is an option
+    assert loss(LOGITS, TARGET) == fastce.cross_entropy(LOGITS, TARGET)
+
+    class Named(fastce.CrossEntropyLoss):
+        pass
+
+    assert repr(Named(softcap=2.0)) == "Named(softcap=2.0)"
+
+
+def test_loss_objects_are_equal_if_their_options_are():
+    loss = fastce.CrossEntropyLoss
+    weight = np.array([1.0, 2.0])
+    same = [
+        ({}, {"reduction": "mean", "axis": None}),
+        ({"weight": weight}, {"weight": weight.copy()}),
+        ({"weight": weight}, {"weight": [1, 2]}),
+        ({"softcap": 5}, {"softcap": 5.0}),
+    ]
+    for one, other in same:
+        assert loss(**one) == loss(**other)
+    different = [
+        ({}, {"reduction": "sum"}),
+        ({}, {"weight": weight}),
+        ({"weight": weight}, {"weight": -weight}),
+        ({"weight": weight}, {"weight": np.ones(3)}),
+        ({"weight": weight}, {"sample_weight": weight}),
+        ({"softcap": 5}, {}),
+    ]
+    for one, other in different:
+        assert loss(**one) != loss(**other)
+    assert loss() != "CrossEntropyLoss()"
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(loss())
+
+
+def test_the_loss_object_takes_sample_weights_at_the_call(rng):
+    weight, other = rng.random(6), rng.random(6)
+    v = rng.standard_normal(LOGITS.shape)
+    for own in (None, other):
+        loss = fastce.CrossEntropyLoss(sample_weight=own, z_loss=0.1)
+        for given in (None, weight):
+            options = {"sample_weight": own if given is None else given, "z_loss": 0.1}
+            results = {
+                "cross_entropy": (loss(LOGITS, TARGET, sample_weight=given),),
+                "cross_entropy_with_grad": loss.with_grad(LOGITS, TARGET, sample_weight=given),
+                "cross_entropy_grad_hess": loss.grad_hess(LOGITS, TARGET, sample_weight=given),
+            }
+            for name, actual in results.items():
+                expected = getattr(fastce, name)(LOGITS, TARGET, **options)
+                for one, truth in zip(actual, expected if isinstance(expected, tuple) else (expected,), strict=True):
+                    np.testing.assert_array_equal(one, truth)
+            product = fastce.cross_entropy_hvp(LOGITS, TARGET, v, **options)
+            np.testing.assert_array_equal(loss.hvp(LOGITS, TARGET, v, sample_weight=given), product)
+        assert loss.sample_weight is own
+
+
+def test_the_loss_object_returns_statistics():
+    loss = fastce.CrossEntropyLoss(logit_scale=2.0)
+    value, grad, stats = loss.with_grad(LOGITS, TARGET, return_stats=True)
+    expected = fastce.cross_entropy_with_grad(LOGITS, TARGET, logit_scale=2.0, return_stats=True)
+    assert value == expected[0]
+    np.testing.assert_array_equal(grad, expected[1])
+    assert isinstance(stats, fastce.CrossEntropyStats)
+    for one, truth in zip(stats, expected[2], strict=True):
+        np.testing.assert_array_equal(one, truth)
+
+
+class Count:
+    """A number of threads that is no int."""
+
+    def __init__(self, value):
+        self.value = value
+
+    def __index__(self):
+        return self.value
+
+
+@pytest.mark.parametrize("n_threads", [1, 2**30, 2**31 - 1, 2**31, 2**63, 2**64, 10**400, np.int64(3), Count(2**40)])
+@pytest.mark.parametrize("step", [1, -1])
+def test_any_number_of_threads_is_an_upper_limit(n_threads, step):
+    """By both ways through a call: the reversed logits are not ordinary."""
+    logits, target = np.tile(LOGITS, (3000, 1))[::step], np.tile(TARGET, 3000)[::step]
+    v = np.ones_like(logits)
+    for function, arguments in (
+        (fastce.cross_entropy, (logits, target)),
+        (fastce.cross_entropy_with_grad, (logits, target)),
+        (fastce.cross_entropy_stats, (logits, target)),
+        (fastce.cross_entropy_hvp, (logits, target, v)),
+        (fastce.cross_entropy_grad_hess, (logits, target)),
+        (fastce.softmax, (logits,)),
+        (fastce.logsumexp, (logits,)),
+        (fastce.linear_cross_entropy, (logits, np.eye(4), target)),
+    ):
+        expected, actual = function(*arguments, n_threads=1), function(*arguments, n_threads=n_threads)
+        pairs = zip(actual, expected, strict=True) if isinstance(actual, tuple) else [(actual, expected)]
+        for one, truth in pairs:
+            np.testing.assert_array_equal(one, truth)
+
+
 def test_the_loss_object_pickles():
     loss = fastce.CrossEntropyLoss(weight=np.array([1.0, 2.0, 0.5, 0.0]), label_smoothing=0.1, ignore_index=3)
     again = pickle.loads(pickle.dumps(loss))
-    assert repr(again) == repr(loss)
+    assert again == loss and repr(again) == repr(loss)
     assert again(LOGITS, TARGET % 4) == loss(LOGITS, TARGET % 4)
 
 
@@ -185,6 +301,26 @@ def test_the_module_shows_the_configuration():
     assert done.returncode == 0, done.stderr
     for text in (np.__version__, fastce.__version__, "openmp", "threads", *_cpu.supported_isas):
         assert text in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("code", "text"),
+    [
+        ("sys.modules['torch'] = None; import fastce.torch", "pip install 'fastce[torch]'"),
+        ("sys.modules['sklearn'] = None; import fastce.sklearn", "pip install 'fastce[sklearn]'"),
+        (
+            "sys.modules['cupy'] = None; import fastce; fastce.softmax(Array())",
+            "pip install 'fastce[cuda]' for CUDA 13",
+        ),
+    ],
+    ids=["torch", "sklearn", "cuda"],
+)
+def test_a_package_that_is_missing_is_named_with_its_extra(code, text):
+    on_gpu = "class Array: __dlpack_device__ = lambda self: (2, 0)"  # as DLPack has it
+    done = run(["-c", f"import sys\n{on_gpu}\n{code}"])
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ModuleNotFoundError: ") and text in last, done.stderr
 
 
 @pytest.mark.parametrize("name", _cpu.supported_isas)

@@ -20,7 +20,7 @@ OPTIONS = [
     {"z_loss": 0.01, "logit_scale": 1.7},
     {"logit_scale": 0.3},
 ]
-# Logits of 100 rows as they lie in memory.
+# Logits as they lie in memory.
 LAYOUTS = {
     "C": lambda x: x,
     "F": np.asfortranarray,
@@ -28,7 +28,7 @@ LAYOUTS = {
     "far": lambda x: np.repeat(x, 7, axis=1)[:, ::7],
     "reversed": lambda x: x[:, ::-1].copy()[:, ::-1],
     "padded": lambda x: np.pad(x, ((0, 0), (0, 3)))[:, : x.shape[1]],
-    "planes": lambda x: x.T.copy().reshape(x.shape[1], 10, 10).swapaxes(0, 1).copy(),
+    "planes": lambda x: x.T.copy().reshape(x.shape[1], -1, 10).swapaxes(0, 1).copy(),
 }
 
 
@@ -57,19 +57,19 @@ def results(x, target, v, **options):
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n_classes", CLASSES)
 def test_a_row_has_the_same_bits_in_every_batch(n_classes, layout, rng):
-    for dtype in (np.float32, np.float64, np.float16):
-        x = LAYOUTS[layout](make_logits(rng, (N_ROWS, n_classes), dtype))
+    n_rows = N_ROWS if n_classes <= 200 else 20  # of many classes no more than 16 rows go together
+    for i, dtype in enumerate((np.float32, np.float64, np.float16, np.float32, np.float64)):
+        x = LAYOUTS[layout](make_logits(rng, (n_rows, n_classes), dtype))
         v = rng.standard_normal(x.shape).astype(dtype)
-        parts = [(0, 1), (3, 4), (4, 7)] if layout == "planes" else PARTS
-        for i, options in enumerate(OPTIONS if n_classes <= 1000 else OPTIONS[:3]):
-            target = make_target(rng, ("index", "prob")[i % 2], x.shape)
-            whole = results(x, target, v, **options)
-            for start, stop in parts:
-                part = slice(start, stop)
-                for name, values in results(x[part], target[part], v[part], **options).items():
-                    np.testing.assert_array_equal(
-                        values, whole[name][part], err_msg=f"{name} {np.dtype(dtype)} {options} {part}"
-                    )
+        target = make_target(rng, ("index", "prob")[i % 2], x.shape)
+        whole = results(x, target, v, **OPTIONS[i])
+        for start, stop in PARTS:
+            part = slice(start, stop)
+            if stop > len(x):
+                continue
+            for name, values in results(x[part], target[part], v[part], **OPTIONS[i]).items():
+                message = f"{name} {np.dtype(dtype)} {OPTIONS[i]} {part}"
+                np.testing.assert_array_equal(values, whole[name][part], message)
 
 
 @pytest.mark.usefixtures("isa")

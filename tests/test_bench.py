@@ -116,7 +116,8 @@ def test_without_matplotlib_there_is_no_figure(monkeypatch, tmp_path, capsys):
     ("arguments", "message"),
     [
         (["--cases", "3x3"], "must be one of 65536x1000, "),
-        (["--rounds", "0"], "must be at least 1, got 0"),
+        (["--rounds", "0"], "must be a whole number of at least 1, got '0'"),
+        (["--rounds", "1.5"], "must be a whole number of at least 1, got '1.5'"),
         (["--json", "no/such/folder/x"], "must be a file in a folder that exists, got 'no/such/folder/x'"),
         (["--quick", "--cases", "32x10"], "not allowed with"),
     ],

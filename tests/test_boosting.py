@@ -38,7 +38,8 @@ class XGBoost:
         "base_score": 0.5,
         "disable_default_eval_metric": True,  # which has no use for labels that are no classes
     }
-    own_objective = "multi:softprob"
+    small_leaves = {}  # noqa: RUF012
+    own_objective, two_class_objective = "multi:softprob", "binary:logistic"
     raw = {"output_margin": True}  # noqa: RUF012
 
     def __init__(self):
@@ -50,6 +51,10 @@ class XGBoost:
     def train(self, data, objective=None, n_classes=N_CLASSES, rounds=ROUNDS, **options):
         params = self.params | ({"num_class": n_classes, "objective": self.own_objective} if n_classes else {})
         return self.package.train(params, data, rounds, obj=objective, **options)
+
+    def train_one_margin(self, data, objective=None, **params):
+        params = self.params | {"objective": self.two_class_objective} | params
+        return self.package.train(params, data, ROUNDS, obj=objective)
 
     def watch(self, train, valid, objective, metric, patience):
         """Return the booster and what was logged of the validation set."""
@@ -90,7 +95,8 @@ class LightGBM:
         "boost_from_average": False,
         "metric": "None",
     }
-    own_objective = "multiclass"
+    small_leaves = {"min_data_in_leaf": 0, "min_data_in_bin": 1}  # noqa: RUF012
+    own_objective, two_class_objective = "multiclass", "binary"
     raw = {"raw_score": True}  # noqa: RUF012
 
     def __init__(self):
@@ -102,6 +108,10 @@ class LightGBM:
     def train(self, data, objective=None, n_classes=N_CLASSES, rounds=ROUNDS, **options):
         params = self.params | {"objective": objective or self.own_objective, "num_class": n_classes}
         return self.package.train(params, data, rounds, **options)
+
+    def train_one_margin(self, data, objective=None, **params):
+        params = self.params | {"objective": objective or self.two_class_objective} | params
+        return self.package.train(params, data, ROUNDS)
 
     def watch(self, train, valid, objective, metric, patience):
         log = {}
@@ -337,8 +347,221 @@ def test_two_classes_have_two_margins(library, digits):
     margins = library.margins(library.train(library.data(X, y), library.objective(), n_classes=2), X)
     assert margins.shape == (len(y), 2)
     assert np.mean(margins.argmax(axis=1) == y) > 0.9
-    with pytest.raises(ValueError, match=re.escape(f"must have shape (n, n_classes), got ({len(y)},): for two")):
-        library.classifier(library.objective()).fit(X, y)
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+def test_or_one_margin_as_the_built_in_objectives(library, digits, weight, weighted):
+    X, y = digits
+    y = y % 2
+    row_weight = weight if weighted else None
+    data = library.data(X, y, row_weight)
+    own = library.margins(library.train_one_margin(data), X)
+    assert own.shape == (len(y),)
+    assert np.abs(own).max() > 1
+    np.testing.assert_allclose(
+        library.margins(library.train_one_margin(data, library.objective()), X), own, rtol=0, atol=SAME
+    )
+    classifier = library.classifier(library.objective())
+    held_out = X[N_TRAIN:], y[N_TRAIN:]
+    log = library.fit(classifier, X, y, row_weight, held_out, library.metric(name="loss"))
+    margins = classifier.predict(X, **library.raw)
+    np.testing.assert_allclose(margins, own, rtol=0, atol=SAME)
+    p = 1 / (1 + np.exp(-margins.astype(np.float64)))
+    assert log["loss"][-1] == pytest.approx(metrics.log_loss(held_out[1], p[N_TRAIN:]), rel=1e-5)
+    if isinstance(library, XGBoost):
+        np.testing.assert_allclose(classifier.predict_proba(X), np.transpose([1 - p, p]), rtol=0, atol=1e-6)
+        np.testing.assert_array_equal(classifier.predict(X), p > 0.5)
+
+
+def test_options_of_one_margin_are_those_of_the_built_in_objectives(library, digits, weight):
+    X, y = digits
+    y = (y == 3).astype(int)
+    data = library.data(X, y, weight)
+    pairs = [({"scale_pos_weight": 4.0}, {"weight": [1.0, 4.0]})]
+    if isinstance(library, LightGBM):
+        pairs.append(({"sigmoid": 0.5}, {"logit_scale": 0.5}))
+    for params, options in pairs:
+        own = library.margins(library.train_one_margin(data, **params), X)
+        ours = library.margins(library.train_one_margin(data, library.objective(**options)), X)
+        np.testing.assert_allclose(ours, own, rtol=0, atol=SAME)
+
+
+def test_soft_labels_of_one_margin(library, digits):
+    """Rows of two classes, in parts, are rows of either class by weight."""
+    X, y = digits
+    part = np.where(y % 2, 0.9, 0.25)
+    tables = np.array([[0.75, 0.25], [0.1, 0.9]]), np.transpose([1 - part, part])
+    doubled = library.data(np.vstack([X, X]), np.repeat([0, 1], len(y)), np.hstack([1 - part, part]))
+    # As many rows and twice as many as count for LightGBM, where leaves must have some.
+    expected = library.margins(library.train_one_margin(doubled, **library.small_leaves), X)
+    for table, labels in zip(tables, (y % 2, np.arange(len(y))), strict=True):
+        booster = library.train_one_margin(
+            library.data(X, labels), library.objective(soft_labels=table), **library.small_leaves
+        )
+        np.testing.assert_allclose(library.margins(booster, X), expected, rtol=0, atol=SAME)
+
+
+ONE_MARGIN_TABLE = np.array([[1.0, 0.0], [0.3, 0.7], [0.0, 2.0], [0.2, 0.1]])
+ONE_MARGIN_OPTIONS = [
+    {},
+    {"weight": [0.5, 3.0]},
+    {"label_smoothing": 0.2, "weight": [2.0, 1.0]},
+    {"z_loss": 0.3},
+    {"logit_scale": 1.7, "softcap": 2.5},
+    {"soft_labels": ONE_MARGIN_TABLE},
+    {
+        "soft_labels": ONE_MARGIN_TABLE,
+        "label_smoothing": 0.1,
+        "weight": [2.0, 1.0],
+        "z_loss": 0.1,
+        "logit_scale": 0.6,
+        "softcap": 3.0,
+    },
+]
+
+
+def derivatives(margin, label, factor, curvature, options):
+    """Return the first derivative by the margin and what stands for the second, by 40 digits and differences."""
+    mpmath = pytest.importorskip("mpmath")
+    options = {"weight": [1, 1], "label_smoothing": 0, "z_loss": 0, "logit_scale": 1, "softcap": None} | options
+    table = options.get("soft_labels", np.eye(2))
+    with mpmath.workdps(40):
+        e = mpmath.mpf(options["label_smoothing"])
+        q = [
+            mpmath.mpf(w) * ((1 - e) * mpmath.mpf(t) + e / 2)
+            for w, t in zip(options["weight"], table[label], strict=True)
+        ]
+
+        def logit(m):
+            x, cap = mpmath.mpf(options["logit_scale"]) * m, options["softcap"]
+            return x if cap is None else cap * mpmath.tanh(x / cap)
+
+        def loss(x):
+            lse = mpmath.log1p(mpmath.exp(x))
+            return q[0] * lse + q[1] * (lse - x) + options["z_loss"] * lse**2
+
+        x, slope = logit(mpmath.mpf(margin)), mpmath.diff(logit, margin)
+        p = 1 / (1 + mpmath.exp(-x))
+        grad = mpmath.diff(loss, x) * slope
+        bound = slope**2 * (q[0] + q[1] + 2 * options["z_loss"] * mpmath.log1p(mpmath.exp(x))) * p * (1 - p)
+        hess = {
+            "exact": lambda: mpmath.diff(lambda m: loss(logit(m)), margin, 2),
+            "gauss_newton": lambda: mpmath.diff(loss, x, 2) * slope**2,
+            "xgboost": lambda: bound,
+            "lightgbm": lambda: bound,
+            "absolute": lambda: abs(grad),
+        }[curvature]()
+        if curvature in ("xgboost", "absolute"):
+            hess = max(abs(factor) * hess, mpmath.mpf("1e-16")) / abs(factor)
+        return float(factor * grad), float(factor * hess)
+
+
+@pytest.mark.parametrize("curvature", ["exact", "gauss_newton", "xgboost", "lightgbm", "absolute"])
+@pytest.mark.parametrize("options", ONE_MARGIN_OPTIONS, ids=str)
+def test_derivatives_by_one_margin(rng, options, curvature):
+    margins = np.hstack([3 * rng.standard_normal(10), [0.0, -60.0, 60.0]])
+    labels = rng.integers(0, len(options.get("soft_labels", np.eye(2))), len(margins))
+    labels[-2:] = 1, 0  # sure and wrong: derivatives that do not vanish
+    factors = rng.uniform(0.5, 2, len(margins)) * rng.choice([-1, 1], len(margins))
+    expected = [derivatives(*row, curvature, options) for row in zip(margins, labels, factors, strict=True)]
+    for factory in OBJECTIVES:
+        objective = factory(curvature=curvature, **options)
+        for dtype, rtol in ((np.float64, 1e-11), (np.float32, 1e-5)):
+            for shape in ((-1,), (-1, 1)):
+                x = margins.astype(dtype).reshape(shape)
+                kept = x.copy()
+                for results in (objective(x, Data(np.float32(labels), factors)), objective(labels, x, factors)):
+                    for result, column in zip(results, zip(*expected, strict=True), strict=True):
+                        assert (result.dtype, result.shape, result.strides) == (x.dtype, x.shape, x.strides)
+                        # The softcap's slope at 60, and what it multiplies, keep few digits: 1 - tanh^2 of 24 or more.
+                        np.testing.assert_allclose(result.ravel(), column, rtol=rtol, atol=rtol)
+                np.testing.assert_array_equal(x, kept)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_metrics_and_ignored_rows_of_one_margin(factory, rng):
+    x, labels = rng.standard_normal(9), rng.integers(0, 2, 9)
+    labels[3] = 7
+    made, kept = factory(ignore_index=7, label_smoothing=0.2, weight=[1.0, 3.0]), labels != 7
+    results = made(x, Data(labels, None)), made(x[kept, None], Data(labels[kept, None], None))
+    if factory in OBJECTIVES:
+        for whole, part in zip(*results, strict=True):
+            assert whole[3] == 0
+            np.testing.assert_array_equal(whole[kept], part[:, 0])
+        return
+    assert results[0] == results[1]
+    logs = np.logaddexp(0, np.transpose([x, -x]))[kept]
+    y, w = labels[kept], np.array([1.0, 3.0])
+    losses = 0.8 * w[y] * logs[np.arange(8), y] + 0.1 * logs @ w
+    assert results[0][1] == pytest.approx(losses.sum() / w[y].sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("n_classes", [None, 1, 5])
+@pytest.mark.parametrize("curvature", ["exact", "gauss_newton", "xgboost", "lightgbm", "absolute"])
+def test_a_negative_weight_undoes_a_positive_one(rng, n_classes, curvature):
+    """In the curvature too, whatever its least value, which sure rows have."""
+    shape = (12,) if n_classes is None else (12, n_classes)
+    x = rng.standard_normal(shape) * np.geomspace(1, 1e4, 12).reshape((-1,) + (1,) * (len(shape) - 1))
+    labels = rng.integers(0, n_classes or 2, 12) if n_classes != 1 else rng.integers(0, 2, 12)
+    weight = rng.integers(1, 4, 12)
+    objective = boosting.xgboost_objective(curvature=curvature, label_smoothing=0.1, z_loss=0.1)
+    sign = rng.choice([-1, 0, 1], 12)
+    for dtype in (np.float64, np.float32, np.int8):
+        plus = objective(labels, x, weight.astype(dtype))
+        signed = objective(labels, x, (sign * weight).astype(dtype))
+        for one, other in zip(plus, signed, strict=True):
+            np.testing.assert_array_equal(other, one * sign.reshape((-1,) + (1,) * (len(shape) - 1)))
+
+
+@pytest.mark.parametrize("two_classes", [False, True])
+def test_lightgbm_takes_signed_weights_as_its_own_objectives_do(digits, rng, two_classes):
+    library = LightGBM()
+    X, y = digits
+    signed = np.where(rng.random(len(y)) < 0.2, -0.5, 1.5).astype(np.float32)
+    data = library.data(X, y % 2 if two_classes else y, signed)
+    train = library.train_one_margin if two_classes else library.train
+    own = library.margins(train(data), X)
+    assert np.abs(own).max() > 1
+    np.testing.assert_allclose(library.margins(train(data, library.objective()), X), own, rtol=0, atol=SAME)
+
+
+@pytest.mark.parametrize("two_classes", [False, True])
+def test_xgboost_takes_signed_weights_from_a_function(digits, rng, two_classes):
+    """Rows that cancel each other change nothing, where their features are those of others."""
+    library = XGBoost()
+    X, y = digits
+    y = y % 2 if two_classes else y
+    train = library.train_one_margin if two_classes else library.train
+    expected = library.margins(train(library.data(X, y), library.objective()), X)
+    again, wrong = X[:200], (y[:200] + 1) % (2 if two_classes else N_CLASSES)
+    data = library.data(np.vstack([X, again, again]), np.hstack([y, wrong, wrong]))
+    weight = np.repeat([1.0, 2.5, -2.5], [len(y), 200, 200])
+    objective = library.objective()
+    booster = train(data, lambda margins, data: objective(data.get_label(), margins, weight))
+    np.testing.assert_allclose(library.margins(booster, X), expected, rtol=0, atol=SAME)
+
+
+def test_metrics_divide_by_the_signed_sum(rng):
+    x, labels, weight = rng.standard_normal((20, 3)), rng.integers(0, 3, 20), rng.uniform(-0.5, 2, 20)
+    logs = -np.log(softmax(x))[np.arange(20), labels]
+    for factory in (boosting.xgboost_metric, boosting.lightgbm_metric):
+        assert factory()(x, Data(labels, weight))[1] == pytest.approx(weight @ logs / weight.sum(), rel=1e-12)
+
+
+@pytest.mark.parametrize("factory", FACTORIES)
+def test_nothing_raises_where_numpy_is_told_to_raise(factory):
+    far = np.array([1e-300, 1, -100, 1e3, 1e4, -6e4])
+    labels, weight = np.float32([0, 1, 0, 1, 0, 1]), np.array([1, 1e-320, 1e-300, 3e-200, 0, 2])
+    for x in (far, np.outer(far, [1, -0.5, 0])):
+        tiny = np.full((2, 2 if x.ndim == 1 else 3), 1e-310)
+        for dtype in (np.float64, np.float32, np.float16):
+            for sample_weight in (None, weight, weight * [1, 1, -1, -1, 1, 1]):
+                for options in ({}, {"soft_labels": tiny}, {"label_smoothing": 1e-310}):
+                    made, margins = factory(**options), x.astype(dtype)
+                    with np.errstate(all="raise"):
+                        made(margins, Data(labels, sample_weight))
+    with np.errstate(all="raise"), pytest.raises(ValueError, match="labels must be whole numbers, got inf"):
+        factory()(np.zeros(2), Data(np.float32([0, np.inf]), None))
 
 
 @pytest.mark.parametrize("factory", FACTORIES)
@@ -366,7 +589,7 @@ def test_representations_say_how_objects_were_made(factory):
     ("options", "error", "message"),
     [
         ({"label_smoothing": 1.5}, ValueError, "label_smoothing must be in [0, 1], got 1.5"),
-        ({"weight": [1.0, -1.0]}, ValueError, "weight must be finite and not negative, got -1.0"),
+        ({"weight": [1.0, np.nan]}, ValueError, "weight must be finite"),
         ({"reduction": "mean"}, TypeError, "reduction, sample_weight, for they are fixed here, got reduction"),
         ({"smoothing": 0.1}, TypeError, "options must be those of cross_entropy, got smoothing"),
         ({"grad_output": 2.0}, TypeError, "options must be those of cross_entropy, got grad_output"),
@@ -392,6 +615,10 @@ def test_the_number_of_classes_is_checked(factory):
     made(np.zeros(2), np.zeros((2, 3)))
     with pytest.raises(ValueError, match=re.escape("predictions must be of num_class=3 classes, got shape (2, 4)")):
         made(np.zeros(2), np.zeros((2, 4)))
+    message = "predictions must be of num_class=3 classes, got shape (2,), one margin, which is that of two classes"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        made(np.zeros(2), np.zeros(2))
+    factory(2)(np.zeros(2), np.zeros(2))
     with pytest.raises(ValueError, match=re.escape("weight must have shape (3,), got (2,)")):
         factory(3, weight=[1.0, 2.0])
     with pytest.raises(ValueError, match=re.escape("target of class probabilities must have the logits' shape")):
@@ -413,7 +640,7 @@ def test_labels_are_checked_when_objects_are_called(factory):
     x = np.zeros((3, 4))
     for labels, options, error, message in [
         ([0, 1, 4], {}, IndexError, "target[2] is 4, but there are 4 classes"),
-        ([0, 1.5, 2], {}, ValueError, "labels must be whole numbers, got 1.5"),
+        ([0, 1.5, 2], {}, ValueError, "labels must be whole numbers, got 1.5: distributions are rows of soft_labels"),
         ([0, 1, np.nan], {}, ValueError, "labels must be whole numbers, got nan"),
         ([0, -1, 0], {"soft_labels": np.eye(2, 4)}, IndexError, "label[1] is -1, but soft_labels has 2 rows"),
         ([0, 1, 2], {"soft_labels": np.eye(2, 4)}, IndexError, "label[2] is 2, but soft_labels has 2 rows"),
@@ -422,6 +649,16 @@ def test_labels_are_checked_when_objects_are_called(factory):
     ]:
         with pytest.raises(error, match=re.escape(message)):
             factory(**options)(x, Data(np.array(labels, np.float32), None))
+    for labels in (np.array(["a", "b", "a"]), np.array(["a", "b", "a"], object), np.array([0, None, 1])):
+        with pytest.raises(TypeError, match=re.escape("labels = np.unique(labels, return_inverse=True)")):
+            factory()(x, Data(labels, None))
+    for labels in (None, np.empty(0, np.float32)):
+        with pytest.raises(ValueError, match="data must have labels, got none"):
+            factory()(x, Data(labels, None))
+    with pytest.raises(IndexError, match=re.escape("one margin, which is that of two classes: for more, set the lib")):
+        factory()(np.zeros(3), Data(np.float32([0, 1, 2]), None))
+    with pytest.raises(ValueError, match=re.escape("or (n,) or (n, 1) for two classes, got (3, 4, 1)")):
+        factory()(x[:, :, None], Data(np.zeros(3), None))
     with pytest.raises(TypeError, match="name must be a string, got 3"):
         boosting.xgboost_metric(name=3)
 

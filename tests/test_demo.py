@@ -31,7 +31,7 @@ def test_the_demo_trains_and_all_losses_agree():
 def test_the_demo_needs_sensible_arguments():
     done = subprocess.run([*COMMAND, "--epochs", "0"], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 2
-    assert "at least 1, got 0" in done.stderr
+    assert "at least 1, got '0'" in done.stderr
 
 
 @pytest.mark.skipif(os.name != "posix", reason="signals as on Unix")

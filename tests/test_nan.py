@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 import fastce
-from cases import EDGE_ROWS, as_kind, edge_options, edge_places
+from cases import EDGE_ROWS, as_kind, edge_options, edge_places, make_logits, make_target
 from oracle import with_grad
 
 pytestmark = pytest.mark.usefixtures("isa")

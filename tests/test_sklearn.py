@@ -7,6 +7,7 @@ probabilities are compared for them. No `tol` asked for here is below TOL, for a
 and so does not tell gradients below the root of that from 0.
 """
 
+import copy
 import doctest
 import functools
 import inspect
@@ -22,8 +23,10 @@ import pytest
 pytest.importorskip("sklearn", minversion="1.6")
 pytest.importorskip("scipy")
 
+import joblib
 import scipy.optimize
 import scipy.sparse
+import sklearn.datasets
 import sklearn.linear_model
 from sklearn._loss.loss import HalfMultinomialLoss as SklearnLoss
 from sklearn.base import clone
@@ -346,7 +349,23 @@ def test_partial_fit_refuses(rng):
         ({"C": "1"}, TypeError, "C must be an instance of float"),
         ({"tol": -1}, ValueError, "tol must not be negative, got -1"),
         ({"max_iter": 1.5}, TypeError, "max_iter must be an instance of int"),
-        ({"solver": "saga"}, ValueError, "solver must be one of 'lbfgs', 'newton-cg', 'sgd', got 'saga'"),
+        (
+            {"solver": "saga"},
+            ValueError,
+            "solver must be one of 'lbfgs', 'newton-cg', 'sgd', got 'saga': 'lbfgs' finds",
+        ),
+        (
+            {"solver": "liblinear"},
+            ValueError,
+            "got 'liblinear': 'lbfgs' does what it does but for penalising the inter",
+        ),
+        ({"solver": ["lbfgs"]}, ValueError, r"solver must be one of .*, got \['lbfgs'\]$"),
+        ({"penalty": "l1"}, ValueError, "penalty must be 'l2' or None, got 'l1': for others use sklearn.linear_model"),
+        ({"penalty": "none"}, ValueError, "penalty must be 'l2' or None, got 'none'"),
+        ({"l1_ratio": 0.5}, ValueError, "l1_ratio must be 0 or None, got 0.5: for others use .* with solver='saga'"),
+        ({"dual": True}, ValueError, "dual must be False, got True: for others use .* with solver='liblinear'"),
+        ({"n_jobs": "all"}, TypeError, "n_jobs must be an instance of int"),
+        ({"intercept_scaling": 0}, ValueError, "intercept_scaling must be positive, got 0"),
         ({"class_weight": "even"}, ValueError, "class_weight must be None, a dict or 'balanced', got 'even'"),
         ({"label_smoothing": 2}, ValueError, r"label_smoothing must be in \[0, 1\], got 2"),
         ({"n_threads": 0}, ValueError, "n_threads must be None or at least 1, got 0"),
@@ -359,16 +378,23 @@ def test_parameters_out_of_range(rng, options, error, message):
         LogisticRegression(**options).fit(X, y)
 
 
+CLASSES = {"fit": {}, "partial_fit": {"classes": [0, 1, 2]}}
+
+
 def test_data_that_cannot_be_fitted(rng):
     X, y = make_data(rng, 3)
     with pytest.raises(ValueError, match="y must have at least 2 classes, but the data contains one class: 1"):
         LogisticRegression().fit(X, np.ones(len(y), int))
     with pytest.raises(ValueError, match=r"[Ss]ample.weight"):  # scikit-learn's words, if it looks
         LogisticRegression().fit(X, y, np.zeros(len(y)))
-    with pytest.raises(ValueError, match="sample_weight, times class_weight, must not be 0 in all rows"):
+    message = "sample_weight, times class_weight, must have a positive sum, got "
+    with pytest.raises(ValueError, match=f"{message}0.0"):
         LogisticRegression(class_weight={0: 0, 1: 0, 2: 0}).fit(X, y)
-    with pytest.raises(ValueError, match="Negative values in data passed to `sample_weight`"):
-        LogisticRegression().fit(X, y, -np.ones(len(y)))
+    for method in ("fit", "partial_fit"):
+        with pytest.raises(ValueError, match=f"{message}-{len(y)}.0"):
+            getattr(LogisticRegression(), method)(X, y, sample_weight=-np.ones(len(y)), **CLASSES[method])
+        with pytest.raises(ValueError, match=r"[Ss]ample.weight contains NaN"):
+            getattr(LogisticRegression(), method)(X, y, sample_weight=np.full(len(y), np.nan), **CLASSES[method])
     with pytest.raises(NotFittedError):
         LogisticRegression().predict_proba(X)
 
@@ -389,7 +415,136 @@ def test_models_are_cloned_and_pickled(rng):
     defaults = sklearn.linear_model.LogisticRegression().get_params()
     shared = LogisticRegression().get_params().keys() & defaults.keys()
     assert len(shared) == len(LogisticRegression().get_params()) - 2
+    shared -= {"penalty", "l1_ratio"}  # whose defaults there changed with a deprecation
     assert all(LogisticRegression().get_params()[name] == defaults[name] for name in shared)
+
+
+SAME_MEANING = [
+    {"penalty": "l2"},
+    {"penalty": "deprecated"},
+    {"l1_ratio": 0},
+    {"l1_ratio": None},
+    {"dual": False},
+    {"dual": np.False_},
+    {"intercept_scaling": 7.5},
+    {"n_jobs": -1},
+    {"n_jobs": None},
+]
+
+
+@pytest.mark.parametrize("options", SAME_MEANING, ids=str)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_parameters_with_but_one_meaning_are_accepted(rng, solver, options):
+    X, y = make_data(rng, 3)
+    plain = LogisticRegression(solver=solver, random_state=0, max_iter=1000)
+    model = clone(plain).set_params(**options)
+    assert {name: model.get_params()[name] for name in options} == options
+    np.testing.assert_array_equal(clone(model).fit(X, y).coef_, plain.fit(X, y).coef_)
+    model.partial_fit(X, y, classes=[0, 1, 2])
+
+
+def test_all_parameters_of_scikit_learns_estimator_are_accepted(rng):
+    X, y = make_data(rng, 3)
+    peer = Sklearn(C=0.3).set_params(tol=TOL, solver="lbfgs", max_iter=10_000)
+    params = {name: value for name, value in peer.get_params().items() if name != "multi_class"}  # gone since 1.8
+    model = LogisticRegression(**params).fit(X, y)
+    assert_same_fit(model, Sklearn(C=0.3).fit(X, y), X)
+    assert LogisticRegression("l2", C=2.0).get_params()["penalty"] == "l2"  # by position, as the first there
+
+
+def test_no_penalty(rng):
+    X, y = make_data(rng, 3, n_rows=300)
+    y[::3] = rng.integers(0, 3, 100)  # no separating plane
+    model, peer = Exact(penalty=None).fit(X, y), Sklearn(C=np.inf).fit(X, y)
+    np.testing.assert_allclose(model.coef_, peer.coef_, rtol=0, atol=1e-6)  # as in test_without_a_penalty
+    with pytest.warns(UserWarning, match="penalty=None has no use for C, got C=0.1: leave it out"):
+        same = Exact(penalty=None, C=0.1).fit(X, y)
+    np.testing.assert_array_equal(same.coef_, model.coef_)
+    batches = [
+        LogisticRegression(random_state=0, **options).partial_fit(X, y, classes=[0, 1, 2])
+        for options in ({"penalty": None}, {"C": np.inf}, {})
+    ]
+    np.testing.assert_array_equal(batches[0].coef_, batches[1].coef_)
+    assert not np.array_equal(batches[0].coef_, batches[2].coef_)
+
+
+@pytest.mark.parametrize("n_classes", [2, 4])
+@pytest.mark.parametrize("solver", EXACT)
+def test_weights_of_any_sign_are_those_of_scikit_learn(rng, n_classes, solver):
+    """Few enough that the objective stays convex: where every row is there three times, and once with -1/2."""
+    X, y = make_data(rng, n_classes)
+    X, y = np.vstack([X, X]), np.hstack([y, y])
+    sample_weight = np.repeat([1.5, -0.5], len(y) // 2)
+    # With the same features and classes, what is left of each pair is one row.
+    assert_same_fit(Exact(solver=solver).fit(X, y, sample_weight), Sklearn().fit(X[: len(y) // 2], y[: len(y) // 2]), X)
+    sample_weight = np.where(rng.random(len(y)) < 0.1, -0.1, 1.0)
+    model, peer = Exact(solver=solver).fit(X, y, sample_weight), Sklearn().fit(X, y, sample_weight)
+    assert_same_fit(model, peer, X, sample_weight.sum())
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_without_a_minimum_a_warning_is_all(rng, solver):
+    """A class whose weights sum to less than 0 has an unpenalised intercept that only falls."""
+    X, y = make_data(rng, 3)
+    sample_weight = np.where(y == 1, -0.5, 1.0)
+    model = LogisticRegression(solver=solver, tol=1e-8, max_iter=20, random_state=0)
+    with np.errstate(all="raise"), pytest.warns(ConvergenceWarning, match="With negative weights there may be no min"):
+        model.fit(X, y, sample_weight)
+    assert np.isfinite(model.coef_).all()
+    assert solver == "sgd" or model.intercept_.argmin() == 1
+
+
+def read_only(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_models_that_are_read_only_go_on(rng, solver, tmp_path):
+    """As joblib hands them out, and as it hands out large arguments."""
+    X, y = (read_only(array) for array in make_data(rng, 3, n_rows=300))
+    weight = read_only(rng.uniform(0.5, 2, 300))
+    model = LogisticRegression(solver=solver, warm_start=True, random_state=0, max_iter=1000).fit(X, y, weight)
+    model.partial_fit(X, y, sample_weight=weight)
+    path = tmp_path / "model.joblib"
+    joblib.dump(model, path)
+    before = path.read_bytes()
+    shared = joblib.load(path, mmap_mode="r")
+    assert not shared.coef_.flags.writeable
+    np.testing.assert_array_equal(shared.predict_proba(X), model.predict_proba(X))
+    twins = [shared, copy.deepcopy(shared), pickle.loads(pickle.dumps(shared))]
+    model.partial_fit(X, y, sample_weight=weight)
+    for twin in twins:
+        twin.partial_fit(X, y, sample_weight=weight)
+        np.testing.assert_array_equal(twin.coef_, model.coef_)
+    for method, rows in (("fit", X), ("partial_fit", scipy.sparse.csr_array(X))):
+        if method == "partial_fit":
+            for part in (rows.data, rows.indices, rows.indptr):
+                part.flags.writeable = False
+        expected, again = (
+            pickle.loads(pickle.dumps(model)),
+            joblib.load(path, mmap_mode="r").partial_fit(X, y, None, weight),
+        )
+        np.testing.assert_array_equal(getattr(again, method)(rows, y).coef_, getattr(expected, method)(rows, y).coef_)
+    assert path.read_bytes() == before
+
+
+def test_small_numbers_do_not_raise_where_numpy_is_told_to_raise(rng):
+    """They are meant to be 0: products in the logits, and numbers of float64 in float32."""
+    for dtype in (np.float32, np.float64):
+        X, y = make_data(rng, 3, dtype=dtype)
+        tiny = np.float64(np.finfo(dtype).tiny)
+        weight = np.where(np.arange(len(y)) < 5, tiny / 1e9, 1.0)
+        model = LogisticRegression().fit(X, y)
+        model.coef_ *= dtype(1e-20)
+        with np.errstate(all="raise"):
+            for name in ("predict", "predict_proba", "predict_log_proba", "decision_function"):
+                getattr(model, name)(X * dtype(np.sqrt(tiny)) * dtype(1e-15))
+            model._finish(np.full((6, 3), 1e-60) * rng.random((6, 3)), 1, np.dtype(dtype))
+            LogisticRegression(class_weight="balanced").fit(X, y, weight)
+            LogisticRegression(class_weight={0: 1e-30, 1: 1.0}).fit(X, y, weight)
+            LogisticRegression().partial_fit(X, y, classes=[0, 1, 2], sample_weight=weight)
 
 
 METHODS = {
@@ -427,6 +582,92 @@ def test_methods_of_the_loss_equal_those_of_scikit_learn(rng, dtype, method, wei
                     assert got.dtype == (kind or dtype)
                     np.testing.assert_allclose(got, wanted, rtol=0, atol=max(atol, 64 * np.finfo(got.dtype).eps))
             np.testing.assert_array_equal(logits, raw)
+
+
+def test_the_loss_checks_before_it_writes(rng):
+    raw, y = rng.standard_normal((6, 3)), np.array([0, 1, 2, 0, 1, 2])
+    loss = HalfMultinomialLoss(n_classes=3)
+    strings, missing, half, far = y.astype(str), y.astype(float), y + 0.5, y - 100
+    missing[4] = np.nan
+    whole = r"y_true = np.unique\(y_true, return_inverse=True\)"
+    columns = r"raw_prediction must have shape \(n_samples, n_classes\) with n_classes=3, got "
+    for target, logits, weight, error, message in (
+        (strings, raw, None, TypeError, f"y_true must be class indices 0, 1, ... of a numeric dtype.*{whole}"),
+        (strings.astype(object), raw, None, TypeError, whole),
+        (missing, raw, None, ValueError, "y_true must be whole numbers, got nan"),
+        (half, raw, None, ValueError, "y_true must be whole numbers, got 0.5"),
+        (y + 1, raw, None, IndexError, r"y_true\[2\] is 3, but there are 3 classes \(0..2\)"),
+        (far, raw, None, IndexError, r"y_true\[0\] is -100, but there are 3"),  # the default of ignore_index
+        (y[:5], raw, None, ValueError, r"must have shape \(6,\)"),
+        (y, raw, np.ones(5), ValueError, r"sample_weight must have shape \(6,\), got \(5,\)"),
+        (y, raw, np.full(6, np.inf), ValueError, "sample_weight must be finite"),
+        (y, raw[:, :2], None, ValueError, rf"{columns}\(6, 2\)"),
+        (y, raw[:, :1], None, ValueError, rf"{columns}\(6, 1\)"),
+        (y, raw[:, 0], None, ValueError, rf"{columns}\(6,\)"),
+    ):
+        for method, outs in METHODS.items():
+            places = {name: np.full(6 if name == "loss_out" else logits.shape, 7.0) for name in outs}
+            with np.errstate(all="raise"), pytest.raises(error, match=message):
+                getattr(loss, method)(target, logits, weight, **places)
+            assert all((place == 7).all() for place in places.values())
+    for method, outs in METHODS.items():
+        for name in outs:
+            shape = (6,) if name == "loss_out" else raw.shape
+            for bad, message in (
+                (np.full((1, *shape), 7.0), rf"{name} must have shape .*, got \(1, 6"),
+                (np.full(shape, 7.0), f"{name} must be writable, got a read-only array"),
+            ):
+                bad.flags.writeable = bad.ndim > len(shape)
+                places = {other: np.full(6 if other == "loss_out" else raw.shape, 7.0) for other in outs} | {name: bad}
+                with pytest.raises(ValueError, match=message):
+                    getattr(loss, method)(y, raw, **places)
+                assert all((place == 7).all() for place in places.values())
+
+
+def test_small_results_of_the_loss_do_not_raise_where_numpy_is_told_to_raise(rng):
+    """Gradients of confident rows, in a place of float32; they are what NumPy makes of those in float64."""
+    raw, y = 50 * rng.standard_normal((40, 5)), rng.integers(0, 5, 40)
+    loss = HalfMultinomialLoss(n_classes=5)
+    for method, outs in METHODS.items():
+        expected = getattr(loss, method)(y, raw)
+        places = {name: np.empty(40 if name == "loss_out" else raw.shape, np.float32) for name in outs}
+        with np.errstate(all="raise"):
+            results = getattr(loss, method)(y, raw, **places)
+        for got, wanted in zip(results, expected, strict=True) if len(outs) > 1 else [(results, expected)]:
+            with np.errstate(under="ignore"):
+                np.testing.assert_array_equal(got, wanted.astype(np.float32))
+    X, y = sklearn.datasets.load_digits(return_X_y=True)
+    model = HistGradientBoostingClassifier(loss=HalfMultinomialLoss(n_classes=10), learning_rate=1.0, max_iter=20)
+    with np.errstate(all="raise"):
+        model.fit(X, y).predict_proba(X)
+
+
+def test_boosting_with_another_number_of_classes_is_told_what_to_use(rng):
+    X, y = make_data(rng, 4, n_rows=60)
+    for n_classes, labels, message in (
+        (
+            2,
+            y > 0,
+            "n_classes must be at least 3 in HistGradientBoostingClassifier, .* got 2: leave its loss='log_loss'",
+        ),
+        (3, y > 0, "n_classes must be 1 more than the last class in y_true, got 3: leave loss='log_loss'"),
+        (3, y, r"n_classes must be 1 more .*, got 3: use HalfMultinomialLoss\(n_classes=4\)"),
+        (9, y, r"n_classes must be 1 more .*, got 9: use HalfMultinomialLoss\(n_classes=4\)"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            HistGradientBoostingClassifier(loss=HalfMultinomialLoss(n_classes=n_classes)).fit(X, labels)
+
+
+def test_the_loss_takes_weights_of_any_sign(rng):
+    raw, y = rng.standard_normal((40, 5)), rng.integers(0, 5, 40)
+    weight = rng.standard_normal(40)
+    for method in METHODS:
+        got, wanted = (
+            getattr(kind(n_classes=5), method)(y.astype(float), raw, weight)
+            for kind in (HalfMultinomialLoss, SklearnLoss)
+        )
+        for one, other in zip(got, wanted, strict=True):
+            np.testing.assert_allclose(one, other, rtol=0, atol=1e-14)
 
 
 def test_the_loss_writes_over_raw_predictions(rng):
@@ -491,6 +732,16 @@ def test_the_recipe_of_the_readme_runs():
         pytest.skip("an installed package has no README")
     (recipe,) = re.findall(r"```python\n([^`]*fastce\.sklearn[^`]*)```", readme.read_text(encoding="utf-8"))
     exec(recipe, {})
+
+
+def test_an_extra_that_is_missing_is_named():
+    code = "import sys; sys.modules['sklearn'] = None; import fastce.sklearn"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    assert re.search(
+        r"\nModuleNotFoundError: fastce.sklearn needs scikit-learn 1.6 or later, got: .*sklearn.*pip install "
+        r"'fastce\[sklearn\]'\n",
+        done.stderr,
+    )
 
 
 def test_the_name_shadows_nothing():

@@ -213,7 +213,9 @@ def test_so_many_threads_run(n_threads, n_rows):
     done = run_counting(f"{n_threads}, {n_rows}", OMP_NUM_THREADS="4")
     most = max(4, len(os.sched_getaffinity(0)))
     most = min(most, n_rows)
-    assert done.stdout.strip() == str(min(n_threads, most) if n_threads else (4 if n_rows == 10_000 else 1)), done.stderr
+    assert done.stdout.strip() == str(min(n_threads, most) if n_threads else (4 if n_rows == 10_000 else 1)), (
+        done.stderr
+    )
 
 
 def run_counting(argument, before="", **environment):

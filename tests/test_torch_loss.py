@@ -6,6 +6,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from cases import make_logits, make_target, options_for, row_shape
 torch = pytest.importorskip("torch")
 
 import fastce.torch  # noqa: E402 - it cannot be imported without
+from fastce import _torch_arrays, _torch_operators  # noqa: E402
 
 F = torch.nn.functional
 ours = fastce.torch.cross_entropy
@@ -159,8 +161,8 @@ def test_memory_formats_and_strides(reduction, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_gradients_are_tensors_like_others(dtype, monkeypatch):
-    """They are in NumPy's memory."""
-    monkeypatch.setattr(fastce.torch, "_LARGE", 0)
+    """Although their memory may have been another's before."""
+    monkeypatch.setattr(_torch_arrays, "LARGE", 0)
     wide = torch.randn(2, 5, 3, 8).to(dtype)
     for x in (
         wide,
@@ -170,59 +172,105 @@ def test_large_gradients_are_tensors_like_others(dtype, monkeypatch):
         wide[:1, :, :, :1].expand(3, -1, -1, 2),
         wide[:0],
     ):
-        expected, actual = torch.empty_like(x), fastce.torch._empty_like(x)
+        expected, actual = torch.empty_like(x), _torch_arrays.empty_like(x)
         assert (actual.shape, actual.stride(), actual.dtype) == (expected.shape, expected.stride(), expected.dtype)
         assert not actual._is_view()
+        assert actual.untyped_storage().resizable() and actual.storage_offset() == 0
         target = torch.randint(5, (x.shape[0], *x.shape[2:]))
         leaves = x.detach().requires_grad_(), x.detach().requires_grad_()
         ours(leaves[0], target, reduction="sum").backward()
-        monkeypatch.setattr(fastce.torch, "_LARGE", 1 << 22)
+        monkeypatch.setattr(_torch_arrays, "LARGE", 1 << 22)
         ours(leaves[1], target, reduction="sum").backward()
-        monkeypatch.setattr(fastce.torch, "_LARGE", 0)
+        monkeypatch.setattr(_torch_arrays, "LARGE", 0)
         assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
 def make_large(n_rows):
     """Return a gradient of so many times 1 MiB."""
-    return fastce.torch._empty_like(torch.empty(n_rows, 1 << 18))
+    return _torch_arrays.empty_like(torch.empty(n_rows, 1 << 18))
 
 
-def test_the_memory_of_a_large_gradient_is_used_again():
-    """Once nothing refers to it: neither the tensor, nor a view of it, nor an array of NumPy."""
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda x: x,
+        lambda x: x[3:],
+        lambda x: x.numpy(),
+        lambda x: x.untyped_storage(),
+        lambda x: torch.utils.dlpack.to_dlpack(x),
+        lambda x: x.detach().view(torch.int32),
+        lambda x: (x.requires_grad_() * x).grad_fn,
+    ],
+    ids=["tensor", "view", "array", "storage", "capsule", "alias", "graph"],
+)
+def test_the_memory_of_a_large_gradient_is_used_again(hold):
+    """Once nothing refers to it, in whatever way."""
     fastce.torch.empty_cache()
     first = make_large(8)
     place = first.data_ptr()
-    view = first[3:]
+    holder = hold(first)
     del first
-    assert make_large(8).data_ptr() != place
-    array = view.numpy()
-    del view
-    assert make_large(8).data_ptr() != place
-    del array
+    second = make_large(8)
+    assert second.data_ptr() != place
+    del second, holder
+    place = make_large(8).data_ptr()
     again = make_large(5)
     assert again.data_ptr() == place and again.shape == (5, 1 << 18)
     assert make_large(8).data_ptr() != place, "lent twice"
 
 
+def test_memory_that_another_process_may_read_is_not_used_again():
+    fastce.torch.empty_cache()
+    first = make_large(8).share_memory_()
+    place = first.data_ptr()
+    del first
+    assert make_large(8).data_ptr() != place
+
+
 def test_memory_is_not_kept_for_ever():
+    def kept():
+        return [memory.untyped_storage().nbytes() >> 20 for memory in _torch_arrays.kept]
+
     fastce.torch.empty_cache()
     first, held = make_large(8), make_large(8)
-    del first
-    assert [memory.nbytes for memory in fastce.torch._kept] == [8 << 20]
-    small = make_large(4)
-    assert not fastce.torch._kept, "half as large: it took what there was"
-    del small
-    assert [memory.nbytes for memory in fastce.torch._kept] == [8 << 20]
-    larger = make_large(9)
-    assert not fastce.torch._kept
-    del larger
-    assert [memory.nbytes for memory in fastce.torch._kept] == [9 << 20]
-    assert make_large(4).nbytes == 4 << 20
-    assert [memory.nbytes for memory in fastce.torch._kept] == [4 << 20], "9 MiB are too much to hold for 4"
-    del held
-    assert [memory.nbytes for memory in fastce.torch._kept] == [8 << 20], "one at most"
+    assert kept() == [8], "the last one"
+    place = held.data_ptr()
+    del first, held
+    assert make_large(4).data_ptr() == place, "half as large"
+    assert kept() == [8]
+    make_large(9)
+    assert kept() == [9]
+    make_large(4)
+    assert kept() == [4], "9 MiB are too much to hold for 4"
+    last = make_large(4).zero_()
     fastce.torch.empty_cache()
-    assert not fastce.torch._kept
+    assert not kept()
+    make_large(4).fill_(1)
+    assert not last.any(), "it is still its holder's"
+
+
+def test_storages_can_be_resized(rng):
+    """Those of results, and those of what was given are as they were: FSDP frees memory so until it is needed."""
+    for size in ((33, 7), (8, 1 << 18)):
+        logits, target = torch.randn(size).requires_grad_(), torch.randint(7, size[:1])
+        weight = torch.rand(size[1])
+        for reduction in REDUCTIONS:
+            logits.grad = None
+            loss = ours(logits, target, weight, reduction=reduction)
+            loss.sum().backward()
+            for x in (logits, target, weight, loss, logits.grad):
+                assert x.untyped_storage().resizable()
+        grad = logits.grad
+        kept = grad.clone()
+        size = grad.untyped_storage().nbytes()
+        grad.untyped_storage().resize_(0)
+        ours(logits.detach().requires_grad_(), target).backward()  # which must not write where there is nothing
+        grad.untyped_storage().resize_(size)
+        grad.copy_(kept)
+        del grad
+        logits.grad = None
+        ours(logits, target, weight, reduction=reduction).sum().backward()
+        assert torch.equal(logits.grad, kept)
 
 
 def test_steps_of_training_share_one_gradient():
@@ -276,12 +324,12 @@ def test_what_torch_lacks_is_what_fastce_says(dtype, kind, rng):
     tensors = {name: tensor(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
     for reduction in REDUCTIONS:
         x = leaf(logits)
-        array = fastce.torch._as_array(x)
+        array = _torch_arrays.as_array(x)
         loss, grad = fastce.cross_entropy_with_grad(array, target.numpy(), reduction=reduction, **options)
         actual = ours(x, target, reduction=reduction, **tensors)
         actual.sum().backward()
         assert torch.equal(actual, tensor(loss).to(dtype))
-        assert np.array_equal(fastce.torch._as_array(x.grad), grad)
+        assert np.array_equal(_torch_arrays.as_array(x.grad), grad)
     assert torch.equal(ours(logits, target, n_threads=1, **tensors), ours(logits, target, n_threads=2, **tensors))
 
 
@@ -343,7 +391,7 @@ def test_a_retained_graph_gives_the_same_again(reduction, dtype, rng):
 
 
 def test_without_the_private_hook_graphs_count_as_retained(monkeypatch, rng):
-    monkeypatch.setattr(fastce.torch, "_is_graph_retained", lambda: True)
+    monkeypatch.setattr(_torch_operators, "_is_graph_retained", lambda: True)
     logits, target = simple(rng)
     (0.5 * ours(logits, target)).backward()
     expected = leaf(logits)
@@ -355,16 +403,16 @@ def test_without_the_private_hook_graphs_count_as_retained(monkeypatch, rng):
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_one_sweep_and_one_matrix(factor, large, monkeypatch, rng):
     """What the forward sweep made is what a leaf's gradient becomes; the logits are not kept."""
-    monkeypatch.setattr(fastce.torch, "_LARGE", large)
+    monkeypatch.setattr(_torch_arrays, "LARGE", large)
     made = []
-    real = fastce.torch._loss_and_grad
+    real = _torch_arrays.loss_and_grad
 
     def spy(*arguments):
         result = real(*arguments)
         made.append(result[1].data_ptr())
         return result
 
-    monkeypatch.setattr(fastce.torch, "_loss_and_grad", spy)
+    monkeypatch.setattr(_torch_arrays, "loss_and_grad", spy)
     logits, target = simple(rng)
     loss = ours(logits, target)
     (saved,) = loss.grad_fn.saved_tensors
@@ -375,7 +423,7 @@ def test_one_sweep_and_one_matrix(factor, large, monkeypatch, rng):
 
 
 def test_without_a_need_for_it_no_gradient_is_made(monkeypatch, rng):
-    monkeypatch.setattr(fastce.torch, "_loss_and_grad", None)
+    monkeypatch.setattr(_torch_arrays, "loss_and_grad", None)
     logits, target = simple(rng)
     assert not ours(logits.detach(), target).requires_grad
     with torch.no_grad():
@@ -452,28 +500,135 @@ def test_gradients_of_anything_else_are_refused(name, rng):
 
 def test_refusals(rng):
     logits, target = simple(rng)
-    with pytest.raises(TypeError, match=r"^input must be a torch.Tensor, got ndarray"):
-        ours(logits.detach().numpy(), target)
+    for bad, message in [
+        (logits.detach().numpy(), r"^input must be a torch.Tensor, got ndarray: .* torch.as_tensor\(input\)"),
+        (logits.to("meta"), r"^target must be on the device of input, meta, got cpu"),
+        (logits.detach().long(), r"^input must be float32, .* got torch.int64: convert it with input.float\(\)"),
+        (logits.detach().bool(), r"^input must be float32, .* got torch.bool$"),
+        (logits.detach().cfloat(), r"^input must be float32, .* got torch.complex64$"),
+        (logits.detach().cfloat().conj(), r"^input must be float32, .* got torch.complex64$"),
+        (logits.detach().to(torch.float8_e4m3fn), r"^input must be .* got torch.float8_e4m3fn: .*input.float\(\)"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            ours(bad, target)
     with pytest.raises(TypeError, match=r"^target must be a torch.Tensor, got NoneType"):
         ours(logits, None)
-    with pytest.raises(TypeError, match=r"^weight must be a torch.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"^weight must be a torch.Tensor, got list: .* torch.as_tensor\(weight\)"):
         ours(logits, target, [1.0] * 7)
+    for bad in ({0: 1.0}, "balanced"):
+        with pytest.raises(TypeError, match=r"^weight must be a torch.Tensor, got (dict|str): give one factor"):
+            ours(logits, target, bad)
     with pytest.raises(TypeError, match=r"^target must be on the device of input, cpu, got meta"):
         ours(logits, target.to("meta"))
     with pytest.raises(TypeError, match=r"^input must be on the CPU or a CUDA device, got a tensor on meta"):
         ours(logits.to("meta"), target.to("meta"))
-    with pytest.raises(TypeError, match="logits must be float32"):
-        ours(logits.detach().long(), target)
-    with pytest.raises(TypeError, match=r"target .* must hold class indices of an integer dtype"):
-        ours(logits, target.float())
-    with pytest.raises(IndexError, match=r"target\[3\] is 9"):
-        ours(logits, target.index_fill(0, torch.tensor(3), 9))
-    with pytest.raises(ValueError, match="target of class indices must have shape"):
-        ours(logits, target[:5])
+    with pytest.raises(TypeError, match=r"^input must be float32, .* target is floating: they seem to be swapped"):
+        ours(target, logits)
     with pytest.raises(ValueError, match="reduction must be one of"):
         ours(logits, target, reduction="batchmean")
     with pytest.raises(ValueError, match="label_smoothing must be in"):
         ours(logits, target, label_smoothing=1.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda y: y.float(), TypeError, r"target .* must hold class indices .* convert it with target.long\(\)"),
+        (lambda y: y.bool(), TypeError, r"target must be of an integer dtype"),
+        (lambda y: F.one_hot(y, 7), TypeError, r"looks one-hot: .* target.to\(input.dtype\), .* target.argmax\(1\)"),
+        (lambda y: y[:, None], ValueError, r"remove its last dimension with target.squeeze\(-1\)"),
+        (lambda y: y[:5], ValueError, r"target of class indices must have shape \(33,\) for input of shape \(33, 7\)"),
+        (lambda y: torch.rand(33, 6), ValueError, r"target of class probabilities must have the input's shape"),
+        (lambda y: y.float().index_fill(0, torch.tensor(1), torch.nan), TypeError, r"^target of shape \(33,\)"),
+        (lambda y: y.index_fill(0, torch.tensor(3), 9), IndexError, r"target\[3\] is 9"),
+    ],
+    ids=["float", "bool", "one-hot", "column", "short", "wide", "nan", "class"],
+)
+def test_messages_speak_torch(make, error, message, rng):
+    """Of methods and functions that tensors have, in the ordinary way and under a transform."""
+    logits, target = simple(rng)
+    target[-1] = 0
+    for call in (ours, torch.func.grad(ours)):
+        with pytest.raises(error, match=message) as caught:
+            call(logits.detach(), make(target))
+        assert not any(word in str(caught.value) for word in ("np.", "astype", "ndarray", "NumPy", "logits", "axis="))
+
+
+def test_messages_for_two_classes_speak_torch(rng):
+    """Scores of a two-class model look like one row of logits."""
+    with pytest.raises(TypeError) as caught:
+        ours(torch.randn(6), torch.tensor([0, 1, 1, 0, 1, 1]))
+    assert not any(word in str(caught.value) for word in ("np.", "astype", "ndarray", "NumPy", "logits", "axis="))
+
+
+@pytest.mark.parametrize("name", ["input", "target", "weight", "sample_weight"])
+def test_tensors_that_are_no_arrays_are_refused(name, rng):
+    """With what to do: whatever is sparse, quantized, nested or masked, and whichever argument it is."""
+    arguments = {
+        "input": torch.randn(6, 4),
+        "target": torch.rand(6, 4),
+        "weight": torch.rand(4),
+        "sample_weight": torch.rand(6),
+    }
+    x = arguments[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # most of these are prototypes, and say so
+        parts = [torch.randn(2, 4), torch.randn(3, 4)]
+        for message, value in (
+            (r"be a dense tensor, got torch.sparse_coo: convert it with {}.to_dense\(\)", x.to_sparse()),
+            (r"be a dense tensor, got torch._mkldnn: .* {}.to_dense\(\)", x.to_mkldnn()),
+            (r"not be quantized, .* {}.dequantize\(\)", torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)),
+            (r"be one dense tensor, got a nested one: .*to_padded_tensor", torch.nested.nested_tensor(parts)),
+            (r"be one dense tensor, got a nested one", torch.nested.nested_tensor(parts, layout=torch.jagged)),
+            (r"not be a masked tensor: .* {}.to_tensor\(0\)", torch.masked.masked_tensor(x, x > 0)),
+        ):
+            with pytest.raises(TypeError, match=f"^{name} must {message.format(name)}"):
+                ours(**{**arguments, name: value})
+
+
+def test_numbers_stored_with_the_sign_reversed(rng):
+    """The imaginary part of a conjugate is a view whose numbers stand in memory with the other sign."""
+    logits, target = simple(rng)
+    target[-1] = 0
+
+    def reversed_sign(x):
+        y = torch.complex(torch.zeros_like(x), -x).conj().imag
+        assert y.is_neg() and torch.equal(y, x)
+        return y
+
+    weight, sample_weight = torch.rand(7), torch.rand(33)
+    for kind in (target, torch.rand(33, 7)):
+        for reduction in REDUCTIONS:
+            leaves = [logits.detach().clone().requires_grad_() for _ in range(2)]
+            loss = ours(leaves[0], kind, weight, sample_weight=sample_weight, reduction=reduction)
+            other = ours(
+                reversed_sign(leaves[1]),
+                reversed_sign(kind) if kind.is_floating_point() else kind,
+                reversed_sign(weight),
+                sample_weight=reversed_sign(sample_weight),
+                reduction=reduction,
+            )
+            factor = torch.rand(loss.shape)
+            loss.backward(factor)
+            other.backward(reversed_sign(factor))
+            assert torch.equal(loss, other)
+            assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+def test_derived_classes_and_devices_of_the_context(rng):
+    """What `__torch_function__` is for: results of the class of the arguments, as from PyTorch's own."""
+
+    class Derived(torch.Tensor):
+        pass
+
+    logits, target = simple(rng)
+    loss = ours(logits.detach().as_subclass(Derived), target)
+    assert type(loss) is type(F.cross_entropy(logits.detach().as_subclass(Derived), target)) is Derived
+    with torch.device("meta"):
+        assert ours(logits, target).device.type == "cpu"
+        large = torch.randn(8, 1 << 18, device="cpu").requires_grad_()
+        ours(large, torch.zeros(8, dtype=torch.int64, device="cpu")).backward()
+    assert large.grad.device.type == "cpu"
 
 
 def test_ignore_index_with_probabilities_is_as_in_torch(rng):

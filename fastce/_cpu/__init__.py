@@ -39,6 +39,9 @@ build_info = _kernels_baseline.build_info()
 _used_threads = False
 
 
+_N_PROCESSORS = os.cpu_count() or 1  # of the machine; asked once, for that takes as long as a small call
+
+
 def _load(isa: str) -> ModuleType:
     return importlib.import_module(f"{__name__}._kernels_{isa}")
 
@@ -128,7 +131,7 @@ def _choose_n_threads(n_threads: int | None, size: int) -> int:
 
 def most_threads() -> int:
     """Return the number of threads beyond which more cannot help: a processor each, or as many as OpenMP was told."""
-    return max(_kernels.max_threads(), _count_processors())
+    return max(_kernels.max_threads(), _N_PROCESSORS)
 
 
 def _count_processors() -> int:

@@ -14,6 +14,7 @@ from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._math cimport bits_of_float, float_of_bits, real
+from fastce._cpu._platform cimport own_function
 from fastce._cpu._registers cimport BFLOAT16, DOUBLE, FLOAT, HALF, HAS_REGISTERS, NATIVE, Format
 
 cdef extern from *:
@@ -262,12 +263,17 @@ cdef inline void write(char* address, real value) noexcept nogil:
 
 
 cdef inline real read_converted(const char* address, Format format, real like) noexcept nogil:
-    """Return the number at any alignment, in any format."""
+    """Return the number at any alignment, in any format.
+
+    But for NATIVE through addresses of which compilers know nothing: GCC makes unconditional loads of what a loop reads
+    in one of several branches, the longest one's for all, and thus reads beyond an array of shorter numbers.
+    """
     cdef float single
     cdef double wide
     cdef uint16_t half
     if format == NATIVE:
         return read(address, like)
+    address = <const char*>own_function(<void*>address)
     if format == FLOAT:
         memcpy(&single, address, sizeof(single))
         return <real>single

@@ -203,7 +203,12 @@ cdef inline void sum_scaled_moment(
         fold_moment(tile_of(&unit.exps, t, like), w_tile(task, unit, t, w), w_top, sums)
         for j in range(LANES):
             wide[j] += sums[j]
-    take_sum(task, wide, lane, moments.moment)
+    if task.by_rows:
+        moments.moment[lane] = wide_lane_sum(wide)
+        return
+    for j in range(LANES):
+        if moments.w_scale[j] != 1:  # the others keep their bits
+            moments.moment[j] = wide[j]
 
 
 cdef inline void sweep_unit(

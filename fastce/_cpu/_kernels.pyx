@@ -22,6 +22,9 @@ from fastce._cpu._vectors cimport sum_vector
 
 cnp.import_array()
 
+cdef enum:
+    SHARED_SIZE = 1024  # numbers below which there is nothing to share, whatever is asked for: a group of rows or few
+
 
 def build_info():
     """Return what this module was built with."""
@@ -116,7 +119,7 @@ cdef solve_arrays(
     cdef Py_ssize_t bad
     cdef int team = 1
     cdef cnp.ndarray losses, lse, log_prob, argmax, entropy
-    if n_threads is not None or n_rows * n_classes >= serial_size:
+    if n_rows * n_classes >= serial_size if n_threads is None else n_threads > 1 and n_rows * n_classes >= SHARED_SIZE:
         team = choose_n_threads(n_threads, n_rows * n_classes)
     if weight is not None and cnp.PyArray_TYPE(weight) != arithmetic:
         weight = cnp.PyArray_Cast(weight, arithmetic)

@@ -81,6 +81,7 @@ cdef enum:
     PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
     L1_STAGE_BYTES = 6144  # 12288 was no better for planes; 64 rows for any classes took a fifteenth longer for 3
     MAX_ROWS = 512
+    FEWEST_TRANSPOSED = 4  # classes; 2 reversed ones took twice as long through rows in a buffer
     FEWEST_GROUPS = 16
     GAP = 16             # a cache line of floats
     STRIP_BYTES = 2048   # of each class
@@ -130,7 +131,7 @@ cdef inline void load_rows(
                 memcpy(stage + k * pitch + i, first + k * x.class_stride, m * sizeof(real))
         elif x.format == NATIVE and x.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
             transpose(<const real*>first, row_stride // size, m, task.n_classes, stage + i, pitch)
-        elif magnitude(x.class_stride) < magnitude(row_stride):
+        elif task.n_classes >= FEWEST_TRANSPOSED and magnitude(x.class_stride) < magnitude(row_stride):
             transpose_from(first, x.format, x.class_stride, row_stride, m, task.n_classes, stage + i, pitch)
         else:
             for k in range(task.n_classes):
@@ -219,7 +220,7 @@ cdef inline void store_rows(
                 memcpy(first + k * out.class_stride, stage + k * pitch + i, m * sizeof(real))
         elif out.format == NATIVE and out.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
             transpose(stage + i, pitch, task.n_classes, m, <real*>first, row_stride // size)
-        elif magnitude(out.class_stride) < magnitude(row_stride):
+        elif task.n_classes >= FEWEST_TRANSPOSED and magnitude(out.class_stride) < magnitude(row_stride):
             transpose_to(
                 stage + i, pitch, m, task.n_classes, first, out.format, out.class_stride, row_stride)
         else:

@@ -36,8 +36,9 @@ cdef extern from *:
     static int fastce_has_avx2(void) { return 0; }
     static int fastce_has_avx512(void) { return 0; }
     #endif
-    /* How many of n threads, this one included, can be there at once: libgomp ends the process where it cannot start one.
-       So as many as it will start are started here first, for nothing but that, unless this thread had as many before. */
+    /* How many of n threads, this one included, can be there at once: libgomp ends the process where it cannot start
+       one. So as many as it will start are started here first, for nothing but that, unless this thread had as many
+       before. */
     #if defined(_OPENMP) && (defined(__unix__) || defined(__APPLE__))
     #include <pthread.h>
     #include <stdlib.h>
@@ -67,7 +68,7 @@ cdef extern from *:
     static int fastce_startable(int n) { return n; }
     static void fastce_forget_started(void) {}
     #endif
-    /* The same function, but no compiler knows that, so that none inlines it. */
+    /* The same function, or address, but no compiler knows that: none inlines it, or knows what is there. */
     static CYTHON_INLINE void* fastce_own_function(void* function) {
     #if defined(__GNUC__)
         __asm__("" : "+r"(function));

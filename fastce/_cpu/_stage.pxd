@@ -11,7 +11,9 @@ Design
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
-from fastce._cpu._convert cimport NATIVE, Format, is_16_bit, is_array, magnitude, narrow_16, read_converted, widen_16, write_converted
+from fastce._cpu._convert cimport (
+    NATIVE, Format, is_16_bit, is_array, magnitude, narrow_16, read_converted, widen_16, write_converted
+)
 from fastce._cpu._math cimport real
 from fastce._cpu._platform cimport own_function
 from fastce._cpu._task cimport Matrix, Task, row_offset

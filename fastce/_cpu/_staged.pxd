@@ -15,12 +15,18 @@ Design
 """
 from fastce._cpu._convert cimport NATIVE, load_array, store_array
 from fastce._cpu._math cimport real
+from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_write
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES
 from fastce._cpu._transpose cimport transpose
 
 cdef enum:
-    MOST_STAGE_BYTES = 16777216  # of each thread, for gradients that are stored class by class
+    # Gradients that are stored class by class wait for each other: 16 rows fill a cache line of floats, and more are
+    # stored in longer runs.
+    GROUP_BYTES = 1048576
+    MOST_ROWS = 256
+    MOST_STAGE_BYTES = 16777216
+    RUN_CLASSES = 16
 
 
 cdef inline Py_ssize_t row_bytes(const Task* task, real like) noexcept nogil:
@@ -79,9 +85,12 @@ cdef inline bint stores_columns(const Task* task, real like) noexcept nogil:
 
 cdef inline Py_ssize_t staged_group(const Task* task, Py_ssize_t row_group, real like) noexcept nogil:
     """Return how many rows are on the stage together: as many as go through the kernel, or several times that."""
+    cdef Py_ssize_t rows
     if not stores_columns(task, like):
         return row_group
-    return max(<Py_ssize_t>1, min(<Py_ssize_t>LANES, MOST_STAGE_BYTES // row_bytes(task, like)) // row_group) * row_group
+    rows = max(GROUP_BYTES // row_bytes(task, like), <Py_ssize_t>LANES)
+    rows = min(rows, MOST_STAGE_BYTES // row_bytes(task, like))
+    return max(<Py_ssize_t>1, min(rows, <Py_ssize_t>MOST_ROWS) // row_group) * row_group
 
 
 cdef inline void choose_stage(Task* staged, Py_ssize_t start, Py_ssize_t n, char* stage, real like) noexcept nogil:
@@ -101,11 +110,21 @@ cdef inline void choose_stage(Task* staged, Py_ssize_t start, Py_ssize_t n, char
 
 
 cdef inline void store_columns(const Task* staged, Py_ssize_t start, Py_ssize_t n, real like) noexcept nogil:
-    """Store the gradient of n staged rows, class by class."""
+    """Store the gradient of n staged rows, class by class; ask for the lines of the next classes meanwhile."""
     cdef const Matrix* out = &staged.source.out
-    transpose(
-        <const real*>(staged.out.data + row_offset(staged, &staged.out, start)), staged.n_classes, n, staged.n_classes,
-        <real*>(out.data + row_offset(staged.source, out, start)), out.class_stride // <Py_ssize_t>sizeof(real))
+    cdef const real* stage = <const real*>(staged.out.data + row_offset(staged, &staged.out, start))
+    cdef char* first = out.data + row_offset(staged.source, out, start)
+    cdef Py_ssize_t j, k = 0, ahead, n_bytes = n * <Py_ssize_t>sizeof(real)
+    while k < staged.n_classes:
+        for ahead in range(k + RUN_CLASSES, min(k + 2 * RUN_CLASSES, staged.n_classes)):
+            j = 0
+            while j < n_bytes:
+                prefetch_to_write(first + ahead * out.class_stride + j)
+                j += CACHE_LINE
+        transpose(
+            stage + k, staged.n_classes, n, min(staged.n_classes - k, <Py_ssize_t>RUN_CLASSES),
+            <real*>(first + k * out.class_stride), out.class_stride // <Py_ssize_t>sizeof(real))
+        k += RUN_CLASSES
 
 
 cdef inline void store_block(

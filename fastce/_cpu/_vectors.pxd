@@ -18,7 +18,6 @@ cdef extern from *:
     int64_t read_target "fastce_read_target"(const int64_t* target) noexcept nogil
 
 
-
 cdef enum:
     SUM_BLOCK = 1024  # numbers that are added up in 16 lanes before the sums of such blocks are added in pairs
     MAX_LEVELS = 64   # of pairs of pairs

@@ -1,0 +1,304 @@
+"""Tensors as arrays and back: what is taken and what refused, results in PyTorch's memory, and calls of the loss.
+
+Design
+------
+1. Tensors are looked at where they are, never copied: on the host as NumPy arrays, on a GPU as CuPy's. NumPy has no
+   bfloat16, so it travels as integers of 16 bits and is then called by the name that ml_dtypes gives it. Only what is
+   stored with its sign reversed, as the imaginary part of a conjugate is, has to be copied.
+2. The storage of tensors stays as it was, and that of results is like any other: it can be resized. So results are in
+   memory that PyTorch has allocated, and `Tensor.numpy` is not used, after which PyTorch resizes no more.
+3. For large gradients on the host Linux is asked for large pages, as NumPy asks for its own arrays, and the memory of
+   the last one is used again once nobody else holds it. To touch new memory for the first time takes longer than all
+   else: forward and backward of 4096 x 32000 logits of float32 take 36 ms instead of 103, and 475 in PyTorch
+   (asv_bench/training.py, two cores of a Zen 4).
+4. Rules and messages are those of the arrays' functions. They are told in PyTorch's words, and what NumPy could not
+   even look at is refused before.
+"""
+
+import contextlib
+import ctypes
+import mmap
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+
+import fastce
+
+DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
+HALVES = (torch.float16, torch.bfloat16)
+_INTEGERS = tuple(
+    getattr(torch, f"{sign}int{bits}")
+    for sign in ("", "u")
+    for bits in (8, 16, 32, 64)
+    if hasattr(torch, f"{sign}int{bits}")
+)
+_READABLE = frozenset((*DTYPES, *_INTEGERS, torch.bool))
+
+# NumPy's names of these types.
+_TYPES = {
+    dtype: np.dtype("int16" if dtype == torch.bfloat16 else str(dtype).removeprefix("torch.")).str
+    for dtype in _READABLE
+}
+
+_NEEDED = ("input", "target", "linear_weight")  # arguments that cannot be None
+
+LARGE = 4 * 2**20  # bytes from which large pages pay; NumPy's own limit
+
+# The memory of the last large gradient, as a tensor of bytes that nobody else has; or nothing.
+kept: list[torch.Tensor] = []
+
+# What asks the system for large pages, if it has any.
+_madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HUGEPAGE") else None
+
+# How many hold a storage. Nothing public tells; where this is missing, memory is not used again.
+_count_holders: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+
+# How the messages of NumPy's functions are said here.
+_WORDS = tuple(
+    (re.compile(pattern), word)
+    for pattern, word in (
+        (r"\.astype\(np\.int64\)", ".long()"),
+        (r"\.astype\(np\.(\w+)\)", r".to(torch.\1)"),
+        (r"\.astype\((\w+)\.dtype\)", r".to(\1.dtype)"),
+        (r"\bnp\.", "torch."),
+        (r"\baxis=", "dim="),
+        (r": remove its last axis$", ": remove its last dimension with target.squeeze(-1)"),
+        (r"\b(logits|features)'", "input's"),
+        (r"\b(logits|features)\b", "input"),
+    )
+)
+
+
+def check_tensors(input: torch.Tensor, **others: torch.Tensor | None) -> None:  # noqa: A002 - PyTorch's name
+    """Refuse what is no tensor, or not where the input is, or not stored as an array."""
+    if not isinstance(input, torch.Tensor):
+        raise TypeError(_what_is_wrong("input", input, None))
+    device = input.device
+    for name, value in {"input": input, **others}.items():
+        if value is None and name not in _NEEDED:
+            continue
+        if not (
+            isinstance(value, torch.Tensor)
+            and value.dtype in _READABLE
+            and value.layout is torch.strided
+            and value.device == device
+            and not value.is_nested
+        ):
+            raise TypeError(_what_is_wrong(name, value, device))
+    if input.dtype not in DTYPES:
+        hint = ": convert it with input.float()" if input.dtype in _INTEGERS else ""
+        if hint and others["target"].is_floating_point():  # type: ignore[union-attr]
+            hint = ", while target is floating: they seem to be swapped"
+        raise TypeError(f"input must be float32, float64, float16 or bfloat16, got {input.dtype}{hint}")
+    if device.type not in ("cpu", "cuda"):
+        raise TypeError(f"input must be on the CPU or a CUDA device, got a tensor on {device}")
+
+
+def _what_is_wrong(name: str, value: Any, device: torch.device | None) -> str:
+    """Return the message for what is not an array of numbers on the given device."""
+    if not isinstance(value, torch.Tensor):
+        hint = ""
+        if isinstance(value, np.ndarray | np.generic | list | tuple | int | float):
+            hint = f": convert it with torch.as_tensor({name})"
+        elif name == "weight":
+            hint = ": give one factor for each class, as in torch.tensor([1.0, 2.0])"
+        return f"{name} must be a torch.Tensor, got {type(value).__name__}{hint}"
+    if value.is_nested:
+        return (
+            f"{name} must be one dense tensor, got a nested one: pad it with torch.nested.to_padded_tensor, and give "
+            f"what was added the class ignore_index"
+        )
+    if value.layout is not torch.strided:
+        return f"{name} must be a dense tensor, got {value.layout}: convert it with {name}.to_dense()"
+    if value.is_quantized:
+        return f"{name} must not be quantized, got {value.dtype}: convert it with {name}.dequantize()"
+    if value.device != device:
+        return f"{name} must be on the device of input, {device}, got {value.device}"
+    kinds = "float32, float64, float16 or bfloat16"
+    hint = f": convert it with {name}.float()" if value.is_floating_point() else ""
+    return f"{name} must be {kinds if name == 'input' else f'of an integer dtype, {kinds}'}, got {value.dtype}{hint}"
+
+
+def call(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
+    """Call one of the functions for arrays; its messages are told in PyTorch's words."""
+    try:
+        return function(*arrays, **options)
+    except (TypeError, ValueError, IndexError) as error:
+        message = str(error)
+        for pattern, word in _WORDS:
+            message = pattern.sub(word, message)
+        if type(error) not in (TypeError, ValueError, IndexError) or message == str(error):
+            raise
+        raise type(error)(message) from None
+
+
+def loss_of(
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Return the loss."""
+    with stream_of(input):
+        loss = call(
+            fastce.cross_entropy,
+            as_array(input),
+            as_array(target),
+            weight=as_array(weight),
+            sample_weight=as_array(sample_weight),
+            **options,
+        )
+        return as_tensor(loss, dtype)
+
+
+def loss_and_grad(
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    grad_output: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss, and the gradient in a new tensor."""
+    grad = empty_like(input)
+    with stream_of(input):
+        loss, _ = call(
+            fastce.cross_entropy_with_grad,
+            as_array(input),
+            as_array(target),
+            weight=as_array(weight),
+            sample_weight=as_array(sample_weight),
+            grad_output=as_array(grad_output),
+            out=as_array(grad),
+            **options,
+        )
+        return as_tensor(loss, dtype), grad
+
+
+class _Memory:
+    """The memory of a tensor, as NumPy takes it in."""
+
+    __slots__ = ("__array_interface__", "tensor")
+
+
+def as_array(tensor: torch.Tensor | None) -> Any:
+    """Return an array of NumPy or CuPy in the memory of a tensor."""
+    if tensor is None:
+        return None
+    if tensor.is_neg():
+        tensor = tensor.resolve_neg()
+    if tensor.device.type == "cpu":
+        size = tensor.itemsize
+        memory = _Memory()
+        memory.tensor = tensor  # which must live as long as the array
+        memory.__array_interface__ = {
+            "version": 3,
+            "shape": tensor.shape,
+            "strides": tuple([stride * size for stride in tensor.stride()]),
+            "typestr": _TYPES[tensor.dtype],
+            "data": (tensor.data_ptr(), False),
+        }
+        array = np.asarray(memory)
+        return array if tensor.dtype != torch.bfloat16 else array.view(_bfloat16())
+    import cupy
+
+    tensor = tensor.detach()
+    if tensor.dtype == torch.bfloat16:
+        return cupy.from_dlpack(tensor.view(torch.int16)).view(_bfloat16())
+    return cupy.from_dlpack(tensor)
+
+
+def as_tensor(array: Any, dtype: torch.dtype) -> torch.Tensor:
+    """Return an array as a tensor where it is; on the host a copy, whose memory is PyTorch's."""
+    if isinstance(array, np.ndarray | np.generic):
+        return torch.tensor(array, dtype=dtype, device="cpu")
+    return torch.from_dlpack(array).to(dtype)
+
+
+def empty_like(input: torch.Tensor) -> torch.Tensor:  # noqa: A002
+    """Return what `torch.empty_like` returns, strides included, in memory that is sooner there."""
+    if input.device.type != "cpu" or input.nbytes < LARGE:
+        return torch.empty_like(input)
+    like = torch.empty_like(input, device="meta")
+    # A tensor of its own for whoever gets it: the one that is kept is not handed out.
+    empty = torch.empty(0, dtype=input.dtype, device="cpu")
+    return empty.set_(_lend(like.nbytes).untyped_storage(), 0, like.shape, like.stride())
+
+
+def _lend(n_bytes: int) -> torch.Tensor:
+    """Return memory, and keep hold of it."""
+    try:
+        memory = kept.pop()  # so that no other thread finds it
+    except IndexError:
+        memory = None
+    if memory is None or not _is_free(memory) or not n_bytes <= memory.untyped_storage().nbytes() <= 2 * n_bytes:
+        # There is none, others hold it, or it is too small, or too much to hold for so little.
+        memory = torch.empty(n_bytes, dtype=torch.uint8, device="cpu")
+        _ask_for_large_pages(memory)
+    kept[:] = [memory]
+    return memory
+
+
+def _is_free(memory: torch.Tensor) -> bool:
+    """Tell whether nobody else holds the storage of a tensor, in this process or in another."""
+    return _count_holders is not None and _holders(memory) == _ALONE and not memory.is_shared()
+
+
+def _holders(memory: torch.Tensor) -> tuple[int, int]:
+    """Return how many hold a storage: in PyTorch, and in Python, which share one reference."""
+    storage = memory.untyped_storage()
+    return _count_holders(storage._cdata) if _count_holders is not None else 0, sys.getrefcount(storage)
+
+
+_ALONE = _holders(torch.empty(1, device="cpu"))
+
+
+def _ask_for_large_pages(memory: torch.Tensor) -> None:
+    """Ask Linux to back memory by large pages; nothing is lost if it will not."""
+    if _madvise is None:
+        return
+    start = -(-memory.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (memory.data_ptr() + memory.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if start < end:
+        _madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), ctypes.c_int(mmap.MADV_HUGEPAGE))
+
+
+def _bfloat16() -> Any:
+    """Return NumPy's dtype of this name."""
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError("bfloat16 tensors need the package ml_dtypes: pip install ml-dtypes") from error
+    return ml_dtypes.bfloat16
+
+
+class _ForeignStream:
+    """A stream as CuPy takes it in; PyTorch's own say this of themselves in recent versions only."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def __cuda_stream__(self) -> tuple[int, int]:
+        return 0, self._stream.cuda_stream
+
+
+def stream_of(tensor: torch.Tensor) -> contextlib.AbstractContextManager[None]:
+    """Return a context in which CuPy works where PyTorch does, so that each finds what the other has done."""
+    return contextlib.nullcontext() if tensor.device.type == "cpu" else _current_stream(tensor.device)
+
+
+@contextlib.contextmanager
+def _current_stream(device: torch.device) -> Iterator[None]:
+    import cupy
+
+    with torch.cuda.device(device):  # which CuPy takes for the stream's
+        stream = _ForeignStream(torch.cuda.current_stream(device))
+        with cupy.cuda.Stream.from_external(stream):
+            yield

@@ -1,0 +1,449 @@
+"""The loss as PyTorch's transforms, modes and compilers need it: an operator, and derivatives that they can build on.
+
+Design
+------
+1. Two operators, the loss and its gradient, are registered with PyTorch. So whatever intercepts operators finds them:
+   `torch.compile`, `torch.export`, `torch.jit.trace` and `make_fx`, fake tensors, dispatch modes. To read the numbers
+   there, as the ordinary way does, would fail, or write them into the trace as constants.
+2. `torch.func` and forward mode get two functions of autograd over these, for an operator has no rule for tangents. The
+   gradient is a function of its own because it is what must not be differentiated again: there, in backward and in
+   forward mode, whoever tries is told. To hand out a constant would be wrong silently.
+3. Under `vmap` all samples go through one call, with the batch as one more axis of rows. A mean or a sum has rows of
+   its own for each sample, so the call is one of ``reduction="none"``; the sums are made here, and the factor that a
+   mean is divided by is part of the rows' upstream gradients. Only class weights that differ from sample to sample
+   are unknown to a call, and take one each.
+4. What a mean divides by is found in float64. Where it is 0 the rows get the sample weight 0: skipped rows have a loss
+   and a gradient of 0, whatever they hold.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd import forward_ad
+
+from fastce import CrossEntropyLoss
+from fastce._torch_arrays import HALVES, loss_and_grad, loss_of
+
+_VALUE_OF_NOTHING = {"nan": float("nan"), "zero": 0.0}
+
+_TENSORS = ("input", "target", "weight", "sample_weight")
+_OPTIONS = (
+    "int axis, str reduction, int ignore_index, float label_smoothing, float logit_scale, float? softcap, "
+    "float z_loss, str on_empty, int? n_threads"
+)
+_ARGUMENTS = f"Tensor input, Tensor target, Tensor? weight, Tensor? sample_weight, {_OPTIONS}"
+
+ONCE = (
+    "the gradient of fastce.torch.cross_entropy cannot be differentiated again: call backward or torch.autograd.grad "
+    "without create_graph=True and torch.func.grad or jvp once, or use torch.nn.functional.cross_entropy"
+)
+
+# Whether backward runs with retain_graph=True. Nothing public tells; where this is missing, assume so: it costs a copy.
+_is_graph_retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+# What nothing public tells either. Where one of these is missing, so is what it tells of.
+_are_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
+_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
+_untraced = getattr(torch, "_disable_dynamo", lambda function: function)  # public, but for what is imported at once
+_count_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
+
+
+class Options(NamedTuple):
+    """The options of the operators, in the order of their schemas."""
+
+    axis: int
+    reduction: str
+    ignore_index: int
+    label_smoothing: float
+    logit_scale: float
+    softcap: float | None
+    z_loss: float
+    on_empty: str
+    n_threads: int | None
+
+    def row_shape(self, input: torch.Tensor) -> tuple[int, ...]:  # noqa: A002
+        """Return the shape of an index target."""
+        return (*input.shape[: self.axis], *input.shape[self.axis + 1 :])
+
+
+def is_ordinary(*tensors: torch.Tensor | None) -> bool:
+    """Tell whether tensors hold numbers that may be read now, and nobody will ask how a result came about."""
+    return not (
+        torch.compiler.is_compiling()
+        or is_transformed()
+        or _count_modes() > 0
+        or torch.jit.is_tracing()
+        or any(
+            type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+            for tensor in tensors
+            if tensor is not None
+        )
+    )
+
+
+def is_transformed() -> bool:
+    """Tell whether a transform of `torch.func` runs, or forward mode."""
+    return bool(_are_transforms_active()) or forward_ad._current_level >= 0
+
+
+def differentiable_loss(
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Return the loss, in the way that is not the ordinary one."""
+    if torch.compiler.is_dynamo_compiling():
+        if is_transformed():
+            raise NotImplementedError(
+                "fastce.torch.cross_entropy cannot be compiled within a transform of torch.func or in forward mode: "
+                "call torch.compile without fullgraph=True, or on what is outside of the transform, or use "
+                "torch.nn.functional.cross_entropy"
+            )
+    else:
+        CrossEntropyLoss(**options)  # which checks them; while compiling, the operator's fake kernel does so
+        for name, tensor in zip(_TENSORS, (input, target, weight, sample_weight), strict=True):
+            if torch.masked.is_masked_tensor(tensor):
+                raise TypeError(
+                    f"{name} must not be a masked tensor: fill it with {name}.to_tensor(0), and skip rows by "
+                    f"ignore_index or a sample_weight of 0"
+                )
+    call = _apply_loss if is_transformed() else _loss_operator
+    loss: torch.Tensor = call(input, target, weight, sample_weight, *_numbers(input, options))
+    return loss.to(dtype)
+
+
+def gradient(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Return the gradient, in the way that is not the ordinary one."""
+    numbers = _numbers(input, options)
+    result: torch.Tensor = _apply_gradient(grad_output, input, target, weight, sample_weight, *numbers)
+    return result
+
+
+def _numbers(input: torch.Tensor, options: dict[str, Any]) -> Options:  # noqa: A002
+    """Return options as the operators' schemas want them."""
+    kinds: dict[str, Callable[[Any], Any]] = {"ignore_index": int, "n_threads": int}
+    numbers = {name: x if x is None or isinstance(x, str) else kinds.get(name, float)(x) for name, x in options.items()}
+    return Options(axis=max(0, min(input.ndim - 1, 1)), **numbers)
+
+
+def scale(grad: torch.Tensor, grad_output: torch.Tensor) -> torch.Tensor:
+    """Multiply a gradient, where it is if nobody will ask for it again."""
+    if is_batched(grad_output) or not is_ordinary(grad_output):
+        return grad * grad_output
+    factor = float(grad_output)
+    if _is_graph_retained():
+        return grad * factor
+    return grad if factor == 1 else grad.mul_(factor)
+
+
+def check_constants(options: dict[str, Any], leaves: tuple[str, ...], **tensors: torch.Tensor | None) -> None:
+    """Refuse gradients of anything but the leaves; turn options that are tensors into numbers."""
+    if torch.is_grad_enabled():
+        for name, value in {**tensors, **options}.items():
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                raise NotImplementedError(no_gradient(name, leaves))
+    for name, value in options.items():
+        if isinstance(value, torch.Tensor):
+            if not is_ordinary(value):
+                raise TypeError(
+                    f"{name} must be a number where torch.func, forward mode, a tracer or a compiler is at work, got a "
+                    f"tensor: pass float({name}), taken outside"
+                )
+            options[name] = value.detach()  # a number as well, but PyTorch warns where it could have a gradient
+
+
+def is_batched(tensor: torch.Tensor) -> bool:
+    """Tell upstream gradients for a batch, as `torch.autograd.functional.jacobian` has them with ``vectorize=True``."""
+    return bool(_is_batched(tensor))
+
+
+def batched_gradient(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    """Return the gradients for a batch of upstream gradients, whose numbers cannot be read: multiplied afterwards."""
+    numbers = _numbers(input, options)
+    ones = _ones_like_loss(input, numbers)
+    _, grad = loss_and_grad(input.to(ones.dtype), target, weight, sample_weight, ones.dtype, options, ones)
+    factor = grad_output.unsqueeze(numbers.axis) if numbers.reduction == "none" else grad_output
+    return torch.where(grad == 0, 0, grad * factor).to(input.dtype)
+
+
+def _ones_like_loss(input: torch.Tensor, options: Options) -> torch.Tensor:  # noqa: A002
+    shape = options.row_shape(input) if options.reduction == "none" else ()
+    return torch.ones(shape, dtype=_arithmetic(input), device=input.device)
+
+
+# The operators, which see numbers, or fake tensors that have a shape only.
+
+
+@torch.library.custom_op("fastce::cross_entropy", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+def _loss_operator(
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    *options: Any,
+) -> torch.Tensor:
+    return loss_of(input, target, weight, sample_weight, _arithmetic(input), Options(*options)._asdict())
+
+
+@torch.library.custom_op(
+    "fastce::cross_entropy_grad", mutates_args=(), schema=f"(Tensor grad_output, {_ARGUMENTS}) -> Tensor"
+)
+def _gradient_operator(
+    grad_output: torch.Tensor,
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    *options: Any,
+) -> torch.Tensor:
+    _, grad = loss_and_grad(
+        input, target, weight, sample_weight, _arithmetic(input), Options(*options)._asdict(), grad_output
+    )
+    return grad
+
+
+@_loss_operator.register_fake
+def _fake_loss(
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    *numbers: Any,
+) -> torch.Tensor:
+    options = Options(*numbers)
+    CrossEntropyLoss(**options._asdict())  # which checks them while there is still a line of the caller's to blame
+    shape = options.row_shape(input) if options.reduction == "none" else ()
+    return input.new_empty(shape, dtype=_arithmetic(input))
+
+
+@_gradient_operator.register_fake
+def _fake_gradient(grad_output: torch.Tensor, input: torch.Tensor, *_: Any) -> torch.Tensor:  # noqa: A002
+    return torch.empty_like(input)
+
+
+def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+    """Save what the gradient is made of, which is for the input alone."""
+    for name, needs_grad in zip(_TENSORS[1:], ctx.needs_input_grad[1 : len(_TENSORS)], strict=True):
+        if needs_grad:
+            raise NotImplementedError(no_gradient(name))
+    tensors = inputs[: len(_TENSORS)]
+    ctx.save_for_backward(*tensors)
+    ctx.options = Options(*inputs[len(_TENSORS) :])
+
+
+def no_gradient(name: str, leaves: tuple[str, ...] = ("input",)) -> str:
+    """Return the message for a derivative that nobody makes."""
+    function = "cross_entropy" if len(leaves) == 1 else "linear_cross_entropy"
+    return (
+        f"{name} must not require a gradient, which is made for {', '.join(leaves)} alone (pass {name}.detach(), or "
+        f"use torch.nn.functional.{function}), got a tensor that does"
+    )
+
+
+def _refuse(*_: Any) -> None:
+    raise NotImplementedError(ONCE)
+
+
+def _backward_by(gradient: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
+        grad = gradient(grad_output, *ctx.saved_tensors, *ctx.options)
+        return (grad, *(None,) * (len(_TENSORS) - 1 + len(ctx.options)))
+
+    return backward
+
+
+_loss_operator.register_autograd(_backward_by(_gradient_operator), setup_context=_keep_inputs)
+_gradient_operator.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
+
+
+# Their rules under `vmap`. `call` is what the rule is for, by which other transforms still see what it does.
+
+
+def _map_loss(call: Callable[..., torch.Tensor], info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
+    tensors, options = inputs[: len(_TENSORS)], Options(*inputs[len(_TENSORS) :])
+    if in_dims[_TENSORS.index("weight")] is not None:
+        return _one_by_one(call, info, in_dims, inputs), 0
+    input, target, weight, sample_weight = _put_batch_first(info, in_dims, tensors)  # noqa: A001
+    rows = options._replace(axis=options.axis + 1, reduction="none")
+    total = None
+    if options.reduction == "mean":
+        total, sample_weight = _find_normalizer(input, target, weight, sample_weight, rows)
+    losses = call(input, target, weight, sample_weight, *rows)
+    if options.reduction == "none":
+        return losses, 0
+    loss = _sum_rows(losses.double())
+    if total is not None:
+        loss = torch.where(total == 0, _VALUE_OF_NOTHING[options.on_empty], loss / torch.where(total == 0, 1, total))
+    return loss.to(losses.dtype), 0
+
+
+def _map_gradient(
+    call: Callable[..., torch.Tensor], info: Any, in_dims: tuple[Any, ...], *inputs: Any
+) -> tuple[Any, int]:
+    n_tensors = 1 + len(_TENSORS)
+    tensors, options = inputs[:n_tensors], Options(*inputs[n_tensors:])
+    if in_dims[1 + _TENSORS.index("weight")] is not None:
+        return _one_by_one(call, info, in_dims, inputs), 0
+    grad_output, input, target, weight, sample_weight = _put_batch_first(info, in_dims, tensors)  # noqa: A001
+    rows = options._replace(axis=options.axis + 1, reduction="none")
+    if options.reduction != "none":
+        grad_output = grad_output.double()
+        if options.reduction == "mean":
+            total, sample_weight = _find_normalizer(input, target, weight, sample_weight, rows)
+            grad_output = grad_output / torch.where(total == 0, 1, total)
+        grad_output = _as_rows(grad_output, rows.row_shape(input))
+    return call(grad_output, input, target, weight, sample_weight, *rows), 0
+
+
+def _one_by_one(
+    call: Callable[..., torch.Tensor], info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]
+) -> torch.Tensor:
+    """Call once for each sample."""
+    results = [
+        call(*(x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims, strict=True)))
+        for i in range(info.batch_size)
+    ]
+    return torch.stack(results)
+
+
+def _put_batch_first(info: Any, in_dims: tuple[Any, ...], tensors: tuple[Any, ...]) -> list[Any]:
+    """Give every tensor but the class weights a first axis for the batch, of a stride of 0 if it had none."""
+    place = len(tensors) - len(_TENSORS) + _TENSORS.index("weight")
+    return [
+        x if x is None or i == place else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
+        for i, (x, dim) in enumerate(zip(tensors, in_dims, strict=False))
+    ]
+
+
+def _as_rows(values: torch.Tensor, row_shape: tuple[int, ...]) -> torch.Tensor:
+    """Give every row the value of its sample."""
+    return values.reshape(-1, *(1,) * (len(row_shape) - 1)).expand(row_shape)
+
+
+def _sum_rows(values: torch.Tensor) -> torch.Tensor:
+    """Add up what belongs to each sample."""
+    return values.sum(tuple(range(1, values.ndim))) if values.ndim > 1 else values
+
+
+def _find_normalizer(
+    input: torch.Tensor,  # noqa: A002
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    options: Options,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """Return what the mean of each sample divides by, and the sample weights, 0 where that is 0."""
+    row_shape = options.row_shape(input)
+    if sample_weight is None:
+        factor = torch.ones((), dtype=torch.float64, device=input.device).expand(row_shape)
+    elif sample_weight.shape == row_shape:
+        factor = sample_weight.double()
+    else:
+        return torch.ones(input.shape[0]), sample_weight  # to be refused by the call, like all that does not fit
+    weights = factor
+    if not target.is_floating_point() and target.shape == row_shape:
+        index = target.long()
+        is_kept = index != options.ignore_index
+        if weight is not None and weight.shape == input.shape[options.axis : options.axis + 1] and len(weight):
+            weights = weights * weight.double()[torch.where(is_kept, index, 0).clamp(0, len(weight) - 1)]
+        weights = weights * is_kept
+    total = _sum_rows(weights)
+    return total, torch.where(_as_rows(total, row_shape) == 0, 0, factor)
+
+
+_loss_operator.register_vmap(lambda *arguments: _map_loss(_loss_operator, *arguments))
+_gradient_operator.register_vmap(lambda *arguments: _map_gradient(_gradient_operator, *arguments))
+
+
+# Their derivatives.
+
+
+class _Loss(torch.autograd.Function):  # type: ignore[misc]
+    """The loss, which can be differentiated once, in either mode."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return _loss_operator(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        _keep_inputs(ctx, inputs, output)
+        ctx.set_materialize_grads(False)  # or every weight has a tangent of zeros
+        ctx.save_for_forward(*inputs[: len(_TENSORS)])
+
+    @staticmethod
+    @_untraced
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
+        return _backward_by(_Gradient.apply)(ctx, grad_output)  # which is never None: there is one output
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:
+        for name, tangent in zip(_TENSORS, tangents, strict=False):
+            if tangent is not None and name != "input":
+                raise NotImplementedError(no_gradient(name))
+        tangent = tangents[0]  # never None: no other may have one
+        input, *others = ctx.saved_tensors  # noqa: A001
+        axis, reduction = ctx.options.axis, ctx.options.reduction
+        ones = _ones_like_loss(input, ctx.options)
+        # In the arithmetic's dtype: a gradient of 16 bits would be rounded before it is summed.
+        grad = _Gradient.apply(ones, input.to(ones.dtype), *others, *ctx.options)
+        # Where the gradient is 0, because a row is skipped or a logit -inf, what the tangent is does not matter.
+        product = torch.where(grad == 0, 0, grad * tangent)
+        return product.sum(axis, dtype=ones.dtype) if reduction == "none" else product.sum(dtype=ones.dtype)
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
+        return _map_loss(_Loss.apply, info, in_dims, *inputs)
+
+
+class _Gradient(torch.autograd.Function):  # type: ignore[misc]
+    """The gradient, which cannot be differentiated again."""
+
+    @staticmethod
+    def forward(*inputs: Any) -> Any:
+        return _gradient_operator(*inputs)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
+        pass
+
+    backward = jvp = staticmethod(_refuse)  # type: ignore[assignment]
+
+    @staticmethod
+    def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
+        return _map_gradient(_Gradient.apply, info, in_dims, *inputs)
+
+
+# Nothing of these functions is for `torch.compile`, which meets them where it has given up on the caller.
+
+
+@_untraced
+def _apply_loss(*inputs: Any) -> Any:
+    return _Loss.apply(*inputs)
+
+
+@_untraced
+def _apply_gradient(*inputs: Any) -> Any:
+    return _Gradient.apply(*inputs)
+
+
+def _arithmetic(input: torch.Tensor) -> torch.dtype:  # noqa: A002
+    """Return the dtype of losses before they are rounded to the input's."""
+    return torch.float32 if input.dtype in HALVES else input.dtype
