@@ -315,7 +315,7 @@ def _place(row: int, shape: Shape) -> str:
 
 def as_int64(target: Array, n_classes: int, ignore_index: int) -> NDArray[np.int64]:
     """Return class indices as contiguous int64."""
-    if target.dtype == np.uint64 and target.size and target.max() > INT64.max:
+    if is_uint64(target.dtype) and target.size and target.max() > INT64.max:
         # Such values wrap around in int64; ignore_index alone may do so, for the backend wraps it alike.
         bad = (target > INT64.max) & (target != ignore_index)
         if bad.any():
@@ -323,9 +323,14 @@ def as_int64(target: Array, n_classes: int, ignore_index: int) -> NDArray[np.int
     return as_vector(target.astype(np.int64, copy=False), np)
 
 
+def is_uint64(dtype: np.dtype[Any]) -> bool:
+    """Tell 64-bit integers without a sign, of either byte order."""
+    return dtype.kind == "u" and dtype.itemsize == 8
+
+
 def as_comparable(ignore_index: int, dtype: np.dtype[Any]) -> int:
     """Return ignore_index as int64: with the bits of a uint64 if targets are such, else a number that no target is."""
-    if dtype == np.uint64:
+    if is_uint64(dtype):
         return (ignore_index - INT64.min) % 2**64 + INT64.min
     return ignore_index if ignore_index <= INT64.max else INT64.min
 

@@ -75,7 +75,7 @@ def _wrong_class(operation, arrays, outs):
 
 
 def _wrong_logits(operation, arrays, outs):
-    x = arrays["logits"]
+    x = np.asarray(arrays["logits"])
     dice = operation.calls.dice
     wrong = dice.choice(("int", "complex", "object", "bool", "scalar", "longdouble"))
     with np.errstate(all="ignore"):

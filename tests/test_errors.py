@@ -53,6 +53,11 @@ CASES = {
         IndexError,
         [no_class("[3]", 2**64 - 1, -1)],
     ),
+    "big-endian the bits of ignore_index, unsigned": (
+        {"target": changed(TARGET, 3, 2**64 - 1, ">u8"), "ignore_index": -1},
+        IndexError,
+        [no_class("[3]", 2**64 - 1, -1)],
+    ),
     "the bits of ignore_index, signed": (
         {"target": changed(TARGET, 3, -1), "ignore_index": 2**64 - 1},
         IndexError,
