@@ -320,7 +320,8 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             # Not once_differentiable's business: it looks at grad_output only, which is a constant as a rule, and would
             # hand out a gradient that silently counts as a constant too.
             raise NotImplementedError(_torch_operators.ONCE)
-        saved: tuple[Any, ...] = ctx.saved_tensors  # once: a checkpoint gives them out no second time
+        # The arguments, or the gradient alone. Asked for once: a checkpoint gives them out no second time.
+        saved: tuple[Any, Any, Any, Any] = ctx.saved_tensors
         if ctx.has_grad:
             grad = _torch_operators.scale(saved[0], grad_output)
         elif _torch_operators.is_batched(grad_output):
