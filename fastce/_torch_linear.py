@@ -229,6 +229,7 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return loss
 
     @staticmethod
+    @_torch_operators.untraced_if_compiling
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError(_ONCE)

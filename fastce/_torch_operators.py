@@ -16,8 +16,9 @@ Design
    and a gradient of 0, whatever they hold.
 """
 
+import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch.autograd import forward_ad
@@ -64,6 +65,23 @@ class Options(NamedTuple):
     def row_shape(self, input: torch.Tensor) -> tuple[int, ...]:  # noqa: A002
         """Return the shape of an index target."""
         return (*input.shape[: self.axis], *input.shape[self.axis + 1 :])
+
+
+_Result = TypeVar("_Result")
+
+
+def untraced_if_compiling(function: Callable[..., _Result]) -> Callable[..., _Result]:
+    """Keep compilers out of a function that asks what they cannot follow.
+
+    PyTorch's own means to do so imports the compiler when it is first called, for which training should not wait.
+    """
+    untraced: Callable[..., _Result] = _untraced(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> _Result:
+        return (untraced if torch.compiler.is_dynamo_compiling() else function)(*arguments)
+
+    return call
 
 
 def is_ordinary(*tensors: torch.Tensor | None) -> bool:

@@ -314,15 +314,16 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return loss
 
     @staticmethod
+    @_torch_operators.untraced_if_compiling
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled():
             # Not once_differentiable's business: it looks at grad_output only, which is a constant as a rule, and would
             # hand out a gradient that silently counts as a constant too.
             raise NotImplementedError(_torch_operators.ONCE)
+        # The arguments, or the gradient alone. Asked for once: a checkpoint gives them out no second time.
         saved: tuple[Any, Any, Any, Any] = ctx.saved_tensors
         if ctx.has_grad:
-            (grad,) = ctx.saved_tensors
-            grad = _torch_operators.scale(grad, grad_output)
+            grad = _torch_operators.scale(saved[0], grad_output)
         elif _torch_operators.is_batched(grad_output):
             grad = _torch_operators.batched_gradient(grad_output, *saved, ctx.options)
         elif _torch_operators.is_ordinary(grad_output):
