@@ -69,7 +69,7 @@ def cross_entropy(
         Class indices of any integer dtype, shaped like `input` without the class axis; or class probabilities of any
         floating dtype, shaped like `input`.
     weight : Tensor, shape (C,), optional
-        One factor per class, finite and not negative.
+        One factor per class, finite and of any sign.
     size_average, reduce : bool, optional
         What `reduction` was formerly called. Deprecated in PyTorch, which warns.
     ignore_index : int, default -100
