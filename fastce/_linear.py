@@ -88,6 +88,7 @@ class _Grads:
             self.weight = np.zeros(weight.shape, work, _order(weight))
         if "linear_bias" in wanted and layer.bias is not None:
             self.bias = np.zeros(len(weight), work)
+        self.are_any = not (self.features is None and self.weight is None and self.bias is None)
         self.is_empty = True
 
 
@@ -220,8 +221,9 @@ def linear_cross_entropy(
         "z_loss": z_loss,
         "n_threads": n_threads,
     }
+    has_stats = bool(return_stats)
     layer, normalizer = _check_layer(features, linear_weight, target, linear_bias, chunk_rows, options)
-    stats = _no_stats(layer) if return_stats else None
+    stats = _no_stats(layer) if has_stats else None
     loss = _solve_layer(layer, normalizer, None, stats)
     return loss if stats is None else (loss, stats)
 
@@ -361,11 +363,11 @@ def linear_cross_entropy_with_grad(
         "z_loss": z_loss,
         "n_threads": n_threads,
     }
-    wanted = _check_wrt(wrt)
+    has_stats, wanted = bool(return_stats), _check_wrt(wrt)
     layer, normalizer = _check_layer(features, linear_weight, target, linear_bias, chunk_rows, options)
     grads = _Grads(layer, wanted)
-    stats = _no_stats(layer) if return_stats else None
-    loss = _solve_layer(layer, normalizer, grads, stats)
+    stats = _no_stats(layer) if has_stats else None
+    loss = _solve_layer(layer, normalizer, grads if grads.are_any else None, stats)
     found = loss, *_finish(layer, grads)
     return found if stats is None else (*found, stats)
 

@@ -137,6 +137,12 @@ def check_scales(options: Options, dtype: np.dtype[Any]) -> None:
                 f"{name} must be positive and finite in {dtype.name}, in which these logits are computed with; "
                 f"got {scale!r}, which is {rounded} there"
             )
+    # The kernels multiply by it inside tanh. A quotient that is too small is none of their concerns.
+    if options.softcap is not None and not options.logit_scale / options.softcap <= float(np.finfo(dtype).max):
+        raise ValueError(
+            f"logit_scale / softcap must be finite in {dtype.name}, in which these logits are computed with; "
+            f"got {options.logit_scale!r} / {options.softcap!r}"
+        )
 
 
 def shown(value: object) -> str:

@@ -98,10 +98,12 @@ class Layer(NamedTuple):
             self._add_product(chunk.X, direction, product)
         return product
 
-    def curvature(self, theta: Floats, chunks: Iterable[Rows], workspace: Array) -> tuple[Floats, list[Rows]]:
-        """Return what p (1 - p) adds up to for every output, and the rows with its sum over the outputs as weight.
+    def curvature(
+        self, theta: Floats, by_class: bool, chunks: Iterable[Rows], workspace: Array
+    ) -> tuple[Floats, list[Rows]]:
+        """Return what p (1 - p) adds up to for every output, and the rows with these as weights, or with their sums.
 
-        It is never 0, for a model that is sure of all rows has coordinates too.
+        They are never 0, for a model that is sure of all rows has coordinates too.
         """
         total, weighted = np.zeros(self.n_outputs), []
         for chunk in chunks:
@@ -110,9 +112,9 @@ class Layer(NamedTuple):
             p = p[:, :1] * p[:, 1:] if self.n_outputs == 1 else np.multiply(p, 1 - p, out=p)
             p += np.finfo(p.dtype).tiny
             if chunk.weight is not None:
-                p *= chunk.weight[:, None]
+                p *= np.abs(chunk.weight)[:, None]  # coordinates are for sizes, which have no sign
             total += p.sum(axis=0)
-            weighted.append(chunk._replace(weight=p.sum(axis=1)))
+            weighted.append(chunk._replace(weight=p.copy() if by_class else p.sum(axis=1, keepdims=True)))
         return total, weighted
 
     def _options(self, chunk: Rows) -> dict[str, Any]:
@@ -141,6 +143,15 @@ class Layer(NamedTuple):
         total[:-1] += x.T @ of_logits
         if self.fit_intercept:
             total[-1] += of_logits.sum(axis=0)
+
+
+class Moments(NamedTuple):
+    """What a quadratic model of the objective needs to know."""
+
+    curvature: Floats  # (outputs,): the mean of p (1 - p)
+    mean: Floats  # (n_features, groups), with a group for each output, or one for all
+    peak: Floats  # (n_features,): the largest absolute values
+    squares: Floats  # (groups, n_features, n_features) or (groups, n_features), of features divided by their peak
 
 
 class Objective:
@@ -198,21 +209,21 @@ class Objective:
         """Return the penalty."""
         return 0.5 * self.l2 * float(np.vdot(theta[:-1], theta[:-1]))
 
-    def curvature(self, theta: Floats, center: bool, full: bool) -> tuple[Floats, Floats, Floats, Floats]:
-        """Return the mean of p (1 - p) for every output, and moments of the features in which rows count by theirs.
+    def moments(self, theta: Floats, center: bool, full: bool, by_class: bool) -> Moments:
+        """Return moments of the features, in which rows count by their curvature.
 
-        These are their means, or 0 if they are not to be centred; their largest absolute values; and their covariances,
-        or else their variances, when divided by these.
+        They are covariances, or else variances, around the means or around 0, for each class or for all together.
         """
-        parts = self._on_spans(functools.partial(self.layer.curvature, theta))
+        parts = self._on_spans(functools.partial(self.layer.curvature, theta, by_class))
         curvature = np.sum([part[0] for part in parts], axis=0)
-        spans, total = [part[1] for part in parts], curvature.sum()
+        spans, total = [part[1] for part in parts], curvature if by_class else curvature.sum(keepdims=True)
         sums, peaks = zip(*self._on_spans(_sum_rows, spans), strict=True)
         peak = np.max(peaks, axis=0)
-        mean = sum(sums) / total if center else np.zeros(self.n_features)
+        mean = np.sum(sums, axis=0) / total if center else np.zeros((self.n_features, len(total)))
         unit = np.divide(1, peak, out=np.zeros(self.n_features), where=peak > 0)
-        squares: Any = sum(self._on_spans(functools.partial(_sum_squares, mean, unit, full), spans))
-        return curvature / self.total_weight, mean, peak, squares / total
+        squares = np.sum(self._on_spans(functools.partial(_sum_squares, mean, unit, full), spans), axis=0)
+        squares /= total.reshape(-1, *[1] * (squares.ndim - 1))
+        return Moments(curvature / self.total_weight, mean, peak, squares)
 
     def _average(self, total: Any, theta: Floats) -> Floats:
         average: Floats = total
@@ -298,22 +309,23 @@ def _find_blas() -> list[Any]:
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-def _sum_rows(chunks: Iterable[Rows], _workspace: Array) -> tuple[Floats, Floats]:
-    """Return the weighted sum of rows, and the largest absolute value of each feature."""
-    total, peak = 0.0, 0.0
-    for x, _, weight in chunks:
-        total = total + (x.T @ weight).astype(np.float64)
+def _sum_rows(chunks: Iterable[Rows], _workspace: Array) -> tuple[Any, Any]:
+    """Return the weighted sums of rows, and the largest absolute value of each feature."""
+    total: Any = 0.0
+    peak: Any = 0.0
+    for x, _, weights in chunks:
+        total = total + (x.T @ weights).astype(np.float64)
         if scipy.sparse.issparse(x):
             peak = np.maximum(peak, np.abs(x).max(axis=0).toarray().ravel())
         else:
             peak = np.maximum(peak, np.maximum(x.max(axis=0), -x.min(axis=0)))
-    return total, peak
+    return total, peak.astype(np.float64)
 
 
-def _sum_squares(mean: Floats, unit: Floats, full: bool, chunks: Iterable[Rows], _workspace: Array) -> Floats:
-    """Return the weighted sum of squared deviations from the mean, of each feature or of every two, in their units."""
+def _sum_squares(means: Floats, unit: Floats, full: bool, chunks: Iterable[Rows], _workspace: Array) -> Any:
+    """Return the weighted sums of squared deviations from the means, of each feature or every two, in their units."""
 
-    def part(x: Any, weight: Any) -> Any:
+    def part(x: Any, weight: Any, mean: Floats) -> Any:
         if scipy.sparse.issparse(x):
             return _sum_sparse_squares(x, weight, mean, unit)
         x = x - mean.astype(x.dtype)
@@ -322,15 +334,18 @@ def _sum_squares(mean: Floats, unit: Floats, full: bool, chunks: Iterable[Rows],
         product = x.T @ scaled if full else np.einsum("ij,ij->j", x, scaled)
         return product.astype(np.float64, copy=False)
 
-    return sum(part(chunk.X, chunk.weight) for chunk in chunks)
+    total: Any = 0.0
+    for chunk in chunks:
+        weights: Any = chunk.weight
+        total = total + np.stack([part(chunk.X, w, m) for w, m in zip(weights.T, means.T, strict=True)])
+    return total
 
 
-def _sum_sparse_squares(x: Any, weight: Array, mean: Floats, unit: Floats) -> Floats:
+def _sum_sparse_squares(x: Any, weight: Array, mean: Floats, unit: Floats) -> Any:
     """Return the same of CSR, where the entries that are not stored deviate by the mean."""
-    n_features = len(mean)
     weights = np.repeat(weight.astype(np.float64), np.diff(x.indptr))
     deviations = (x.data - mean[x.indices]) * unit[x.indices]
-    stored = np.bincount(x.indices, weights, n_features)
-    squares = np.bincount(x.indices, weights * deviations**2, n_features)
+    stored = np.bincount(x.indices, weights, len(mean))
+    squares = np.bincount(x.indices, weights * deviations**2, len(mean))
     missing = np.maximum(weight.sum(dtype=np.float64) - stored, 0)
     return squares + missing * (mean * unit) ** 2

@@ -8,7 +8,7 @@ Design
 2. Steps are those of other coordinates, in which the Hessian is about the identity; see `Scaling`.
 3. Convergence is judged in the original coordinates, as scikit-learn does: no entry of the gradient above `tol`. Small
    features, or those that are mostly 0, make all entries small long before the minimum: so the objective must not be
-   about to fall by more than `tol` either, by what the next step promises.
+   about to fall by more than `tol` either, or by less if it is small itself, by what the next step promises.
 """
 
 import collections
@@ -51,22 +51,23 @@ _PATIENCE = 5  # passes without progress
 class Scaling:
     """Coordinates in which the Hessian of the objective at `theta` is about the identity.
 
-    Its block of class k in the coefficients is the mean of p_k (1 - p_k) x x^T over the rows, plus l2. Here all classes
-    share the rows' weights, omega = sum_k p_k (1 - p_k), and the block is h_k cov(X) + l2, with h_k the mean of
-    p_k (1 - p_k), and h_k for the intercept, if features are centred first.
+    Its block of class k in the coefficients is the mean of w_k x x^T over the rows, with w_k = p_k (1 - p_k), plus l2.
+    If features are centred first, around their means under w_k, this is h_k cov_k(X) + l2, with h_k the mean of w_k,
+    and the intercept is on its own, with h_k. Where a covariance matrix for every class costs too much, all have that
+    of rows with the weights sum_k w_k; where one costs too much, it is diagonal.
 
-    Each feature is divided by its own spread s_j, or by what the penalty amounts to where that is more, and then
+    Each feature is divided by its own spread, or by what the penalty amounts to where that is more, and then
     decorrelated: eigenvectors of the covariances themselves are those of the largest features, and rounding in all
-    others. With S = diag(s) and S^-1 cov(X) S^-1 = Q diag(lambda) Q^T about, the coordinates are Q^T S theta times the
-    square roots of h_k lambda_j + l2 (Q^T S^-2 Q)_jj.
+    others. With S = diag(spread) and S^-1 (cov(X) + l2 / h) S^-1 = Q diag(lambda) Q^T, the coordinates are Q^T S theta
+    times the square roots of h_k mu_j + l2 (Q^T S^-2 Q)_jj, where mu_j is what lambda_j is without the penalty.
 
     What couples classes is left out, but for one thing: parameters that all classes share change no probability, and
     only the penalty sees them. A factor for each class would mix this flat direction into all others, so it is
     projected out. diag(1 / h) between two such projections is the inverse of diag(h) - h h^T / sum(h), which is about
     what the coupling would be if all rows had the same probabilities.
 
-    Böhning's bound [1]_ is the same with omega = 1 and h_k = 1/2, which is far too large for many classes, and where
-    the model has become sure of most rows.
+    Böhning's bound [1]_ is the same with w_k = 1/2, which is far too large for many classes, and where the model has
+    become sure of most rows.
 
     .. [1] D. Böhning, "Multinomial logistic regression algorithm", Annals of the Institute of Statistical Mathematics
        44, 1992.
@@ -76,28 +77,35 @@ class Scaling:
         layer, n, d = objective.layer, objective.n_rows, objective.n_features
         # In multiplications: n d^2 for the covariance and about 25 d^3 for its eigenvectors, against 2 n d for every
         # class in one evaluation, which is no faster with few classes than with ten: it waits for memory.
-        full = may_mix and not objective.is_sparse
-        full = full and n * d + 25 * d**2 <= 2 * _BASIS_WORTH * n * max(layer.n_classes, 10)
-        curvature, self._mean, peak, squares = objective.curvature(theta, layer.fit_intercept, full)
+        budget = 2 * _BASIS_WORTH * n * max(layer.n_classes, 10) / (n * d + 25 * d**2)
+        full = may_mix and not objective.is_sparse and budget >= 1
+        by_class = full and budget >= layer.n_outputs
+        moments = objective.moments(theta, layer.fit_intercept, full, by_class)
+        self._mean, peak = moments.mean, moments.peak
         # What rounding leaves of no variance must not be stretched.
         least = _NO_VARIANCE * np.finfo(objective.rows.X.dtype).eps
-        curvature = np.maximum(curvature, least * curvature.max())
-        # What the penalty amounts to, as a spread, for a class of average curvature.
-        penalty = (objective.l2 / curvature.mean()) ** 0.5
-        spread = np.sqrt(squares.diagonal() if full else squares) * peak
+        curvature = np.maximum(moments.curvature, least * moments.curvature.max())
+        # Of the classes that share a covariance, on average.
+        shared = curvature if by_class else curvature.mean(keepdims=True)
+        squares = moments.squares
+        # What the penalty amounts to, as a spread.
+        penalty = np.sqrt(max(objective.l2, 0) / shared)[:, None]
+        spread = np.sqrt(np.einsum("kii->ki", squares) if full else squares) * peak
         spread = np.hypot(np.hypot(spread, penalty), least * peak)
-        self._spread = np.where(spread > 0, spread, 1)
-        ratio, penalties = peak / self._spread, (penalty / self._spread) ** 2
+        spread = np.where(spread > 0, spread, 1)
+        ratio, penalties = peak / spread, (penalty / spread) ** 2
         self._basis: Floats | None = None
         if full:
-            squares, self._basis = np.linalg.eigh(squares * np.outer(ratio, ratio) + np.diag(penalties))
-            penalties = np.square(self._basis).T @ penalties
+            squares = squares * ratio[:, :, None] * ratio[:, None, :] + penalties[:, :, None] * np.eye(d)
+            squares, self._basis = np.linalg.eigh(squares)
+            penalties = np.einsum("kij,ki->kj", self._basis**2, penalties)
             squares = squares - penalties
         else:
             squares = squares * ratio**2
         squares = np.maximum(squares, least * squares.max(initial=0))
-        scale = np.vstack([np.outer(squares, curvature) + curvature.mean() * penalties[:, None], curvature])
+        scale = np.vstack([squares.T * curvature + penalties.T * shared, curvature])
         self._scale = np.sqrt(np.where(scale > 0, scale, 1))
+        self._spread = spread.T
 
     @property
     def is_mixing(self) -> bool:
@@ -108,34 +116,41 @@ class Scaling:
         """Return the parameters, or a step of them."""
         theta: Floats = z / self._scale
         if self._basis is not None:
-            theta[:-1] = self._basis @ theta[:-1]
-        theta[:-1] /= self._spread[:, None]
-        theta[-1] -= self._mean @ theta[:-1]
+            theta[:-1] = _rotate(self._basis, theta[:-1])
+        theta[:-1] /= self._spread
+        theta[-1] -= (self._mean * theta[:-1]).sum(axis=0)
         return center(theta)
 
     def from_theta(self, theta: Floats) -> Floats:
         """Undo `to_theta`."""
         z = center(theta)
-        z[-1] += self._mean @ z[:-1]
-        z[:-1] *= self._spread[:, None]
+        z[-1] += (self._mean * z[:-1]).sum(axis=0)
+        z[:-1] *= self._spread
         if self._basis is not None:
-            z[:-1] = self._basis.T @ z[:-1]
+            z[:-1] = _rotate(self._basis.swapaxes(1, 2), z[:-1])
         z *= self._scale
         return z
 
     def pull_back(self, grad: Floats) -> Floats:
         """Return the gradient by these coordinates."""
         z = center(grad)
-        z[:-1] -= self._mean[:, None] * z[-1]
-        z[:-1] /= self._spread[:, None]
+        z[:-1] -= self._mean * z[-1]
+        z[:-1] /= self._spread
         if self._basis is not None:
-            z[:-1] = self._basis.T @ z[:-1]
+            z[:-1] = _rotate(self._basis.swapaxes(1, 2), z[:-1])
         z /= self._scale
         return z
 
     def precondition(self, grad: Floats) -> Floats:
         """Return about the inverse Hessian times a gradient."""
         return self.to_theta(self.pull_back(grad))
+
+
+def _rotate(bases: Floats, coefficients: Floats) -> Floats:
+    """Return the products of one basis with all columns, or of each with its own."""
+    if len(bases) == 1:
+        return np.asarray(bases[0] @ coefficients)
+    return np.asarray(np.einsum("kij,jk->ik", bases, coefficients))
 
 
 def center(theta: Floats) -> Floats:
@@ -189,7 +204,7 @@ class _LBFGS:
         p = -place.grad
         factors: list[float] = []
         for step, change, product in reversed(self._pairs):
-            factors.append(np.vdot(step, p) / product)
+            factors.append(float(np.vdot(step, p)) / product)
             p -= factors[-1] * change
         p = scaling.precondition(p)
         if self._pairs:
@@ -309,13 +324,22 @@ class _Descent:
 
     def _judge(self, place: _Place, gain: float) -> None:
         """Look whether a place is good enough, or better than those before; `gain` is what the next step promises."""
-        if max(place.steepest, gain) <= self._tol and (self._met is None or place.steepest <= self._met.steepest):
+        is_enough = place.steepest <= self._tol and gain <= self._least_worth(place.value)
+        if is_enough and (self._met is None or place.steepest <= self._met.steepest):
             self._met = place
         falls = place.value < self._best.value - self._eps * abs(self._best.value)
         if falls or gain < 0.8 * self._least_gain:
             self._best, self._least_gain, self._idle, self._is_fresh = place, gain, 0, False
         else:
             self._idle += 1
+
+    def _least_worth(self, value: float) -> float:
+        """Return what a step must gain to be worth it.
+
+        This is `tol`, and where the objective is not much larger itself, a twentieth of it. That share has an end, for
+        without a penalty the objective may fall to 0, and every step gains a share of it.
+        """
+        return min(self._tol, max(0.05 * value, 0.1 * self._tol))
 
     def _end(self, n_iter: int, advice: str) -> Outcome:
         if self._met is not None:

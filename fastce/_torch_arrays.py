@@ -58,19 +58,25 @@ _madvise = getattr(ctypes.CDLL(None), "madvise", None) if hasattr(mmap, "MADV_HU
 _count_holders: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
 
 # How the messages of NumPy's functions are said here.
-_WORDS = (
-    (re.compile(r"\.astype\(np\.int64\)"), ".long()"),
-    (re.compile(r"\.astype\(np\.(\w+)\)"), r".to(torch.\1)"),
-    (re.compile(r"\.astype\((\w+)\.dtype\)"), r".to(\1.dtype)"),
-    (re.compile(r"\b(logits|features)'"), "input's"),
-    (re.compile(r"\b(logits|features)\b"), "input"),
+_WORDS = tuple(
+    (re.compile(pattern), word)
+    for pattern, word in (
+        (r"\.astype\(np\.int64\)", ".long()"),
+        (r"\.astype\(np\.(\w+)\)", r".to(torch.\1)"),
+        (r"\.astype\((\w+)\.dtype\)", r".to(\1.dtype)"),
+        (r"\bnp\.", "torch."),
+        (r"\baxis=", "dim="),
+        (r": remove its last axis$", ": remove its last dimension with target.squeeze(-1)"),
+        (r"\b(logits|features)'", "input's"),
+        (r"\b(logits|features)\b", "input"),
+    )
 )
 
 
 def check_tensors(input: torch.Tensor, **others: torch.Tensor | None) -> None:  # noqa: A002 - PyTorch's name
     """Refuse what is no tensor, or not where the input is, or not stored as an array."""
     if not isinstance(input, torch.Tensor):
-        raise TypeError(f"input must be a torch.Tensor, got {type(input).__name__}")
+        raise TypeError(_what_is_wrong("input", input, None))
     device = input.device
     for name, value in {"input": input, **others}.items():
         if value is None and name not in _NEEDED:
@@ -85,15 +91,22 @@ def check_tensors(input: torch.Tensor, **others: torch.Tensor | None) -> None:  
             raise TypeError(_what_is_wrong(name, value, device))
     if input.dtype not in DTYPES:
         hint = ": convert it with input.float()" if input.dtype in _INTEGERS else ""
+        if hint and others["target"].is_floating_point():  # type: ignore[union-attr]
+            hint = ", while target is floating: they seem to be swapped"
         raise TypeError(f"input must be float32, float64, float16 or bfloat16, got {input.dtype}{hint}")
     if device.type not in ("cpu", "cuda"):
         raise TypeError(f"input must be on the CPU or a CUDA device, got a tensor on {device}")
 
 
-def _what_is_wrong(name: str, value: Any, device: torch.device) -> str:
+def _what_is_wrong(name: str, value: Any, device: torch.device | None) -> str:
     """Return the message for what is not an array of numbers on the given device."""
     if not isinstance(value, torch.Tensor):
-        return f"{name} must be a torch.Tensor, got {type(value).__name__}"
+        hint = ""
+        if isinstance(value, np.ndarray | np.generic | list | tuple | int | float):
+            hint = f": convert it with torch.as_tensor({name})"
+        elif name == "weight":
+            hint = ": give one factor for each class, as in torch.tensor([1.0, 2.0])"
+        return f"{name} must be a torch.Tensor, got {type(value).__name__}{hint}"
     if value.is_nested:
         return (
             f"{name} must be one dense tensor, got a nested one: pad it with torch.nested.to_padded_tensor, and give "
@@ -173,6 +186,8 @@ class _Memory:
     """The memory of a tensor, as NumPy takes it in."""
 
     __slots__ = ("__array_interface__", "tensor")
+    __array_interface__: dict[str, Any]
+    tensor: torch.Tensor
 
 
 def as_array(tensor: torch.Tensor | None) -> Any:

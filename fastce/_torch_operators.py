@@ -39,7 +39,9 @@ ONCE = (
     "without create_graph=True and torch.func.grad or jvp once, or use torch.nn.functional.cross_entropy"
 )
 
-# What nothing public tells. Where one of these is missing, so is what it tells of.
+# Whether backward runs with retain_graph=True. Nothing public tells; where this is missing, assume so: it costs a copy.
+_is_graph_retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+# What nothing public tells either. Where one of these is missing, so is what it tells of.
 _are_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
 _is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
 _untraced = getattr(torch, "_disable_dynamo", lambda function: function)  # public, but for what is imported at once
@@ -96,8 +98,8 @@ def differentiable_loss(
     if torch.compiler.is_dynamo_compiling():
         if is_transformed():
             raise NotImplementedError(
-                "fastce.torch.cross_entropy cannot be compiled within a transform of torch.func or in forward mode: call "
-                "torch.compile without fullgraph=True, or on what is outside of the transform, or use "
+                "fastce.torch.cross_entropy cannot be compiled within a transform of torch.func or in forward mode: "
+                "call torch.compile without fullgraph=True, or on what is outside of the transform, or use "
                 "torch.nn.functional.cross_entropy"
             )
     else:
@@ -130,8 +132,37 @@ def gradient(
 def _numbers(input: torch.Tensor, options: dict[str, Any]) -> Options:  # noqa: A002
     """Return options as the operators' schemas want them."""
     kinds: dict[str, Callable[[Any], Any]] = {"ignore_index": int, "n_threads": int}
-    numbers = {name: x if x is None or isinstance(x, str) else kinds.get(name, float)(x) for name, x in options.items()}
+    numbers: dict[str, Any] = dict(options)
+    for name, x in options.items():
+        if x is not None and not isinstance(x, str):
+            numbers[name] = kinds.get(name, float)(x)
     return Options(axis=max(0, min(input.ndim - 1, 1)), **numbers)
+
+
+def scale(grad: torch.Tensor, grad_output: torch.Tensor) -> torch.Tensor:
+    """Multiply a gradient, where it is if nobody will ask for it again."""
+    if is_batched(grad_output) or not is_ordinary(grad_output):
+        return grad * grad_output
+    factor = float(grad_output)
+    if _is_graph_retained():
+        return grad * factor
+    return grad if factor == 1 else grad.mul_(factor)
+
+
+def check_constants(options: dict[str, Any], leaves: tuple[str, ...], **tensors: torch.Tensor | None) -> None:
+    """Refuse gradients of anything but the leaves; turn options that are tensors into numbers."""
+    if torch.is_grad_enabled():
+        for name, value in {**tensors, **options}.items():
+            if isinstance(value, torch.Tensor) and value.requires_grad:
+                raise NotImplementedError(no_gradient(name, leaves))
+    for name, value in options.items():
+        if isinstance(value, torch.Tensor):
+            if not is_ordinary(value):
+                raise TypeError(
+                    f"{name} must be a number where torch.func, forward mode, a tracer or a compiler is at work, got a "
+                    f"tensor: pass float({name}), taken outside"
+                )
+            options[name] = value.detach()  # a number as well, but PyTorch warns where it could have a gradient
 
 
 def is_batched(tensor: torch.Tensor) -> bool:
@@ -163,7 +194,7 @@ def _ones_like_loss(input: torch.Tensor, options: Options) -> torch.Tensor:  # n
 # The operators, which see numbers, or fake tensors that have a shape only.
 
 
-@torch.library.custom_op("fastce::cross_entropy", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")
+@torch.library.custom_op("fastce::cross_entropy", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")  # type: ignore[untyped-decorator]
 def _loss_operator(
     input: torch.Tensor,  # noqa: A002
     target: torch.Tensor,
@@ -174,7 +205,7 @@ def _loss_operator(
     return loss_of(input, target, weight, sample_weight, _arithmetic(input), Options(*options)._asdict())
 
 
-@torch.library.custom_op(
+@torch.library.custom_op(  # type: ignore[untyped-decorator]
     "fastce::cross_entropy_grad", mutates_args=(), schema=f"(Tensor grad_output, {_ARGUMENTS}) -> Tensor"
 )
 def _gradient_operator(
@@ -191,7 +222,7 @@ def _gradient_operator(
     return grad
 
 
-@_loss_operator.register_fake
+@_loss_operator.register_fake  # type: ignore[untyped-decorator]
 def _fake_loss(
     input: torch.Tensor,  # noqa: A002
     target: torch.Tensor,
@@ -205,7 +236,7 @@ def _fake_loss(
     return input.new_empty(shape, dtype=_arithmetic(input))
 
 
-@_gradient_operator.register_fake
+@_gradient_operator.register_fake  # type: ignore[untyped-decorator]
 def _fake_gradient(grad_output: torch.Tensor, input: torch.Tensor, *_: Any) -> torch.Tensor:  # noqa: A002
     return torch.empty_like(input)
 
@@ -220,11 +251,12 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
     ctx.options = Options(*inputs[len(_TENSORS) :])
 
 
-def no_gradient(name: str) -> str:
+def no_gradient(name: str, leaves: tuple[str, ...] = ("input",)) -> str:
     """Return the message for a derivative that nobody makes."""
+    function = "cross_entropy" if len(leaves) == 1 else "linear_cross_entropy"
     return (
-        f"{name} must not require a gradient, which is made for input alone (pass {name}.detach(), or use "
-        f"torch.nn.functional.cross_entropy), got a tensor that does"
+        f"{name} must not require a gradient, which is made for {', '.join(leaves)} alone (pass {name}.detach(), or "
+        f"use torch.nn.functional.{function}), got a tensor that does"
     )
 
 
@@ -360,7 +392,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
         ctx.save_for_forward(*inputs[: len(_TENSORS)])
 
     @staticmethod
-    @_untraced
+    @_untraced  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
         return _backward_by(_Gradient.apply)(ctx, grad_output)  # which is never None: there is one output
 
@@ -395,7 +427,7 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
         pass
 
-    backward = jvp = staticmethod(_refuse)  # type: ignore[assignment]
+    backward = jvp = staticmethod(_refuse)
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
@@ -405,12 +437,12 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
 # Nothing of these functions is for `torch.compile`, which meets them where it has given up on the caller.
 
 
-@_untraced
+@_untraced  # type: ignore[untyped-decorator]
 def _apply_loss(*inputs: Any) -> Any:
     return _Loss.apply(*inputs)
 
 
-@_untraced
+@_untraced  # type: ignore[untyped-decorator]
 def _apply_gradient(*inputs: Any) -> Any:
     return _Gradient.apply(*inputs)
 

@@ -71,8 +71,9 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     dual : False
         The problem is solved in its primal form.
     tol : float, default 1e-4
-        With "lbfgs" and "newton-cg" no entry of the gradient is larger at the end, unless the objective's rounding ends
-        the search before; with "sgd", by how much less the objective must get within 5 passes.
+        With "lbfgs" and "newton-cg" no entry of the gradient is larger at the end, and the next step promises no larger
+        fall of the objective; where rounding ends the search before, a warning says so. With "sgd", by how much less
+        the objective must get within 5 passes.
     fit_intercept : bool, default True
         Whether there are intercepts; they are not penalised.
     intercept_scaling : float, default 1.0
@@ -131,12 +132,12 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     differ in what all classes share, the one where it is 0 is returned. Weights may be negative, as there, as long as
     their sum is positive; the objective need not have a minimum then.
 
-    "lbfgs" and "newton-cg" are SciPy's, in coordinates that make the problem rounder [1]_: correlated or unscaled
+    "lbfgs" and "newton-cg" work in coordinates that make the problem rounder [1]_: correlated or unscaled
     features cost few iterations. Both are exact, and "lbfgs" is the faster as a rule; "newton-cg" for high accuracy.
     "sgd" is for very many rows, and what `partial_fit` does: mini-batches of 128 rows, Adam [2]_, and an average over
     its steps. It leaves some thousandths of the objective to be gained. Features are scaled as the first rows want it.
 
-    While `fit` runs, BLAS is kept to one thread, in the whole process.
+    While `fit` runs, BLAS is kept to one thread, in the whole process, and until the last of those that overlap ends.
 
     References
     ----------
@@ -236,8 +237,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             theta = np.zeros((X.shape[1] + 1, layer.n_outputs))
         self._adam, self._weight_seen = None, total_weight(rows)  # for partial_fit
         C = self._inverse_strength()
-        # Products of small weights, probabilities and features are meant to be 0.
-        with np.errstate(under="ignore"), Objective(layer, rows, C, self.n_threads) as objective:
+        with _quietly(), Objective(layer, rows, C, self.n_threads) as objective:
             if self.solver == "sgd":
                 self._adam = solvers.Adam(objective, theta)
                 rng = check_random_state(self.random_state)
@@ -245,8 +245,10 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             else:
                 outcome = solvers.minimize(objective, theta, self.solver, self.tol, self.max_iter, self._report)
         if outcome.complaint:
+            has_signs = rows.weight is not None and rows.weight.min() < 0
             warnings.warn(
-                f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}",
+                f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}"
+                f"{'. With negative weights there may be no minimum' if has_signs else ''}",
                 ConvergenceWarning,
                 stacklevel=2,
             )
@@ -303,7 +305,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         rows = Rows(X, target, self._weigh(X, target, sample_weight))
         layer = self._layer()
         C = self._inverse_strength()
-        with np.errstate(under="ignore"), Objective(layer, rows, C, self.n_threads) as objective:
+        with _quietly(), Objective(layer, rows, C, self.n_threads) as objective:
             adam: solvers.Adam | None = getattr(self, "_adam", None)
             if adam is None:
                 fitted = hasattr(self, "coef_")
@@ -449,6 +451,11 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     def _report(self, value: float, steepest: float) -> None:
         if self.verbose:
             print(f"{self.solver}: objective {value:.8f}, largest gradient {steepest:.2e}")
+
+
+def _quietly() -> np.errstate:
+    """Let numbers of a search become 0 or infinite: small products are meant to, and without a minimum all grow."""
+    return np.errstate(over="ignore", under="ignore", invalid="ignore")
 
 
 def _own_arrays(state: object) -> None:

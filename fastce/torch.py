@@ -33,13 +33,11 @@ except ImportError as error:
 import fastce
 from fastce import _torch_arrays, _torch_operators
 from fastce._torch_arrays import HALVES, check_tensors
+from fastce._torch_linear import linear_cross_entropy
 
-__all__ = ["CrossEntropyLoss", "cross_entropy", "empty_cache"]
+__all__ = ["CrossEntropyLoss", "cross_entropy", "empty_cache", "linear_cross_entropy"]
 
 _DEFAULT_IGNORE_INDEX = -100
-
-# Whether backward runs with retain_graph=True. Nothing public tells; where this is missing, assume so: it costs a copy.
-_is_graph_retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
 def cross_entropy(
@@ -64,12 +62,12 @@ def cross_entropy(
     Parameters
     ----------
     input : Tensor, shape (N, C), (N, C, d1, ...) or (C,), float32, float64, float16 or bfloat16
-        The logits, on the host or on a CUDA device, of any strides. Messages of errors call them logits.
+        The logits, on the host or on a CUDA device, of any strides.
     target : Tensor
         Class indices of any integer dtype, shaped like `input` without the class axis; or class probabilities of any
         floating dtype, shaped like `input`.
     weight : Tensor, shape (C,), optional
-        One factor per class, finite and of any sign.
+        One factor per class, finite, of any sign.
     size_average, reduce : bool, optional
         What `reduction` was formerly called. Deprecated in PyTorch, which warns.
     ignore_index : int, default -100
@@ -79,7 +77,7 @@ def cross_entropy(
     label_smoothing : float in [0, 1], default 0
         How much of the target is replaced by the uniform distribution.
     sample_weight : Tensor, shaped like an index target, optional
-        One factor per row. Rows of weight 0 are skipped.
+        One factor per row, finite, of any sign. Rows of weight 0 are skipped.
     logit_scale, softcap, z_loss, on_empty, n_threads
         As for `fastce.cross_entropy`.
 
@@ -91,12 +89,13 @@ def cross_entropy(
     Raises
     ------
     TypeError
-        If an argument is no tensor, is on another device than `input`, or of a wrong kind; if `input` is neither on the
-        host nor on a CUDA device.
+        If an argument is no tensor, is sparse, quantized, nested or masked, is on another device than `input`, or of a
+        wrong kind; if `input` is neither on the host nor on a CUDA device.
     IndexError, ValueError
         As `fastce.cross_entropy`.
     NotImplementedError
-        If anything but `input` requires a gradient; from ``backward``, if it is called with ``create_graph=True``.
+        If anything but `input` requires a gradient or has a tangent; if the gradient is differentiated again, in either
+        mode; if it is compiled whole within a transform of ``torch.func``.
     ImportError
         If a tensor is bfloat16 and ml_dtypes is missing, or on a GPU and CuPy is.
 
@@ -111,6 +110,11 @@ def cross_entropy(
     it, and it is kept instead of the logits; backward multiplies it by the upstream gradient unless that is 1. In
     float16, with ``reduction="none"`` and on a GPU, backward makes it with the upstream gradient folded in: one
     rounding, so that scaled losses keep small gradients. Then `input` is saved, and must not be overwritten before.
+
+    The transforms of ``torch.func`` work, gradients per sample by ``vmap(grad(...))`` in one call for all samples, and
+    so do forward mode, ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and fake tensors. They get an operator,
+    ``torch.ops.fastce.cross_entropy``, and backward makes the gradient there. Class weights that differ from sample to
+    sample take one call each.
 
     On a GPU work is put on PyTorch's current stream, and a class that does not exist is told late: see `fastce.cuda`.
 
@@ -162,7 +166,7 @@ def cross_entropy(
         "on_empty": on_empty,
         "n_threads": n_threads,
     }
-    _check_constants(options, target=target, weight=weight, sample_weight=sample_weight)
+    _torch_operators.check_constants(options, ("input",), target=target, weight=weight, sample_weight=sample_weight)
     dtype = _loss_dtype(input)
     if not _torch_operators.is_ordinary(*tensors):
         return _torch_operators.differentiable_loss(*tensors, dtype, options)
@@ -315,42 +319,17 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             # Not once_differentiable's business: it looks at grad_output only, which is a constant as a rule, and would
             # hand out a gradient that silently counts as a constant too.
             raise NotImplementedError(_torch_operators.ONCE)
+        saved: tuple[Any, Any, Any, Any] = ctx.saved_tensors
         if ctx.has_grad:
             (grad,) = ctx.saved_tensors
-            grad = _scale(grad, grad_output)
+            grad = _torch_operators.scale(grad, grad_output)
         elif _torch_operators.is_batched(grad_output):
-            grad = _torch_operators.batched_gradient(grad_output, *ctx.saved_tensors, ctx.options)
+            grad = _torch_operators.batched_gradient(grad_output, *saved, ctx.options)
         elif _torch_operators.is_ordinary(grad_output):
-            _, grad = _torch_arrays.loss_and_grad(*ctx.saved_tensors, ctx.dtype, ctx.options, grad_output)
+            _, grad = _torch_arrays.loss_and_grad(*saved, ctx.dtype, ctx.options, grad_output)
         else:
-            grad = _torch_operators.gradient(grad_output, *ctx.saved_tensors, ctx.options)
+            grad = _torch_operators.gradient(grad_output, *saved, ctx.options)
         return grad, None, None, None, None, None
-
-
-def _scale(grad: torch.Tensor, grad_output: torch.Tensor) -> torch.Tensor:
-    """Multiply a gradient, where it is if nobody will ask for it again."""
-    if _torch_operators.is_batched(grad_output) or not _torch_operators.is_ordinary(grad_output):
-        return grad * grad_output
-    factor = float(grad_output)
-    if _is_graph_retained():
-        return grad * factor
-    return grad if factor == 1 else grad.mul_(factor)
-
-
-def _check_constants(options: dict[str, Any], **tensors: torch.Tensor | None) -> None:
-    """Refuse gradients of anything but the input; turn options that are tensors into numbers."""
-    if torch.is_grad_enabled():
-        for name, value in {**tensors, **options}.items():
-            if isinstance(value, torch.Tensor) and value.requires_grad:
-                raise NotImplementedError(_torch_operators.no_gradient(name))
-    for name, value in options.items():
-        if isinstance(value, torch.Tensor):
-            if not _torch_operators.is_ordinary(value):
-                raise TypeError(
-                    f"{name} must be a number where torch.func, forward mode, a tracer or a compiler is at work, got a "
-                    f"tensor: pass float({name}), taken outside"
-                )
-            options[name] = value.detach()  # a number as well, but PyTorch warns where it could have a gradient
 
 
 def _loss_dtype(input: torch.Tensor) -> torch.dtype:  # noqa: A002

@@ -34,11 +34,22 @@ class Loss(Operation):
         self.problem, self.rows, self.axis = problem, problem.rows, problem.axis
         keywords = {**problem.axis_given, **problem.options}
         super().__init__(calls, {"logits": problem.logits, "target": problem.target}, keywords)
+        # By a CrossEntropyLoss; what of these is given to its call is not an option of its own.
         self.as_object = dice.often(0.15)
+        self.at_call = (*self.own, *self.outs.values(), *(["sample_weight"] if dice.often(0.5) else []))
         self.draw()
+        self.convert()
 
     def draw(self):
         """Draw what the function takes besides."""
+
+    def convert(self):
+        """Give what is no array now and then."""
+        dice = self.calls.dice
+        if self.problem.is_index and self.arrays["target"].size and dice.often(0.03):
+            self.arrays["target"] = self.arrays["target"].tolist()
+        if not self.outs and self.problem.dtype == np.float64 and self.problem.logits.size and dice.often(0.03):
+            self.arrays["logits"] = self.arrays["logits"].tolist()
 
     def add_grad_output(self):
         """Draw an upstream gradient."""
@@ -54,7 +65,7 @@ class Loss(Operation):
         if not self.as_object or self.method is None:
             return super().call(**more)
         keywords = {**self.keywords, **more}
-        own = {name: keywords.pop(name) for name in (*self.own, *self.outs.values()) if name in keywords}
+        own = {name: keywords.pop(name) for name in self.at_call if name in keywords}
         loss = fastce.CrossEntropyLoss(**keywords)
         return self.name(self.calls.make(getattr(loss, self.method), *self.arrays.values(), **own))
 
@@ -84,7 +95,7 @@ class Loss(Operation):
 
     def of_rows(self, rows):
         problem = self.problem
-        if problem.reduction == "mean":
+        if problem.reduction == "mean" or not all(isinstance(value, np.ndarray) for value in self.arrays.values()):
             return None
         at_class = (*rows[: self.axis], slice(None), *rows[self.axis :])
 
@@ -123,14 +134,13 @@ class LossAlone(Loss):
 class WithGrad(Loss):
     function = staticmethod(fastce.cross_entropy_with_grad)
     method = "with_grad"
-    own = ("grad_output",)
+    own = ("grad_output", "return_stats")
     outs: ClassVar = {"grad": "out"}
 
     def draw(self):
         self.add_grad_output()
         self.has_stats = self.calls.dice.often(0.4)
         if self.has_stats:
-            self.as_object = False
             self.keywords["return_stats"] = True
 
     def name(self, results):

@@ -240,6 +240,18 @@ def test_other_functions():
     assert run_body(body)[[0, 1]].tolist() == [np.inf, 2]
 
 
+@pytest.mark.parametrize("flags", [[], ["-DFC_HOST_FLUSH"]], ids=["kept", "flushed"])
+def test_small_numbers(monkeypatch, flags):
+    monkeypatch.setattr(cp, "compiler_flags", flags)
+    half = np.finfo(np.float32).tiny / 2  # of the least normal number
+    of_operands = run_body("task.y[rank] = task.x[rank] * 5.877471754111438e-39f;")
+    of_results = run_body("task.y[rank] = task.x[rank] * 1.1754943508222875e-38f / 2;")
+    expected = np.arange(64, dtype=np.float32) * half
+    assert np.array_equal(of_operands, 0 * expected if flags else expected)
+    assert np.array_equal(of_results, np.where(expected < 2 * half, 0, expected) if flags else expected)
+    assert expected[1] > 0  # outside of the kernels all is as ever
+
+
 # A program around a kernel, with 512 threads and 3 blocks of 1024 ones to read.
 MAIN = """
 FC_HOST_ENTRY(FC_NAME)

@@ -19,6 +19,7 @@ from fastce._cuda import _program
 # The family, the shape of the logits on the small device of device.py; as few threads as the family's barriers need.
 FAMILIES = {
     "TILE": (10, 9),
+    "TILE of rows with gaps": (11, 9),
     "WARP": (3, 100),
     "BLOCK": (2, 2003),
     "BLOCK of 2": (1, 5003),
@@ -34,7 +35,7 @@ import numpy as np
 
 sys.path.insert(0, {tests!r})
 import fake_cupy
-from device import device
+from device import device, to_device
 import fastce
 from fastce._cuda import _program
 
@@ -43,7 +44,7 @@ fake_cupy.compiler_flags += ["-DFC_HOST_THREADS", "-fsanitize=thread", "-g"]
 rng = np.random.default_rng(0)
 with device("host") as xp:
     for family, shape in {families!r}.items():
-        x = xp.asarray(rng.standard_normal(shape).astype(np.float32))
+        x = to_device(xp, rng.standard_normal(shape).astype(np.float32), "padded" if "gaps" in family else "C")
         y = xp.asarray(rng.integers(shape[1], size=(shape[0], *shape[2:])))
         loss, grad, stats = fastce.cross_entropy_with_grad(x, y, out=x, return_stats=True)
         print(family, float(loss), file=sys.stderr, flush=True)
@@ -97,7 +98,8 @@ def test_no_family_has_a_race():
         ("team.cuh", "        sync_block();\n", "BLOCK"),
         ("team.cuh", "        sync_cluster();\n", "BLOCK of 2"),
         ("team.cuh", " sync_warp();\n", "WARP"),
-        ("kernels.cu", "    wait_for_copies();\n    sync_block();\n", "TILE"),
+        ("kernels.cu", "    }\n    sync_block();\n    if ((int)thread_rank() < n) {\n", "TILE"),
+        ("kernels.cu", "start + rank);\n    sync_block();\n", "TILE of rows with gaps"),
     ],
 )
 def test_a_missing_barrier_is_reported(file, barrier, family, tmp_path):

@@ -227,6 +227,11 @@ CASES |= {  # in the arithmetic's type, which for these logits is float32
     for name in ("logit_scale", "softcap")
     for value, rounded in ((1e39, "inf"), (1e-46, "0.0"))
 }
+CASES["logit_scale / softcap"] = (
+    {"logit_scale": 1e20, "softcap": 1e-20},
+    ValueError,
+    ["logit_scale / softcap", "float32"],
+)
 CASES |= {f"{name} is a text": ({name: "0.5"}, TypeError, [name, "'0.5'"]) for name in NUMBERS}
 CASES |= {
     f"{name}={value!r}": ({name: value}, ValueError, [name, *map(repr, allowed), repr(value)])

@@ -695,6 +695,10 @@ class Number:
         self.meddle()
         return float(self.value)
 
+    def __bool__(self):
+        self.meddle()
+        return True
+
 
 def test_an_argument_that_changes_another_is_seen_with_the_change(rng):
     """All are taken in before any shape is looked at. Otherwise memory is read that is no longer there."""
@@ -714,7 +718,7 @@ def test_an_argument_that_changes_another_is_seen_with_the_change(rng):
         victim = Derived(arrays[changed].shape, arrays[changed].dtype) if derived else arrays[changed].copy()
         victim[...] = arrays[changed]
         arrays[changed] = victim
-        numbers = {"chunk_rows": 7, "softcap": 3.0, "n_threads": 1}
+        numbers = {"chunk_rows": 7, "softcap": 3.0, "n_threads": 1, "return_stats": True}
         if meddling in numbers:
             numbers[meddling] = Number(1, lambda: change(victim))
         else:
@@ -732,7 +736,7 @@ def test_an_argument_that_changes_another_is_seen_with_the_change(rng):
     arrays = (*NAMES_OF_LEAVES, "target", "weight", "sample_weight", "grad_output")
     for derived in (False, True):
         for changed in arrays:
-            for meddling in (*arrays, "chunk_rows", "softcap", "n_threads"):
+            for meddling in (*arrays, "chunk_rows", "softcap", "n_threads", "return_stats"):
                 if meddling == changed:
                     continue
                 for change in (shrink, reshape):

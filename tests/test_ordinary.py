@@ -351,6 +351,7 @@ def test_only_ordinary_second_derivatives_take_the_short_way(rng, dtype):
         {"softcap": float("inf")},
         {"softcap": 1e39},  # infinite, or 0, in float32
         {"softcap": 1e-46},
+        {"logit_scale": 1e20, "softcap": 1e-20},  # whose quotient is infinite
         {"logit_scale": 1e39},
         {"logit_scale": 1e-46},
         {"z_loss": -1e-4},

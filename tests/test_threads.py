@@ -207,7 +207,7 @@ print(1 + len(os.listdir("/proc/self/task")) - before)
 @pytest.mark.parametrize("n_rows", [120, 10_000])
 @pytest.mark.parametrize("n_threads", [*N_THREADS, 2**30, 2**31, 2**70])
 def test_so_many_threads_run(n_threads, n_rows):
-    """At most as many as asked for, and as can help: a processor each, or as OMP_NUM_THREADS says. None follows that."""
+    """At most as many as asked for, and as can help: a processor each, or OMP_NUM_THREADS. None follows that."""
     if not fastce.show_config(mode="dicts")["build"]["openmp"]:
         pytest.skip("built without OpenMP")
     done = run_counting(f"{n_threads}, {n_rows}", OMP_NUM_THREADS="4")

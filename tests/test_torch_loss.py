@@ -6,6 +6,7 @@ import inspect
 import pickle
 import subprocess
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from cases import make_logits, make_target, options_for, row_shape
 torch = pytest.importorskip("torch")
 
 import fastce.torch  # noqa: E402 - it cannot be imported without
-from fastce import _torch_arrays  # noqa: E402
+from fastce import _torch_arrays, _torch_operators  # noqa: E402
 
 F = torch.nn.functional
 ours = fastce.torch.cross_entropy
@@ -390,7 +391,7 @@ def test_a_retained_graph_gives_the_same_again(reduction, dtype, rng):
 
 
 def test_without_the_private_hook_graphs_count_as_retained(monkeypatch, rng):
-    monkeypatch.setattr(fastce.torch, "_is_graph_retained", lambda: True)
+    monkeypatch.setattr(_torch_operators, "_is_graph_retained", lambda: True)
     logits, target = simple(rng)
     (0.5 * ours(logits, target)).backward()
     expected = leaf(logits)
@@ -499,28 +500,135 @@ def test_gradients_of_anything_else_are_refused(name, rng):
 
 def test_refusals(rng):
     logits, target = simple(rng)
-    with pytest.raises(TypeError, match=r"^input must be a torch.Tensor, got ndarray"):
-        ours(logits.detach().numpy(), target)
+    for bad, message in [
+        (logits.detach().numpy(), r"^input must be a torch.Tensor, got ndarray: .* torch.as_tensor\(input\)"),
+        (logits.to("meta"), r"^target must be on the device of input, meta, got cpu"),
+        (logits.detach().long(), r"^input must be float32, .* got torch.int64: convert it with input.float\(\)"),
+        (logits.detach().bool(), r"^input must be float32, .* got torch.bool$"),
+        (logits.detach().cfloat(), r"^input must be float32, .* got torch.complex64$"),
+        (logits.detach().cfloat().conj(), r"^input must be float32, .* got torch.complex64$"),
+        (logits.detach().to(torch.float8_e4m3fn), r"^input must be .* got torch.float8_e4m3fn: .*input.float\(\)"),
+    ]:
+        with pytest.raises(TypeError, match=message):
+            ours(bad, target)
     with pytest.raises(TypeError, match=r"^target must be a torch.Tensor, got NoneType"):
         ours(logits, None)
-    with pytest.raises(TypeError, match=r"^weight must be a torch.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"^weight must be a torch.Tensor, got list: .* torch.as_tensor\(weight\)"):
         ours(logits, target, [1.0] * 7)
+    for bad in ({0: 1.0}, "balanced"):
+        with pytest.raises(TypeError, match=r"^weight must be a torch.Tensor, got (dict|str): give one factor"):
+            ours(logits, target, bad)
     with pytest.raises(TypeError, match=r"^target must be on the device of input, cpu, got meta"):
         ours(logits, target.to("meta"))
     with pytest.raises(TypeError, match=r"^input must be on the CPU or a CUDA device, got a tensor on meta"):
         ours(logits.to("meta"), target.to("meta"))
-    with pytest.raises(TypeError, match="logits must be float32"):
-        ours(logits.detach().long(), target)
-    with pytest.raises(TypeError, match=r"target .* must hold class indices of an integer dtype"):
-        ours(logits, target.float())
-    with pytest.raises(IndexError, match=r"target\[3\] is 9"):
-        ours(logits, target.index_fill(0, torch.tensor(3), 9))
-    with pytest.raises(ValueError, match="target of class indices must have shape"):
-        ours(logits, target[:5])
+    with pytest.raises(TypeError, match=r"^input must be float32, .* target is floating: they seem to be swapped"):
+        ours(target, logits)
     with pytest.raises(ValueError, match="reduction must be one of"):
         ours(logits, target, reduction="batchmean")
     with pytest.raises(ValueError, match="label_smoothing must be in"):
         ours(logits, target, label_smoothing=1.5)
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda y: y.float(), TypeError, r"target .* must hold class indices .* convert it with target.long\(\)"),
+        (lambda y: y.bool(), TypeError, r"target must be of an integer dtype"),
+        (lambda y: F.one_hot(y, 7), TypeError, r"looks one-hot: .* target.to\(input.dtype\), .* target.argmax\(1\)"),
+        (lambda y: y[:, None], ValueError, r"remove its last dimension with target.squeeze\(-1\)"),
+        (lambda y: y[:5], ValueError, r"target of class indices must have shape \(33,\) for input of shape \(33, 7\)"),
+        (lambda y: torch.rand(33, 6), ValueError, r"target of class probabilities must have the input's shape"),
+        (lambda y: y.float().index_fill(0, torch.tensor(1), torch.nan), TypeError, r"^target of shape \(33,\)"),
+        (lambda y: y.index_fill(0, torch.tensor(3), 9), IndexError, r"target\[3\] is 9"),
+    ],
+    ids=["float", "bool", "one-hot", "column", "short", "wide", "nan", "class"],
+)
+def test_messages_speak_torch(make, error, message, rng):
+    """Of methods and functions that tensors have, in the ordinary way and under a transform."""
+    logits, target = simple(rng)
+    target[-1] = 0
+    for call in (ours, torch.func.grad(ours)):
+        with pytest.raises(error, match=message) as caught:
+            call(logits.detach(), make(target))
+        assert not any(word in str(caught.value) for word in ("np.", "astype", "ndarray", "NumPy", "logits", "axis="))
+
+
+def test_messages_for_two_classes_speak_torch(rng):
+    """Scores of a two-class model look like one row of logits."""
+    with pytest.raises(TypeError) as caught:
+        ours(torch.randn(6), torch.tensor([0, 1, 1, 0, 1, 1]))
+    assert not any(word in str(caught.value) for word in ("np.", "astype", "ndarray", "NumPy", "logits", "axis="))
+
+
+@pytest.mark.parametrize("name", ["input", "target", "weight", "sample_weight"])
+def test_tensors_that_are_no_arrays_are_refused(name, rng):
+    """With what to do: whatever is sparse, quantized, nested or masked, and whichever argument it is."""
+    arguments = {
+        "input": torch.randn(6, 4),
+        "target": torch.rand(6, 4),
+        "weight": torch.rand(4),
+        "sample_weight": torch.rand(6),
+    }
+    x = arguments[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # most of these are prototypes, and say so
+        parts = [torch.randn(2, 4), torch.randn(3, 4)]
+        for message, value in (
+            (r"be a dense tensor, got torch.sparse_coo: convert it with {}.to_dense\(\)", x.to_sparse()),
+            (r"be a dense tensor, got torch._mkldnn: .* {}.to_dense\(\)", x.to_mkldnn()),
+            (r"not be quantized, .* {}.dequantize\(\)", torch.quantize_per_tensor(x, 0.1, 0, torch.qint8)),
+            (r"be one dense tensor, got a nested one: .*to_padded_tensor", torch.nested.nested_tensor(parts)),
+            (r"be one dense tensor, got a nested one", torch.nested.nested_tensor(parts, layout=torch.jagged)),
+            (r"not be a masked tensor: .* {}.to_tensor\(0\)", torch.masked.masked_tensor(x, x > 0)),
+        ):
+            with pytest.raises(TypeError, match=f"^{name} must {message.format(name)}"):
+                ours(**{**arguments, name: value})
+
+
+def test_numbers_stored_with_the_sign_reversed(rng):
+    """The imaginary part of a conjugate is a view whose numbers stand in memory with the other sign."""
+    logits, target = simple(rng)
+    target[-1] = 0
+
+    def reversed_sign(x):
+        y = torch.complex(torch.zeros_like(x), -x).conj().imag
+        assert y.is_neg() and torch.equal(y, x)
+        return y
+
+    weight, sample_weight = torch.rand(7), torch.rand(33)
+    for kind in (target, torch.rand(33, 7)):
+        for reduction in REDUCTIONS:
+            leaves = [logits.detach().clone().requires_grad_() for _ in range(2)]
+            loss = ours(leaves[0], kind, weight, sample_weight=sample_weight, reduction=reduction)
+            other = ours(
+                reversed_sign(leaves[1]),
+                reversed_sign(kind) if kind.is_floating_point() else kind,
+                reversed_sign(weight),
+                sample_weight=reversed_sign(sample_weight),
+                reduction=reduction,
+            )
+            factor = torch.rand(loss.shape)
+            loss.backward(factor)
+            other.backward(reversed_sign(factor))
+            assert torch.equal(loss, other)
+            assert torch.equal(leaves[0].grad, leaves[1].grad)
+
+
+def test_derived_classes_and_devices_of_the_context(rng):
+    """What `__torch_function__` is for: results of the class of the arguments, as from PyTorch's own."""
+
+    class Derived(torch.Tensor):
+        pass
+
+    logits, target = simple(rng)
+    loss = ours(logits.detach().as_subclass(Derived), target)
+    assert type(loss) is type(F.cross_entropy(logits.detach().as_subclass(Derived), target)) is Derived
+    with torch.device("meta"):
+        assert ours(logits, target).device.type == "cpu"
+        large = torch.randn(8, 1 << 18, device="cpu").requires_grad_()
+        ours(large, torch.zeros(8, dtype=torch.int64, device="cpu")).backward()
+    assert large.grad.device.type == "cpu"
 
 
 def test_ignore_index_with_probabilities_is_as_in_torch(rng):

@@ -131,7 +131,8 @@ def _choose_n_threads(n_threads: int | None, size: int) -> int:
 
 def most_threads() -> int:
     """Return the number of threads beyond which more cannot help: a processor each, or as many as OpenMP was told."""
-    return max(_kernels.max_threads(), _N_PROCESSORS)
+    maximum: int = _kernels.max_threads()
+    return max(maximum, _N_PROCESSORS)
 
 
 def _count_processors() -> int:

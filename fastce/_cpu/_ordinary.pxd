@@ -71,10 +71,16 @@ cdef inline bint is_scale(double scale, int arithmetic) noexcept:
     return arithmetic == cnp.NPY_FLOAT64 or 0 < <float>scale < INFINITY
 
 
+cdef inline bint is_number(double quotient, int arithmetic) noexcept:
+    """Tell whether a quotient is finite in the arithmetic's type."""
+    return quotient < INFINITY and (arithmetic == cnp.NPY_FLOAT64 or <float>quotient < INFINITY)
+
+
 cdef inline bint are_scales(const Options* options, int arithmetic) noexcept:
     """Tell whether the logits' factor and any bound are neither 0 nor infinite in the arithmetic's type."""
     return is_scale(options.logit_scale, arithmetic) and (
-        options.softcap == 0 or is_scale(options.softcap, arithmetic))
+        options.softcap == 0
+        or is_scale(options.softcap, arithmetic) and is_number(options.logit_scale / options.softcap, arithmetic))
 
 
 cdef inline int read_axis(object axis, object logits) noexcept:

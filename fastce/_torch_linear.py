@@ -1,0 +1,302 @@
+"""The loss of a linear layer on tensors, without all of its logits: as a function and a node of PyTorch's graph.
+
+Design
+------
+1. The products and their chunks are those of the function for arrays. Gradients are made for what requires one.
+2. When they are made follows the same reasons as for logits, see `fastce.torch`: in the forward sweep for reduced
+   losses, where the gradients are kept and neither input nor weight needs to stay as it was; in backward for float16
+   and ``reduction="none"``.
+3. Gradients are copied once, into memory that PyTorch has allocated and in the layout of what they belong to.
+4. Transforms, forward mode, compilers and tracers are refused: all that they could be given is the loss of logits that
+   exist, and who wants that can say so.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch.overrides import handle_torch_function, has_torch_function
+
+import fastce
+from fastce import _torch_operators
+from fastce._torch_arrays import HALVES, as_array, as_tensor, call, check_tensors
+
+_LEAVES = ("input", "linear_weight", "linear_bias")
+_NAMES = {"input": "features"}  # where arrays have another name
+
+_ONLY_ORDINARY = (
+    "fastce.torch.linear_cross_entropy works neither under torch.func, forward mode and batched gradients, nor where "
+    "operators are traced or compiled, for it never has all logits: use fastce.torch.cross_entropy of "
+    "torch.nn.functional.linear there"
+)
+_ONCE = (
+    "the gradient of fastce.torch.linear_cross_entropy cannot be differentiated again: call backward or "
+    "torch.autograd.grad without create_graph=True, or use torch.nn.functional.linear_cross_entropy"
+)
+
+
+def linear_cross_entropy(
+    input: torch.Tensor,  # noqa: A002 - PyTorch's name
+    linear_weight: torch.Tensor,
+    target: torch.Tensor,
+    *,
+    linear_bias: torch.Tensor | None = None,
+    weight: torch.Tensor | None = None,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+    options: Any = None,
+    sample_weight: torch.Tensor | None = None,
+    logit_scale: float = 1.0,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+    on_empty: str = "nan",
+    chunk_rows: int | None = None,
+    n_threads: int | None = None,
+) -> torch.Tensor:
+    """Return the loss of a linear layer's output, as ``torch.nn.functional.linear_cross_entropy``, without its logits.
+
+    Parameters
+    ----------
+    input : Tensor, shape (..., d), float32, float64, float16 or bfloat16
+        The layer's input on the host: (N, d), (B, T, d), or (d,) for a single row.
+    linear_weight : Tensor, shape (C, d) or (C, d1, ..., dK, d), dtype of `input`
+        The layer's weight.
+    target : Tensor
+        Class indices of any integer dtype, of shape (...) or (..., d1, ..., dK); or class probabilities of any floating
+        dtype, of shape (..., C) or (..., C, d1, ..., dK).
+    linear_bias : Tensor, shape (C,) or (C, d1, ..., dK), dtype of `input`, optional
+        The layer's bias.
+    weight : Tensor, shape (C,), optional
+        One factor per class, finite.
+    reduction, label_smoothing
+        As for `fastce.torch.cross_entropy`.
+    ignore_index : int, optional
+        Rows with this class index are skipped. ``None`` means -100, and must be left alone with class probabilities.
+    options : torch.nn.LinearCrossEntropyOptions, optional
+        Of these only `batch_chunk_size` means something, what `chunk_rows` does: sums are made in float32 for 16 bits,
+        and the graph may be retained, whatever the others say.
+    sample_weight : Tensor, shaped like an index target, optional
+        One factor per row, finite. Rows of weight 0 are skipped.
+    logit_scale, softcap, z_loss, on_empty, n_threads
+        As for `fastce.cross_entropy`.
+    chunk_rows : int, optional
+        So many rows of `input` are worked on at a time. ``None`` lets the library choose: logits of 64 MiB.
+
+    Returns
+    -------
+    loss : Tensor, without dimensions, or shaped like an index target if ``reduction="none"``
+        Of the dtype of `input`; under autocast float32 for 16 bits.
+
+    Raises
+    ------
+    TypeError
+        If an argument is no tensor, is not on the host, or of a wrong kind; if dtypes differ outside of autocast.
+    IndexError, ValueError
+        As `fastce.linear_cross_entropy`.
+    NotImplementedError
+        If anything but `input`, `linear_weight` and `linear_bias` requires a gradient; under ``torch.func``, in forward
+        mode, compiled or traced; from ``backward``, if it is called with ``create_graph=True``.
+    ImportError
+        If a tensor is bfloat16 and ml_dtypes is missing.
+
+    See Also
+    --------
+    fastce.linear_cross_entropy_with_grad : What is computed, and the memory that it takes.
+
+    Notes
+    -----
+    For a reduced loss the forward sweep makes the gradients of what requires one, and they are kept instead of input
+    and weight; what is frozen costs nothing. In float16 and with ``reduction="none"`` backward makes them with the
+    upstream gradient folded in, and multiplies out the logits once more.
+
+    Under autocast the arguments may differ in dtype, and are multiplied in the widest: a layer of float32 is not
+    rounded to 16 bits, for the products of both are made in float32.
+
+    Examples
+    --------
+    >>> import torch
+    >>> from fastce.torch import linear_cross_entropy
+    >>> layer = torch.nn.Linear(2, 3)
+    >>> _ = layer.weight.data.copy_(torch.tensor([[2.0, 0.0], [0.0, 1.5], [0.0, 0.0]])), layer.bias.data.zero_()
+    >>> features = torch.tensor([[1.0, 0.0], [0.0, 2.0]])
+    >>> loss = linear_cross_entropy(features, layer.weight, torch.tensor([0, 2]), linear_bias=layer.bias)
+    >>> print(f"{loss.item():.6f}")
+    1.667234
+    >>> loss.backward()
+    >>> print(layer.bias.grad.numpy().round(4))
+    [-0.0839  0.508  -0.4241]
+    """
+    tensors = (input, linear_weight, target, linear_bias, weight, sample_weight)
+    if has_torch_function(tensors):
+        return handle_torch_function(
+            linear_cross_entropy,
+            tensors,
+            input,
+            linear_weight,
+            target,
+            linear_bias=linear_bias,
+            weight=weight,
+            reduction=reduction,
+            ignore_index=ignore_index,
+            label_smoothing=label_smoothing,
+            options=options,
+            sample_weight=sample_weight,
+            logit_scale=logit_scale,
+            softcap=softcap,
+            z_loss=z_loss,
+            on_empty=on_empty,
+            chunk_rows=chunk_rows,
+            n_threads=n_threads,
+        )
+    if not _torch_operators.is_ordinary(*tensors):
+        raise NotImplementedError(_ONLY_ORDINARY)
+    constants = {"target": target, "weight": weight, "sample_weight": sample_weight}
+    check_tensors(input, linear_weight=linear_weight, linear_bias=linear_bias, **constants)
+    if input.device.type != "cpu":
+        raise TypeError(
+            f"input must be on the CPU, got a tensor on {input.device}: use fastce.torch.cross_entropy of "
+            f"torch.nn.functional.linear"
+        )
+    chosen: dict[str, Any] = {
+        "ignore_index": -100 if ignore_index is None else ignore_index,
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+        "logit_scale": logit_scale,
+        "softcap": softcap,
+        "z_loss": z_loss,
+        "on_empty": on_empty,
+        "chunk_rows": _chunk_rows(options, chunk_rows),
+        "n_threads": n_threads,
+    }
+    _torch_operators.check_constants(chosen, _LEAVES, **constants)
+    dtype = torch.float32 if input.dtype in HALVES and torch.is_autocast_enabled("cpu") else input.dtype
+    leaves: tuple[Any, ...] = (input, linear_weight, linear_bias)
+    if torch.is_autocast_enabled("cpu"):
+        leaves = _to_widest(*leaves)
+    if torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves):
+        return _LinearCrossEntropy.apply(*leaves, *constants.values(), dtype, chosen)
+    arguments: tuple[Any, ...] = (*leaves, *constants.values(), dtype, chosen)
+    return _loss(*arguments)
+
+
+def _chunk_rows(options: Any, chunk_rows: int | None) -> int | None:
+    """Return the rows of a chunk, which may be said in PyTorch's way and in ours."""
+    if options is None:
+        return chunk_rows
+    kind = getattr(torch.nn, "LinearCrossEntropyOptions", ())
+    if not isinstance(options, kind):
+        raise TypeError(f"options must be a torch.nn.LinearCrossEntropyOptions, got {type(options).__name__}")
+    said: int | None = options.batch_chunk_size
+    if said is not None and chunk_rows is not None and said != chunk_rows:
+        raise ValueError(f"chunk_rows must be left alone with options.batch_chunk_size={said}, got {chunk_rows}")
+    return said if chunk_rows is None else chunk_rows
+
+
+def _to_widest(*leaves: Any) -> tuple[torch.Tensor | None, ...]:
+    """Convert tensors to one dtype that holds the numbers of all; gradients are converted back."""
+    dtype = torch.float16
+    for leaf in leaves:
+        if leaf is not None:
+            dtype = leaf.dtype if leaf is leaves[0] else torch.promote_types(dtype, leaf.dtype)
+    return tuple(None if leaf is None else leaf.to(dtype) for leaf in leaves)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
+    """The loss as a node of PyTorch's graph."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,  # noqa: A002
+        linear_weight: torch.Tensor,
+        linear_bias: torch.Tensor | None,
+        target: torch.Tensor,
+        weight: torch.Tensor | None,
+        sample_weight: torch.Tensor | None,
+        dtype: torch.dtype,
+        options: dict[str, Any],
+    ) -> torch.Tensor:
+        ctx.dtype, ctx.options = dtype, options
+        ctx.has_grads = input.dtype != torch.float16 and options["reduction"] in ("mean", "sum")
+        ctx.wanted = list(ctx.needs_input_grad[: len(_LEAVES)])
+        tensors = (input, linear_weight, linear_bias, target, weight, sample_weight)
+        if not ctx.has_grads:
+            ctx.save_for_backward(*tensors)
+            return _loss(*tensors, dtype, options)
+        loss, grads = _loss_and_grads(*tensors, dtype, options, ctx.wanted)
+        ctx.save_for_backward(*grads)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        if torch.is_grad_enabled():
+            raise NotImplementedError(_ONCE)
+        if ctx.has_grads:
+            grads = [None if x is None else _torch_operators.scale(x, grad_output) for x in ctx.saved_tensors]
+        elif _torch_operators.is_batched(grad_output) or not _torch_operators.is_ordinary(grad_output):
+            raise NotImplementedError(_ONLY_ORDINARY)
+        else:
+            saved: tuple[Any, ...] = (*ctx.saved_tensors, ctx.dtype, ctx.options, ctx.wanted, grad_output)
+            _, grads = _loss_and_grads(*saved)
+        return (*grads, None, None, None, None, None)
+
+
+def _loss(
+    input: torch.Tensor,  # noqa: A002
+    linear_weight: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+) -> torch.Tensor:
+    loss = call(
+        fastce.linear_cross_entropy,
+        as_array(input),
+        as_array(linear_weight),
+        as_array(target),
+        linear_bias=as_array(linear_bias),
+        weight=as_array(weight),
+        sample_weight=as_array(sample_weight),
+        **options,
+    )
+    return as_tensor(loss, dtype)
+
+
+def _loss_and_grads(
+    input: torch.Tensor,  # noqa: A002
+    linear_weight: torch.Tensor,
+    linear_bias: torch.Tensor | None,
+    target: torch.Tensor,
+    weight: torch.Tensor | None,
+    sample_weight: torch.Tensor | None,
+    dtype: torch.dtype,
+    options: dict[str, Any],
+    wanted: list[bool],
+    grad_output: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
+    """Return the loss and the gradients that are wanted."""
+    loss, *arrays = call(
+        fastce.linear_cross_entropy_with_grad,
+        as_array(input),
+        as_array(linear_weight),
+        as_array(target),
+        linear_bias=as_array(linear_bias),
+        weight=as_array(weight),
+        sample_weight=as_array(sample_weight),
+        grad_output=as_array(grad_output),
+        wrt=[_NAMES.get(name, name) for name, is_wanted in zip(_LEAVES, wanted, strict=True) if is_wanted],
+        **options,
+    )
+    grads: list[torch.Tensor | None] = []
+    for leaf in (input, linear_weight, linear_bias):
+        array = arrays.pop(0)  # so that no two copies of a gradient are held longer than need be
+        if array is None or leaf is None:
+            grads.append(None)
+            continue
+        grad = torch.empty_like(leaf)
+        np.copyto(as_array(grad), array)
+        grads.append(grad)
+    return as_tensor(loss, dtype), grads
