@@ -234,8 +234,11 @@ def logsumexp(
         place = check_out(given.get("out", out), lse, inputs, "the result", in_place=False)
     if factors is None:
         if terms.size:
-            numbers = terms.astype(np.float64) if terms.dtype.kind in _INTEGERS else terms
-            _write_lse(_merge(numbers, axes), lse, n_threads)
+            merged = _merge(terms, axes)
+            if merged.dtype.kind in _INTEGERS:
+                # Terms side by side, whatever lies beside them: a row must have the same bits in every batch.
+                merged = merged.astype(np.float64, order="C")
+            _write_lse(merged, lse, n_threads)
         sign = np.where(np.isnan(lse), lse, lse > -np.inf) if return_sign else lse
     else:
         sign = np.zeros_like(lse)

@@ -274,9 +274,10 @@ class GivenLogProbs(Loss):
         with np.errstate(all="ignore"):
             cost = _reference._times(np.abs(weighing.share), np.abs(bounds.x)).sum(axis=1)
             bounds.cost, bounds.amount = cost, 0 * bounds.amount
-            is_too_large = np.isfinite(cost) & (cost > bounds.largest)
+            numbers = np.where(np.isfinite(bounds.x), bounds.x, 0)
+            is_too_large = _reference._times(np.abs(weighing.share), np.abs(numbers)).sum(axis=1) > bounds.largest
         if is_too_large.any():
-            return  # its terms cancel, or their sum is infinite
+            return  # its terms cancel, or their sum is infinite, of either sign
         bounds.hold_loss(results["loss"], expected, f"loss of {problem.dtype}")
 
 

@@ -83,3 +83,13 @@ def test_probabilities_and_indices_in_batches_of_any_size(n_classes, rng):
             part = fastce.cross_entropy_with_grad(x[:n], target[:n], reduction="none")
             for values, of_whole in zip(part, whole, strict=True):
                 np.testing.assert_array_equal(values, of_whole[:n])
+
+
+@pytest.mark.usefixtures("isa")
+def test_sums_over_integers_have_the_same_bits_in_every_batch(rng):
+    """They are converted first, and a part's memory order must not make another of it."""
+    x = rng.integers(-9, 9, (5, 200, 20, 3)).astype(np.int32)
+    whole = fastce.logsumexp(x, axis=1)
+    for part in (np.s_[:, :, 11:12, :1], np.s_[2:3, :], np.s_[:, :, :, 1:2]):
+        rows = (part[0], *part[2:])
+        np.testing.assert_array_equal(fastce.logsumexp(x[part], axis=1), whole[rows])

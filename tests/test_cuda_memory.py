@@ -264,6 +264,7 @@ def sweep(families, sources, sanitized=True, guard=None):
 needs_asan = pytest.mark.skipif(asan_runtime() is None, reason="no AddressSanitizer")
 
 
+@pytest.mark.slow
 @needs_asan
 def test_no_family_leaves_its_memory_under_the_sanitizers():
     said, status = sweep(SWEPT, _program.DIRECTORY)
@@ -285,6 +286,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", range(len(FAULTS)))
 def test_a_fault_is_seen(fault, tmp_path):
     file, right, wrong, family, sanitized = FAULTS[fault]

@@ -199,5 +199,6 @@ def test_rows_without_a_largest_logit_under_class_probabilities(n_classes, dtype
     np.testing.assert_array_equal(hess[~bad], expected_hess[~bad])
     for softcap in (None, 3.0):
         product = fastce.cross_entropy_hvp(logits, prob, np.ones_like(logits), softcap=softcap)
-        assert np.isnan(product[[3, 82]]).all()
+        with_nan = [3, 82] if n_classes > 1 else [3]  # a softcap makes numbers of -inf
+        assert np.isnan(product[with_nan]).all()
         assert np.isfinite(product[~bad]).all()

@@ -22,6 +22,9 @@ from fastce._cpu._vectors cimport sum_vector
 
 cnp.import_array()
 
+cdef extern from "Python.h":
+    const Py_ssize_t PY_SSIZE_T_MAX
+
 cdef enum:
     SHARED_SIZE = 1024  # numbers below which there is nothing to share, whatever is asked for: a group of rows or few
 
@@ -108,36 +111,16 @@ cdef solve_arrays(
 ):
     """Do an ordinary call, unless a class does not exist or a mean has nothing to divide by: then return None."""
     cdef Task task
-    cdef Vector class_weight, row_weight, upstream
     cdef double normalizer = 0
     cdef double loss
     cdef bint has_classes = cnp.PyArray_NDIM(target) < cnp.PyArray_NDIM(logits)
     cdef bint is_second = v is not None or curvature is not None
     cdef int arithmetic = arithmetic_of(logits)
-    cdef Py_ssize_t n_classes = cnp.PyArray_DIM(logits, axis)
-    cdef Py_ssize_t n_rows = cnp.PyArray_SIZE(logits) // n_classes
     cdef Py_ssize_t bad
     cdef int team = 1
+    cdef Vector class_weight
     cdef cnp.ndarray losses, lse, log_prob, argmax, entropy
-    if n_rows * n_classes >= serial_size if n_threads is None else n_threads > 1 and n_rows * n_classes >= SHARED_SIZE:
-        team = choose_n_threads(n_threads, n_rows * n_classes)
-    if weight is not None and cnp.PyArray_TYPE(weight) != arithmetic:
-        weight = cnp.PyArray_Cast(weight, arithmetic)
-    set_vector(&class_weight, weight)
-    set_vector(&row_weight, sample_weight)
-    set_vector(&upstream, grad_output)
-    if has_classes:
-        if cnp.PyArray_TYPE(target) != cnp.NPY_INT64:
-            target = cnp.PyArray_Cast(target, cnp.NPY_INT64)
-        bad = scan_targets(
-            <const int64_t*>cnp.PyArray_DATA(target), n_rows, options.ignore_index, n_classes, &class_weight,
-            &row_weight, team, &normalizer)
-        if bad >= 0:
-            return None
-    else:
-        normalizer = n_rows if sample_weight is None else sum_vector(&row_weight, n_rows)
-    if options.is_mean and normalizer == 0:
-        return None
+    # All shapes and addresses are read before anything lets other threads run: they may give the arrays other shapes.
     if with_grad and out is None:
         out = empty_like(logits)
     if curvature is not None and hess is None:
@@ -145,6 +128,9 @@ cdef solve_arrays(
     describe(
         &task, axis, logits, target if has_classes else None, None if has_classes else target, out,
         hess if v is None else v)
+    set_vector(&task.sample_weight, sample_weight)
+    set_vector(&task.grad_output, grad_output)
+    set_vector(&class_weight, weight)
     task.is_product = v is not None
     if curvature is not None:
         set_curvature(&task, curvature)
@@ -158,10 +144,32 @@ cdef solve_arrays(
         entropy = empty_per_row(logits, axis, arithmetic)
         task.lse, task.log_prob, task.entropy = address(lse), address(log_prob), address(entropy)
         task.argmax = <int64_t*>address(argmax)
+    # From here on others run. What is converted has the shape of that moment.
+    if weight is not None and cnp.PyArray_TYPE(weight) != arithmetic:
+        weight = cnp.PyArray_Cast(weight, arithmetic)
+        if cnp.PyArray_SIZE(weight) != task.n_classes:
+            return None
+        set_vector(&class_weight, weight)
+    if has_classes and cnp.PyArray_TYPE(target) != cnp.NPY_INT64:
+        target = cnp.PyArray_Cast(target, cnp.NPY_INT64)
+        if cnp.PyArray_SIZE(target) != task.n_rows:
+            return None
+        task.target = <const int64_t*>address(target)
+    if task.n_rows * task.n_classes >= (
+            serial_size if n_threads is None else SHARED_SIZE if n_threads > 1 else PY_SSIZE_T_MAX):
+        team = choose_n_threads(n_threads, task.n_rows * task.n_classes)
+    if has_classes:
+        bad = scan_targets(
+            task.target, task.n_rows, options.ignore_index, task.n_classes, &class_weight, &task.sample_weight, team,
+            &normalizer)
+        if bad >= 0:
+            return None
+    else:
+        normalizer = task.n_rows if sample_weight is None else sum_vector(&task.sample_weight, task.n_rows)
+    if options.is_mean and normalizer == 0:
+        return None
     task.weight = class_weight.data
-    task.weight_sum = n_classes if weight is None else sum_vector(&class_weight, n_classes)
-    task.sample_weight = row_weight
-    task.grad_output = upstream
+    task.weight_sum = task.n_classes if weight is None else sum_vector(&class_weight, task.n_classes)
     task.ignore_index = options.ignore_index
     task.label_smoothing = options.label_smoothing
     task.z_loss = options.z_loss

@@ -12,7 +12,6 @@ from libc.string cimport memcpy
 
 from fastce._cpu._exp_tile cimport LANES, TILE, exp_and_fold
 from fastce._cpu._math cimport HAS_FMA, exp_unit, join_log1p, real, split_log1p
-from fastce._cpu._platform cimport read_once
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
 from fastce._cpu._registers cimport HAS_REGISTERS
 from fastce._cpu._task cimport Task
@@ -57,6 +56,8 @@ cdef inline bint read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, 
     cdef const int64_t* target = task.target + start
     cdef int64_t ignored = task.ignore_index
     cdef uint32_t n_classes = <uint32_t>task.n_classes
+    cdef int32_t k
+    cdef int is_kept
     cdef Py_ssize_t j
     for j in range(TILE * <Py_ssize_t>sizeof(int64_t) // CACHE_LINE):
         prefetch(<const char*>(target + TARGETS_AHEAD) + j * CACHE_LINE)
@@ -65,12 +66,12 @@ cdef inline bint read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, 
             last[j] = ignored
         memcpy(last, target, n * sizeof(int64_t))
         target = last
+    # Checked again, for another thread may have written to the targets since: a class is an index from here on. What is
+    # checked is the number that is stored.
     for j in range(TILE):
-        y[j] = -1 if target[j] == ignored else <int32_t>target[j]
-    # Checked again, for another thread may have written to the targets since: a class is an index from here on.
-    read_once(y)
-    for j in range(TILE):
-        y[j] = y[j] if <uint32_t>y[j] < n_classes else -1
+        k = <int32_t>target[j]
+        is_kept = <int>(target[j] != ignored) & <int>(<uint32_t>k < n_classes)
+        y[j] = k if is_kept else -1
     return any_negative(y)
 
 

@@ -17,7 +17,7 @@ Design
 from libc.math cimport NAN
 from libc.stdint cimport int32_t
 
-from fastce._cpu._convert cimport NATIVE, is_array, load_array
+from fastce._cpu._convert cimport NATIVE, is_array
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._row_sweep cimport find_top, sweep_block, sweeps_16_bits
 from fastce._cpu._row_writes cimport write_lane
@@ -25,6 +25,7 @@ from fastce._cpu._scalars cimport (
     Scalars, add, begin, cap_factor_of, describe_argmax_peaks, finish, merge, read_peaks, take
 )
 from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, row_tile, span_at
+from fastce._cpu._staged cimport load_staged
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES, NO_CLASS, TILE, fill, fold_argmax
 
@@ -109,7 +110,7 @@ cdef inline void load_block(const Task* task, Row* row, Py_ssize_t i, Py_ssize_t
     if not task.stages_out and task.softcap == 0 and task.out_kind == GRADIENT:
         # Nothing comes back to these logits: each block may overwrite the one before.
         row.logits -= start * <Py_ssize_t>sizeof(real)
-    load_array(logits + start * given.class_stride, given.format, given.class_stride, n, <real*>row.logits + start)
+    load_staged(logits + start * given.class_stride, given.format, given.class_stride, n, <real*>row.logits + start)
 
 
 cdef inline real begin_row(const Task* task, Py_ssize_t i, Row* row, real like) noexcept nogil:

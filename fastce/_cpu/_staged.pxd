@@ -13,8 +13,9 @@ Design
 3. A gradient whose rows lie side by side, as in Fortran order, is stored when all rows of the group are done: by rows,
    one number at a time would be written to every cache line, and a call took 30 times as long.
 """
-from fastce._cpu._convert cimport NATIVE, load_array, store_array
+from fastce._cpu._convert cimport NATIVE, Format, load_array, store_array
 from fastce._cpu._math cimport real
+from fastce._cpu._platform cimport own_function
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_write
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES
@@ -127,10 +128,24 @@ cdef inline void store_columns(const Task* staged, Py_ssize_t start, Py_ssize_t 
         k += RUN_CLASSES
 
 
+ctypedef void (*load_t)(const char*, Format, Py_ssize_t, Py_ssize_t, real*) noexcept nogil
+ctypedef void (*store_t)(const real*, real, bint, Py_ssize_t, char*, Format, Py_ssize_t) noexcept nogil
+
+
+# Both are called, not inlined: with their loops inside, the row kernel's own had too few registers.
+cdef inline void load_staged(
+    const char* source, Format format, Py_ssize_t stride, Py_ssize_t n, real* target
+) noexcept nogil:
+    """Load n numbers onto the stage."""
+    cdef load_t load = load_array
+    (<load_t>own_function(<void*>load))(source, format, stride, n, target)
+
+
 cdef inline void store_block(
     const Task* source, const real* row, real factor, bint may_be_nan, Py_ssize_t k, Py_ssize_t n, char* target
 ) noexcept nogil:
     """Store n classes of a staged row, from class k on and times a factor, where the caller wants them."""
-    store_array(
+    cdef store_t store = store_array
+    (<store_t>own_function(<void*>store))(
         row + k, factor, may_be_nan, n, target + k * source.out.class_stride, source.out.format,
         source.out.class_stride)
