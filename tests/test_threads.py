@@ -249,6 +249,8 @@ def test_threads_that_cannot_be_started_are_not_missed(limit):
     """GNU's OpenMP ends the process if it cannot start a thread."""
     if not fastce.show_config(mode="dicts")["build"]["openmp"]:
         pytest.skip("built without OpenMP")
+    if "libomp" in Path("/proc/self/maps").read_text():
+        pytest.skip("LLVM's OpenMP has stacks of a size of its own, for which nothing is known beforehand")
     done = run_counting("None, 10_000", LIMIT[limit], OMP_NUM_THREADS="64", OPENBLAS_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert 1 <= int(done.stdout) < 64
