@@ -73,13 +73,13 @@ class Scaling:
        44, 1992.
     """
 
-    def __init__(self, objective: Objective, theta: Floats, may_mix: bool = True) -> None:
+    def __init__(self, objective: Objective, theta: Floats, may_mix: bool = True, may_split: bool = True) -> None:
         layer, n, d = objective.layer, objective.n_rows, objective.n_features
         # In multiplications: n d^2 for the covariance and about 25 d^3 for its eigenvectors, against 2 n d for every
         # class in one evaluation, which is no faster with few classes than with ten: it waits for memory.
         budget = 2 * _BASIS_WORTH * n * max(layer.n_classes, 10) / (n * d + 25 * d**2)
         full = may_mix and not objective.is_sparse and budget >= 1
-        by_class = full and budget >= layer.n_outputs
+        by_class = may_split and full and budget >= layer.n_outputs
         moments = objective.moments(theta, layer.fit_intercept, full, by_class)
         self._mean, peak = moments.mean, moments.peak
         # What rounding leaves of no variance must not be stretched.
@@ -396,7 +396,9 @@ class Adam:
     def __init__(self, objective: Objective, theta: Floats) -> None:
         # Mixing costs a step n_features^2 times the classes, and wants rows enough to know what belongs together.
         may_mix = objective.n_features <= min(_BATCH_ROWS, objective.n_rows // 10)
-        self._scaling = Scaling(objective, theta, may_mix)
+        # With a covariance for each class, steps from the minimum of data that can be separated led away from it twice as
+        # far.
+        self._scaling = Scaling(objective, theta, may_mix, may_split=False)
         self._z = self._scaling.from_theta(theta)
         self._average, self._mean, self._square = self._z.copy(), np.zeros_like(self._z), np.zeros_like(self._z)
         self._n_steps = 0
