@@ -396,8 +396,7 @@ class Adam:
     def __init__(self, objective: Objective, theta: Floats) -> None:
         # Mixing costs a step n_features^2 times the classes, and wants rows enough to know what belongs together.
         may_mix = objective.n_features <= min(_BATCH_ROWS, objective.n_rows // 10)
-        # With a covariance for each class, steps from the minimum of data that can be separated led away from it twice as
-        # far.
+        # With a covariance for each class, steps from the minimum of separable data led away from it twice as far.
         self._scaling = Scaling(objective, theta, may_mix, may_split=False)
         self._z = self._scaling.from_theta(theta)
         self._average, self._mean, self._square = self._z.copy(), np.zeros_like(self._z), np.zeros_like(self._z)
