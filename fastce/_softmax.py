@@ -266,8 +266,15 @@ def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: i
     places = _at_least_1d(result)
     if logits.size == 0:
         pass
-    elif _can_merge(logits, axes) and _can_merge(places, axes):
-        backend_of(logits).run(_merge(logits, axes), out=_merge(places, axes), n_threads=n_threads, **kind)
+    elif _can_merge(logits, axes):
+        # Wherever the result goes: the memory order of the logits alone may decide its bits.
+        rows, moved = _merge(logits, axes), _put_last(places, axes)
+        is_view = _can_merge(places, axes)
+        with device_of(logits):
+            target = _merge(places, axes) if is_view else xp.empty(rows.shape, logits.dtype)
+        backend_of(logits).run(rows, out=target, n_threads=n_threads, **kind)
+        if not is_view:
+            moved[...] = target.reshape(moved.shape)
     else:
         work = _put_last(logits, axes).copy(order="C")
         rows = _merge(work, range(logits.ndim - len(axes), logits.ndim))
