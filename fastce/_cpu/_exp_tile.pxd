@@ -119,35 +119,36 @@ cdef extern from *:
     }
     static CYTHON_INLINE void fastce_exp_row_of(
             fastce_format format, const void* x, ptrdiff_t n, float top, float scale, float* e, const char* ahead,
-            ptrdiff_t size, float* sums) {
+            ptrdiff_t size, int is_long, float* sums) {
         fastce_floats s[16 / FASTCE_WIDTH];
         const fastce_floats m = fastce_fill(top);
         ptrdiff_t k;
         for (int j = 0; j < 16; j += FASTCE_WIDTH) s[j / FASTCE_WIDTH] = fastce_load(sums + j);
         for (k = 0; k + 64 <= n; k += 64) {
             for (int j = 0; j < (format == FASTCE_NATIVE ? 256 : 128); j += 64)
-                FASTCE_PREFETCH_L1(ahead + k * size + j);
+                FASTCE_PREFETCH_ROW(ahead + k * size + j, is_long);
             if (format != FASTCE_NATIVE)  /* in place, what is written has just been read */
                 for (int j = 0; j < 64; j += 16) FASTCE_PREFETCH_L1(e + k + 256 + j);
             fastce_exp_lanes(format, x, k, 0, m, scale, e, s);
         }
+        for (ptrdiff_t j = k * size; j < n * size; j += 64) FASTCE_PREFETCH_ROW(ahead + j, is_long);
         if (k < n) fastce_exp_lanes(format, x, n - 64, (int)(64 - (n - k)), m, scale, e, s);
         for (int j = 0; j < 16; j += FASTCE_WIDTH) fastce_store(sums + j, s[j / FASTCE_WIDTH]);
     }
     static CYTHON_INLINE void fastce_exp_row(
             fastce_format format, const void* x, ptrdiff_t n, float top, float scale, float* e, const char* ahead,
-            ptrdiff_t size, float* sums) {
+            ptrdiff_t size, int is_long, float* sums) {
         if (format == FASTCE_HALF)
-            fastce_exp_row_of(FASTCE_HALF, x, n, top, 1, e, ahead, size, sums);
+            fastce_exp_row_of(FASTCE_HALF, x, n, top, 1, e, ahead, size, is_long, sums);
         else if (format == FASTCE_BFLOAT16)
-            fastce_exp_row_of(FASTCE_BFLOAT16, x, n, top, 1, e, ahead, size, sums);
+            fastce_exp_row_of(FASTCE_BFLOAT16, x, n, top, 1, e, ahead, size, is_long, sums);
         else if (scale == 1)
-            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, sums);
+            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, is_long, sums);
         else
-            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, sums);
+            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, is_long, sums);
     }
     #else
-    #define fastce_exp_row(format, x, n, top, scale, e, ahead, size, sums) ((void)0)
+    #define fastce_exp_row(format, x, n, top, scale, e, ahead, size, is_long, sums) ((void)0)
     #define fastce_exp_and_fold(x, pitch, n_groups, top, scale, e, e_pitch, all, rest) ((void)0)
     #endif
     """
@@ -157,7 +158,7 @@ cdef extern from *:
     # n >= 64 classes of a row, floats or of 16 bits; asks for what lies as far behind `ahead`, numbers of so many bytes
     void exp_row_floats "fastce_exp_row"(
         Format format, const void* x, Py_ssize_t n, float top, float scale, float* e, const char* ahead,
-        Py_ssize_t size, float* sums) noexcept nogil
+        Py_ssize_t size, bint is_long, float* sums) noexcept nogil
 
 
 cdef enum:

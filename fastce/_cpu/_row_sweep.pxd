@@ -14,8 +14,8 @@ from libc.string cimport memcpy
 from fastce._cpu._convert cimport NATIVE, is_16_bit, is_array, size_of
 from fastce._cpu._exp_tile cimport exp_row_floats
 from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._prefetch cimport CACHE_LINE, prefetch, prefetch_to_l2
-from fastce._cpu._registers cimport HAS_REGISTERS, max_of_floats
+from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_row, prefetch_to_l2
+from fastce._cpu._registers cimport HAS_REGISTERS, max_of_doubles, max_of_floats
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, sum_factor
 from fastce._cpu._spans cimport Row, Span, logit_tile, prob_at, prob_tile, row_tile, span_at, weight_tile
 from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task
@@ -76,7 +76,7 @@ cdef inline void exp_plain(
         if HAS_REGISTERS and not extras and n >= TILE:
             exp_row_floats(
                 row.format, row.logits + start * size_of(row.format, scale), n, top[0], scale, out, row.ahead_logits,
-                row.size_logits, sums + 16 * ALL)
+                row.size_logits, row.is_long, sums + 16 * ALL)
             return
     if task.weight != NULL:
         w = <const real*>task.weight + start
@@ -86,7 +86,7 @@ cdef inline void exp_plain(
     while k + TILE <= n:
         # Some lines twice, if the logits are shorter numbers: a variable count took half a cycle more per 16 numbers.
         for j in range(tile_lines(top[0])):
-            prefetch(row.ahead_logits + k * row.size_logits + j * CACHE_LINE)
+            prefetch_row(row.ahead_logits + k * row.size_logits + j * CACHE_LINE, row.is_long)
         if extras:
             t = prob_at(task, row, start + k, TILE, t_buffer)
             if t != NULL:
@@ -104,6 +104,8 @@ cdef inline void exp_plain(
         k += TILE
     if k == n:
         return
+    for j in range((n - k) * row.size_logits // CACHE_LINE + 1):
+        prefetch_row(row.ahead_logits + k * row.size_logits + j * CACHE_LINE, row.is_long)
     span = span_at(k, n)
     x = row_tile(<const char*>x, sizeof(real), span, <real>-INFINITY, x_buffer)
     exp_and_fold(x, LANES, 4, top, scale, e, LANES, sums + 16 * ALL, NULL)
@@ -136,6 +138,8 @@ cdef inline real find_top(
                 row.format != NATIVE or is_plain(row.logits, stride, like)):
             return max_of_floats(
                 row.format, row.logits + start * size_of(row.format, like), stop - start)
+    elif HAS_REGISTERS and stop - start >= TILE and cap_factor == 0 and is_plain(row.logits, stride, like):
+        return max_of_doubles(<const double*>row.logits + start, stop - start)
     fill(top, 0, LANES, <real>-INFINITY)
     if is_plain(row.logits, stride, like) and cap_factor == 0:
         max_plain(<const real*>row.logits + start, stop - start, top)

@@ -16,6 +16,7 @@ Design
 """
 from libc.math cimport NAN
 from libc.stdint cimport int32_t
+from libc.string cimport memset
 
 from fastce._cpu._convert cimport NATIVE, is_array
 from fastce._cpu._math cimport exp_unit, real
@@ -133,7 +134,7 @@ cdef inline void sweep_row(
     cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
     cdef Row row = begun[0]
     cdef Row here = row if task.source == NULL else locate_row(given, i, like)
-    cdef Py_ssize_t far = AHEAD_BYTES // here.size_logits
+    cdef Py_ssize_t far = (2 if row.is_long else 1) * AHEAD_BYTES // here.size_logits
     # After short rows one more: the next one has been read already.
     cdef Py_ssize_t rows_ahead = 1 if task.n_classes > step else max(2, far // task.n_classes + 1)
     cdef Row after = locate_row(given, min(i + rows_ahead, task.n_rows - 1), like)
@@ -177,6 +178,7 @@ cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, doub
     cdef Row row, next_row
     cdef real top, next_top = 0
     cdef Py_ssize_t lane, next_lane = next_kept(rows, 0)
+    memset(&next_row, 0, sizeof(next_row))  # for compilers that do not see that it is never read before
     if next_lane < rows.n:
         next_top = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
     while next_lane < rows.n:
