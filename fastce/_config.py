@@ -75,7 +75,7 @@ def _collect() -> dict[str, Any]:
             "selected": _cpu.isa,
             "chosen_by": "this processor and operating system" if _FORCED_ISA is None else "FASTCE_ISA",
         },
-        "threads": {"effective": n_threads, "decided_by": reason},
+        "threads": {"effective": n_threads, "decided_by": reason, "waiting": _cpu.describe_waiting()},
     }
 
 

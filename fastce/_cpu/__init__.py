@@ -6,8 +6,7 @@ Design
    could build and that both CPU and operating system support is chosen at import; ``FASTCE_ISA`` forces one, and an
    unknown or unsupported name is an error there and then, never a silent fallback.
 2. OpenMP's threads do not survive a fork, and the child would wait for them for ever. GNU's are released before every
-   fork of a process that has used some, and started anew when next needed. LLVM's runtime does so itself, unless
-   ``KMP_INIT_AT_FORK`` forbade it when the runtime started; scikit-learn sets that when it is imported.
+   fork of a process that has used some, and started anew when next needed. LLVM's runtime does so itself.
 3. GNU's runtime ends the process if it cannot start a thread. So the system is asked first, and if there is no room for
    all threads, in memory or by a limit of their number, fewer do the work.
 4. Whoever sets OpenMP's number of threads, by the environment or at run time, is obeyed. Otherwise that number is the
@@ -25,13 +24,15 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from fastce._cpu import _kernels_baseline
+from fastce._cpu import _runtime
 from fastce._cpu._quota import cpu_quota
 
-_ISAS = ("baseline", "avx2", "avx512")  # narrowest first
-# Numbers below which a team of threads costs more than it saves: 64 x 256 float32 took as long with one as with two.
-_SERIAL_SIZE = 16384
+with _runtime.starting():
+    from fastce._cpu import _kernels_baseline
 
+    _MAXIMUM = _kernels_baseline.max_threads()  # the first call of OpenMP, which starts it
+
+_ISAS = ("baseline", "avx2", "avx512")  # narrowest first
 compiled_isas = tuple(isa for isa in _ISAS if importlib.util.find_spec(f"{__name__}._kernels_{isa}"))
 supported_isas = tuple(isa for isa in compiled_isas if isa in _kernels_baseline.cpu_supports())
 build_info = _kernels_baseline.build_info()
@@ -62,10 +63,6 @@ _kernels = _load(isa)
 
 # As OpenMP found them when it was loaded: it looks at the environment once.
 _OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")
-_forbidden = os.environ.pop("KMP_INIT_AT_FORK", None)
-_MAXIMUM = _kernels.max_threads()  # the first call of OpenMP, which starts it
-if _forbidden is not None:
-    os.environ["KMP_INIT_AT_FORK"] = _forbidden
 
 
 @contextlib.contextmanager
@@ -109,24 +106,26 @@ def run(
 ) -> float:
     """Sweep over `logits`, whose last axis holds the classes; see ``_kernels.run`` for arguments and result.
 
-    Without `n_threads` small problems stay serial.
+    Without `n_threads` several threads share it only if that pays.
     """
-    n_threads = _choose_n_threads(n_threads, logits.size)
+    n_threads = _choose_n_threads(n_threads) if _kernels.wants_team(n_threads, logits.size) else 1
     total_loss: float = _kernels.run(logits, target, prob, out, n_threads=n_threads, **options)
     return total_loss
 
 
-def _choose_n_threads(n_threads: int | None, size: int) -> int:
-    """Return how many threads work on so many numbers."""
+def _choose_n_threads(n_threads: int | None) -> int:
+    """Return how many threads share a problem that several are to share."""
     global _used_threads
-    if n_threads is None:
-        n_threads = effective_n_threads()[0] if size >= _SERIAL_SIZE else 1
-    else:
-        n_threads = min(n_threads, most_threads())
+    n_threads = effective_n_threads()[0] if n_threads is None else min(n_threads, most_threads())
     if n_threads > 1:
         n_threads = _kernels.startable_threads(n_threads)
         _used_threads = True
     return n_threads
+
+
+def describe_waiting() -> str:
+    """Return how long threads without work wait before they sleep, and what decided that."""
+    return _runtime.describe_waiting(str(_kernels_baseline.__file__)) if build_info["openmp"] else "no threads"
 
 
 def most_threads() -> int:
@@ -174,7 +173,6 @@ def solve_ordinary(
         v,
         hess,
         curvature,
-        _SERIAL_SIZE,
         _choose_n_threads,
     )
 
@@ -188,7 +186,7 @@ def scan(
     n_threads: int | None,
 ) -> tuple[int, float]:
     """Return the first row with an invalid target, or -1, and the normalizer of the mean."""
-    n_threads = _choose_n_threads(n_threads, target.size)
+    n_threads = _choose_n_threads(n_threads) if _kernels.wants_team(n_threads, target.size) else 1
     found: tuple[int, float] = _kernels.scan(target, ignore_index, n_classes, weight, sample_weight, n_threads)
     return found
 
@@ -201,10 +199,10 @@ def total(values: NDArray[Any]) -> float:
 
 def _release_threads() -> None:
     """End the calling thread's OpenMP team, where the runtime is GNU's: LLVM's sees to forks itself."""
-    runtime = ctypes.CDLL(_kernels_baseline.__file__)
-    if not hasattr(runtime, "__kmpc_fork_call"):
+    extension = str(_kernels_baseline.__file__)
+    if not _runtime.is_llvm(extension):
         with contextlib.suppress(AttributeError):  # OpenMP before 5.0 cannot
-            runtime.omp_pause_resource_all(1)  # 1: omp_pause_soft
+            ctypes.CDLL(extension).omp_pause_resource_all(1)  # 1: omp_pause_soft
             _kernels.forget_threads()
 
 

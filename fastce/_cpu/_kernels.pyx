@@ -18,15 +18,13 @@ from fastce._cpu._platform cimport (
 from fastce._cpu._process cimport process_task
 from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Task, Vector
 from fastce._cpu._team cimport scan_targets
+from fastce._cpu._teamwork cimport pays_to_share
 from fastce._cpu._vectors cimport sum_vector
 
 cnp.import_array()
 
-cdef extern from "Python.h":
-    const Py_ssize_t PY_SSIZE_T_MAX
-
 cdef enum:
-    SHARED_SIZE = 1024  # numbers below which there is nothing to share, whatever is asked for: a group of rows or few
+    SHARED_NUMBERS = 1024  # below which there is nothing to share, whatever is asked for: a group of rows or few
 
 
 def build_info():
@@ -46,6 +44,13 @@ def cpu_supports():
 def max_threads():
     """Return the team size that OpenMP would choose for the calling thread."""
     return fastce_max_threads()
+
+
+cpdef bint wants_team(n_threads, Py_ssize_t n_numbers):
+    """Return whether several threads are to share so many numbers, as `n_threads` or, if that is None, use allows."""
+    if n_threads is None:
+        return pays_to_share(n_numbers)
+    return n_threads > 1 and n_numbers >= SHARED_NUMBERS
 
 
 def startable_threads(int n_threads):
@@ -107,7 +112,7 @@ def run(
 cdef solve_arrays(
     cnp.ndarray logits, int axis, cnp.ndarray target, cnp.ndarray out, bint with_grad, make_stats, cnp.ndarray weight,
     cnp.ndarray sample_weight, cnp.ndarray grad_output, const Options* options, n_threads, cnp.ndarray v,
-    cnp.ndarray hess, curvature, Py_ssize_t serial_size, choose_n_threads,
+    cnp.ndarray hess, curvature, choose_n_threads,
 ):
     """Do an ordinary call, unless a class does not exist or a mean has nothing to divide by: then return None."""
     cdef Task task
@@ -155,9 +160,8 @@ cdef solve_arrays(
         if cnp.PyArray_SIZE(target) != task.n_rows:
             return None
         task.target = <const int64_t*>address(target)
-    if task.n_rows * task.n_classes >= (
-            serial_size if n_threads is None else SHARED_SIZE if n_threads > 1 else PY_SSIZE_T_MAX):
-        team = choose_n_threads(n_threads, task.n_rows * task.n_classes)
+    if wants_team(n_threads, task.n_rows * task.n_classes):
+        team = choose_n_threads(n_threads)
     if has_classes:
         bad = scan_targets(
             task.target, task.n_rows, options.ignore_index, task.n_classes, &class_weight, &task.sample_weight, team,
@@ -188,7 +192,7 @@ cdef solve_arrays(
 
 def solve_ordinary(
     logits, target, out, axis, bint with_grad, make_stats, weight, sample_weight, grad_output, tuple given, n_threads,
-    v, hess, curvature, Py_ssize_t serial_size, choose_n_threads,
+    v, hess, curvature, choose_n_threads,
 ):
     """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
 
@@ -196,8 +200,7 @@ def solve_ordinary(
     the logits, which may be in Fortran order; integers that fit in int64; any valid options. Return the loss, or a
     tuple of it and, as far as they are asked for, the gradient and what `make_stats` makes of the statistics. With `v`
     return the product of the Hessian and that instead; with `curvature`, a `Curvature`, the gradient and that
-    diagonal, in `hess` if that is given. Without `n_threads`, problems of less than `serial_size` numbers are left to
-    one thread; otherwise `choose_n_threads` says how many.
+    diagonal, in `hess` if that is given. If several threads are to share it, `choose_n_threads` says how many.
     """
     cdef Options options
     cdef int class_axis
@@ -217,7 +220,7 @@ def solve_ordinary(
         return None
     return solve_arrays(
         logits, class_axis, target, out, with_grad, make_stats, weight, sample_weight, grad_output, &options, n_threads,
-        v, hess, curvature, serial_size, choose_n_threads)
+        v, hess, curvature, choose_n_threads)
 
 
 def scan(

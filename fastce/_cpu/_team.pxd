@@ -14,6 +14,7 @@ from fastce._cpu._math cimport real
 from fastce._cpu._memory cimport give_memory, take_memory
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._task cimport Task, Vector, weight_of
+from fastce._cpu._teamwork cimport Progress, begin_chunk, clock_seconds, end_chunk, learn, note_end
 from fastce._cpu._units cimport plan_curvature
 from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
 
@@ -69,7 +70,8 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     cdef Py_ssize_t small_step = min((task.n_rows + n_asked - 1) // n_asked, SMALL_CHUNK_NUMBERS // task.n_classes)
     cdef Py_ssize_t n_chunks, n_parts, c
     cdef Vector parts
-    cdef double total_loss
+    cdef double total_loss, start
+    cdef Progress* progress
     cdef char* memory
     cdef char* workspace
     step = max(1, min(step, max(small_step, task.n_rows // (CHUNKS_PER_THREAD * n_asked))))
@@ -79,7 +81,7 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     n_threads = <int>min(n_asked, n_chunks)
     task.part_rows = rows_of_part(task, kernel, like)
     n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
-    memory = take_memory(CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * size)
+    memory = take_memory(CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * (size + CACHE_LINE))
     workspace = <char*>align(<Py_ssize_t>memory)
     task.loss_parts = <double*>workspace
     memset(workspace, 0, n_parts * sizeof(double))
@@ -89,10 +91,18 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     if n_threads == 1:
         with nogil:
             do_rows(task, 0, task.n_rows, workspace)
+        note_end(task.n_rows * task.n_classes)
     else:
-        # dynamic: rows that are skipped cost nothing, so chunks differ
+        progress = <Progress*>(workspace + n_threads * size)
+        memset(progress, 0, n_threads * CACHE_LINE)
+        start = clock_seconds()
+        # dynamic: rows that are skipped cost nothing, so chunks differ; and what a thread that comes late has not done,
+        # the others have
         for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
+            begin_chunk(progress, threadid())
             do_rows(task, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size)
+            end_chunk(progress, threadid())
+        learn(start, progress, n_chunks, n_threads)
     parts.data = <const char*>task.loss_parts
     parts.is_double = True
     total_loss = sum_vector(&parts, n_parts)
