@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from fastce import _bench, _demo, show_config
 from fastce._progress import show_progress
+from fastce._steps import STEPS, Step
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -21,8 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if options.command == "demo":
             return _demo.run(options.epochs, options.batch_size, options.seed, options.n_threads)
         if options.command == "bench":
-            cases = options.cases or list((_bench.QUICK_CASES if options.quick else _bench.CASES).values())
-            return _bench.run(cases, options.rounds, options.n_threads, options.compile, options.json, options.plot)
+            chosen = options.cases or (_bench.QUICK if options.quick else _bench.ALL)
+            cases = [case for case in chosen if isinstance(case, _bench.Case)]
+            steps = [step for step in chosen if isinstance(step, Step)]
+            return _bench.run(
+                cases, steps, options.rounds, options.n_threads, options.compile, options.json, options.plot
+            )
         show_config()
     except KeyboardInterrupt:
         show_progress("")
@@ -65,9 +70,11 @@ def add_bench(commands: Commands) -> None:
         help="time loss and gradient against other packages",
         description="Time the mean cross-entropy of class indices and its gradient, by fastce and by whichever of "
         "NumPy, SciPy, scikit-learn, PyTorch, JAX with optax, and Numba are installed, in multiples of the floor: the "
-        "time that NumPy takes to multiply the logits by 1 in place. The last column is how many times as fast as the "
-        "fastest other fastce is. Wants a quiet machine.",
-        epilog=f"Cases: {', '.join(_bench.CASES)}; quick ones: {', '.join(_bench.QUICK_CASES)}.",
+        "time that NumPy takes to multiply the logits by 1 in place, in one call or in one for each thread. Then time "
+        "training steps, which multiply matrices before and after the loss, in milliseconds. The last column is how "
+        "many times as fast as the fastest other fastce is. Wants a quiet machine.",
+        epilog=f"Cases: {', '.join(_bench.CASES)}; steps: {', '.join(step.name for step in STEPS)}; quick ones: "
+        f"{', '.join(case.name for case in _bench.QUICK)}.",
     )
     which = bench.add_mutually_exclusive_group()
     which.add_argument("--cases", nargs="+", type=known_case, metavar="NAME", help="which to run (default: see below)")
@@ -77,16 +84,16 @@ def add_bench(commands: Commands) -> None:
         "--n-threads",
         type=at_least_one,
         metavar="N",
-        help="for all that can be told (default: fastce's)",
+        help="for all that can be told (default: fastce's default, and for the others as many as it may use)",
     )
     bench.add_argument("--compile", action="store_true", help="also time torch.compile, which wants a C++ compiler")
     bench.add_argument("--json", type=new_file, metavar="FILE", help="write machine, versions and medians, in seconds")
     bench.add_argument("--plot", type=new_file, metavar="FILE.png", help="draw the multiples; wants matplotlib")
 
 
-def known_case(text: str) -> _bench.Case:
-    """Return the case of that name."""
-    cases = _bench.CASES | _bench.QUICK_CASES
+def known_case(text: str) -> _bench.Case | Step:
+    """Return the case or step of that name."""
+    cases = {case.name: case for case in (*_bench.ALL, *_bench.QUICK)}
     if text not in cases:
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(cases)}, got {text!r}")
     return cases[text]

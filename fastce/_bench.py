@@ -2,43 +2,53 @@
 
 Design
 ------
-1. The floor is `logits *= 1` by NumPy, in place: one read and one write of the logits, the least that a gradient can
-   cost. Multiples of it are comparable between machines; times are not.
+1. The floor is `logits *= 1` by NumPy, in place, in one call or in one for each thread, whichever is faster: one read
+   and one write of the logits, the least that a gradient can cost (see `_floor`). Multiples of it can be compared
+   between machines; times cannot.
 2. In every round everybody computes once, on the same logits, freshly restored, and takes another place in the order:
    a machine's speed changes during a benchmark by more than some contenders differ.
 3. Only the call is timed, by itself, for restoring short problems takes as long as solving them. The clock's own share,
    less than 0.1 us, is in every figure.
 4. Nobody is timed who does not agree with this library.
+5. Without a number of threads, fastce has its default, and the others as many as that may use: what a user gets.
+6. Training steps, with matrix products between the losses, have a table of their own (see `_steps`), in milliseconds.
 """
 
 import datetime
 import importlib
 import json
+import math
 import sys
 import time
 from collections.abc import Callable, Sequence
 from math import prod
 from pathlib import Path
-from statistics import median
 from typing import Any, NamedTuple
 
 import numpy as np
 
 import fastce
 from fastce._contenders import CONTENDERS, TOLERANCE, TOLERANCES_16_BIT, Array, Call, Contender, disagreement
+from fastce._floor import IN_PLACE, floors_of
 from fastce._machine import available_memory, describe_machine
 from fastce._progress import show_progress
+from fastce._steps import STEPS, Step, lower_quartile, make_step, time_in_turn
 
 FLOOR = "floor"
+PER_THREAD = "floor, one call per thread"
 FASTCE = "fastce"  # what the contenders of this library begin with
+ONE_THREAD = "fastce, one thread"
+# Who takes part in steps, besides fastce with one thread: others' losses make no second array of logits, or a graph.
+IN_STEPS = ("fastce", "NumPy", "scikit-learn", "PyTorch")
 COMPILED = "torch.compile"
 
 MIN_SAMPLE = 1e-3  # s: the calls of a sample together take longer
-# s, a pause before each sample: waiting threads of GNU's OpenMP keep a processor busy for some milliseconds.
-PAUSE = 0.02
+# s, a pause before each sample: waiting threads of BLAS keep a processor busy for a tenth of a second.
+PAUSE = 0.15
 # Numbers below which nobody gets more than one thread: some packages would be slowed down by as many as they are given.
 SMALL = 16384
 LONG = 0.02  # s: waking threads, some 50 us, does not count in a call that takes longer
+TURN = 0.3  # s: what each has in a round of training steps
 
 
 class Case(NamedTuple):
@@ -95,6 +105,7 @@ CASES = by_name(
 )
 QUICK_CASES = by_name(
     Case((64, 1000)),
+    Case((256, 1000)),
     Case((300, 10)),
     Case((300, 10), order="F"),
     Case((2, 5, 8, 8)),
@@ -102,10 +113,13 @@ QUICK_CASES = by_name(
     Case((64, 100), "bfloat16"),
     Case((64, 100), "float16"),
 )
+ALL: list[Case | Step] = [*CASES.values(), *STEPS]
+QUICK: list[Case | Step] = [*QUICK_CASES.values(), *STEPS[::3]]
 
 
 def run(
     cases: Sequence[Case],
+    steps: Sequence[Step],
     rounds: int,
     n_threads: int | None,
     compiled: bool,
@@ -119,15 +133,14 @@ def run(
         except ImportError as error:
             print(f"--plot needs matplotlib (pip install 'fastce[bench]'): {error}", file=sys.stderr)
             return 1
-    if n_threads is None:
-        n_threads = fastce.show_config(mode="dicts")["threads"]["effective"]
+    n_most = n_threads or fastce.show_config(mode="dicts")["threads"]["effective"]
     contenders = find_installed(compiled)
     results: dict[str, Any] = {}
-    report = {**describe(contenders), "n_threads": n_threads, "rounds": rounds, "cases": results}
+    report = {**describe(contenders), "n_threads": n_most, "rounds": rounds, "cases": results, "steps": {}}
     head = ["case", "floor, ms", *contenders, "speedup"]
     widths = [max(len(name) for name in [*CASES, *QUICK_CASES]), *map(len, head[1:])]
-    print_row(head, widths)
-    print_row(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], widths)
+    if cases:
+        print_head(head, widths)
     for case in cases:
         if case.dtype == "bfloat16" and not has_bfloat16():
             note(f"{case.name}: skipped, it needs the package ml_dtypes")
@@ -135,14 +148,42 @@ def run(
         if case.n_bytes * 3 > available_memory():
             note(f"{case.name}: skipped, for it {tell_memory(case.n_bytes * 3)}")
             continue
-        result = measure(case, contenders, n_threads if case.size >= SMALL else 1, rounds)
+        result = measure(case, contenders, n_threads, n_most if case.size >= SMALL else 1, rounds)
         results[case.name] = result
-        print_row([case.name, *format_result(result["medians"], contenders)], widths)
+        print_row([case.name, *format_result(result["seconds"], contenders)], widths)
+    if steps:
+        report["steps"] = run_steps(steps, contenders, n_threads, n_most, rounds)
     if json_path is not None:
         json_path.write_text(json.dumps(report, indent=1) + "\n")
     if plot_path is not None:
         save_plot(report, plot_path)
     return 0
+
+
+def run_steps(
+    steps: Sequence[Step], contenders: dict[str, Contender], n_threads: int | None, n_most: int, rounds: int
+) -> dict[str, dict[str, float]]:
+    """Measure training steps and print a table row for each; return the lower quartiles of the seconds."""
+    names = [name for name in IN_STEPS if name in contenders]
+    head = ["step, ms", *names, ONE_THREAD, "speedup"]
+    widths = [max(len(step.name) for step in STEPS), *map(len, head[1:])]
+    print()
+    print_head(head, widths)
+    report = {}
+    for step in steps:
+        show_progress(step.name)
+        losses = {name: (contenders[name], n_threads if name == FASTCE else n_most) for name in names}
+        losses[ONE_THREAD] = contenders[FASTCE], 1
+        runs = {
+            name: make_step(step, lambda logits, target, who=who, n=n: who.prepare(logits, target, n))
+            for name, (who, n) in losses.items()
+        }
+        seconds = {name: lower_quartile(times) for name, times in time_in_turn(runs, rounds, TURN, PAUSE).items()}
+        report[step.name] = seconds
+        others = [value for name, value in seconds.items() if not name.startswith(FASTCE)]
+        cells = [format_number(1e3 * seconds[name]) for name in head[1:-1]]
+        print_row([step.name, *cells, format_number(min(others) / seconds[FASTCE] if others else None)], widths)
+    return report
 
 
 def find_installed(compiled: bool) -> dict[str, Contender]:
@@ -171,8 +212,10 @@ def has_bfloat16() -> bool:
     return True
 
 
-def measure(case: Case, contenders: dict[str, Contender], n_threads: int, rounds: int) -> dict[str, Any]:
-    """Return the median seconds of the floor and of everybody who agrees, and why the others were dropped."""
+def measure(
+    case: Case, contenders: dict[str, Contender], n_threads: int | None, n_most: int, rounds: int
+) -> dict[str, Any]:
+    """Return the seconds of the floor and of everybody who agrees, lower quartiles, and why the others were dropped."""
     show_progress(f"{case.name}: drawing logits")
     rng = np.random.default_rng(0)
     dtype: Any = case.dtype
@@ -181,15 +224,13 @@ def measure(case: Case, contenders: dict[str, Contender], n_threads: int, rounds
     original = np.asarray(rng.standard_normal(case.shape, drawn_as), dtype, order=order)
     target = rng.integers(case.shape[1], size=case.shape[:1] + case.shape[2:])
     logits = np.empty_like(original)
-    # NumPy computes with 16-bit floats one by one, far from the pace of memory; integers move the same bytes.
-    numbers = logits.view(np.uint16) if case.is_16_bit else logits
-    one = numbers.dtype.type(1)
 
     def restore() -> None:
         np.copyto(logits, original)
 
-    calls, dropped = prepare(case, contenders, n_threads, logits, target, restore)
-    calls = {FLOOR: lambda: (None, np.multiply(numbers, one, out=numbers)), **calls}
+    calls, dropped = prepare(case, contenders, n_threads, n_most, logits, target, restore)
+    floors = zip((FLOOR, PER_THREAD), floors_of(IN_PLACE, logits, n_most), strict=False)
+    calls = {**dict(floors), **calls}
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
@@ -198,14 +239,16 @@ def measure(case: Case, contenders: dict[str, Contender], n_threads: int, rounds
             show_progress(f"{case.name}: round {i + 1}/{rounds}, {name}")
             seconds[name].append(take_sample(calls[name], restore))
     show_progress("")
-    medians = {name: median(times) for name, times in seconds.items()}
-    return {**case._asdict(), "n_threads": n_threads, "medians": medians, "dropped": dropped}
+    quartiles = {name: lower_quartile(times) for name, times in seconds.items()}
+    quartiles[FLOOR] = min(quartiles[FLOOR], quartiles.pop(PER_THREAD, math.inf))
+    return {**case._asdict(), "n_threads": n_most, "seconds": quartiles, "dropped": dropped}
 
 
 def prepare(
     case: Case,
     contenders: dict[str, Contender],
-    n_threads: int,
+    n_threads: int | None,
+    n_most: int,
     logits: Array,
     target: Array,
     restore: Callable[[], None],
@@ -221,7 +264,7 @@ def prepare(
             n_bytes = case.n_bytes * (contender.n_matrices + 1)  # 1: to compare
             if n_bytes > available_memory():
                 raise MemoryError(tell_memory(n_bytes))
-            call = contender.prepare(logits, target, n_threads)
+            call = contender.prepare(logits, target, n_threads if name.startswith(FASTCE) else n_most)
             loss, grad = (np.asarray(part) for part in call())
             if expected is None:
                 expected = loss, grad.copy(order="K")
@@ -263,12 +306,12 @@ def time_call(call: Call, restore: Callable[[], None]) -> float:
     return stop - start
 
 
-def format_result(medians: dict[str, float], contenders: dict[str, Contender]) -> list[str]:
+def format_result(all_seconds: dict[str, float], contenders: dict[str, Contender]) -> list[str]:
     """Return the cells of a row: the floor in ms, multiples of it, and fastce's speed in those of the fastest other."""
-    floor = medians[FLOOR]
-    multiples = [medians[name] / floor if name in medians else None for name in contenders]
-    others = [seconds for name, seconds in medians.items() if name != FLOOR and not name.startswith(FASTCE)]
-    return [format_number(x) for x in (floor * 1e3, *multiples, min(others) / medians[FASTCE] if others else None)]
+    floor = all_seconds[FLOOR]
+    multiples = [all_seconds[name] / floor if name in all_seconds else None for name in contenders]
+    others = [seconds for name, seconds in all_seconds.items() if name != FLOOR and not name.startswith(FASTCE)]
+    return [format_number(x) for x in (floor * 1e3, *multiples, min(others) / all_seconds[FASTCE] if others else None)]
 
 
 def format_number(x: float | None) -> str:
@@ -276,6 +319,12 @@ def format_number(x: float | None) -> str:
     if x is None:
         return "-"
     return f"{x:.3g}" if x < 1000 else f"{x:.0f}"
+
+
+def print_head(head: Sequence[str], widths: Sequence[int]) -> None:
+    """Print the first rows of a Markdown table."""
+    print_row(head, widths)
+    print_row(["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])], widths)
 
 
 def print_row(cells: Sequence[str], widths: Sequence[int]) -> None:

@@ -15,7 +15,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
     """Draw what `fastce._bench.run` reports."""
     cases = report["cases"]
     multiples = {
-        case: {name: seconds / result["medians"]["floor"] for name, seconds in result["medians"].items()}
+        case: {name: seconds / result["seconds"]["floor"] for name, seconds in result["seconds"].items()}
         for case, result in cases.items()
     }
     names = list(dict.fromkeys(name for case in multiples.values() for name in case if name != "floor"))
@@ -41,7 +41,7 @@ def save_plot(report: dict[str, Any], path: Path) -> None:
     axes.axvline(1, color="0.4", linewidth=1)
     axes.set_yticks(
         range(len(cases)),
-        [f"{case}  ({1e3 * result['medians']['floor']:.3g} ms)" for case, result in cases.items()],
+        [f"{case}  ({1e3 * result['seconds']['floor']:.3g} ms)" for case, result in cases.items()],
     )
     axes.invert_yaxis()
     axes.set_xticks(SCALE, [str(tick) for tick in SCALE])

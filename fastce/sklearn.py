@@ -25,7 +25,7 @@ try:
     from sklearn.linear_model._base import LinearClassifierMixin, SparseCoefMixin
     from sklearn.utils import check_random_state, check_scalar, compute_class_weight
     from sklearn.utils.multiclass import check_classification_targets
-    from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
+    from sklearn.utils.validation import _check_sample_weight, validate_data
 except ImportError as error:
     raise type(error)(
         f"fastce.sklearn needs scikit-learn 1.6 or later, got: {error}. Install it with pip install 'fastce[sklearn]'",
@@ -365,7 +365,6 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         return fastce.log_softmax(self._logits(X), n_threads=self.n_threads)
 
     def _logits(self, X: Any) -> NDArray[Any]:
-        check_is_fitted(self)
         logits: NDArray[Any] = self.decision_function(X)
         return logits if logits.ndim == 2 else np.stack([np.zeros_like(logits), logits], axis=1)
 

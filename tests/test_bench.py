@@ -17,6 +17,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
     monkeypatch.setattr(_bench, "PAUSE", 0)
+    monkeypatch.setattr(_bench, "TURN", 0)
 
 
 def contend(monkeypatch, **others):
@@ -29,9 +30,9 @@ def test_everybody_who_is_installed_agrees(tmp_path, capsys):
     assert main(["bench", "--quick", "--rounds", "1", "--json", str(path)]) == 0
     output = capsys.readouterr()
     report = json.loads(path.read_text())
-    assert {"date", "machine", "versions", "fastce", "n_threads", "rounds", "cases"} == set(report)
+    assert {"date", "machine", "versions", "fastce", "n_threads", "rounds", "cases", "steps"} == set(report)
     assert report["fastce"]["versions"]["numpy"] == np.__version__
-    assert list(report["cases"]) == list(_bench.QUICK_CASES)
+    assert [*report["cases"], *report["steps"]] == [case.name for case in _bench.QUICK]
     left_out = {line.partition(":")[0] for line in output.err.splitlines() if "left out" in line}
     assert not left_out & {"fastce", "fastce, new", "NumPy"}
     taking_part = set(CONTENDERS) - left_out - {"torch.compile"}
@@ -42,9 +43,18 @@ def test_everybody_who_is_installed_agrees(tmp_path, capsys):
         elif case["dtype"] in ("float16", "bfloat16"):
             cannot = {"scikit-learn", "Numba"}
         assert set(case["dropped"]) == cannot & taking_part, name
-        assert set(case["medians"]) == {"floor", *taking_part} - set(case["dropped"])
-        assert all(seconds > 0 for seconds in case["medians"].values())
+        assert set(case["seconds"]) == {"floor", *taking_part} - set(case["dropped"])
+        assert all(seconds > 0 for seconds in case["seconds"].values())
         assert f"| {name} " in output.out
+    for name, seconds in report["steps"].items():
+        assert {"fastce", "fastce, one thread", "NumPy"} <= set(seconds) and min(seconds.values()) > 0
+        assert f"| {name} " in output.out
+
+
+def test_steps_are_chosen_by_name(capsys):
+    assert main(["bench", "--cases", "step-512x64x100", "--rounds", "1"]) == 0
+    _, head, _, row = capsys.readouterr().out.splitlines()
+    assert head.startswith("| step, ms ") and row.startswith("| step-512x64x100 ")
 
 
 def test_who_fails_is_dropped_with_the_reason(monkeypatch, tmp_path, capsys):
@@ -76,7 +86,7 @@ def test_who_fails_is_dropped_with_the_reason(monkeypatch, tmp_path, capsys):
         assert case["dropped"][name].startswith("ArithmeticError: differs by")
     if sys.platform == "linux":  # elsewhere nobody knows how much memory is left
         assert case["dropped"].pop("huge").startswith("MemoryError: needs")
-        assert list(case["medians"]) == ["floor", "fastce"]
+        assert list(case["seconds"]) == ["floor", "fastce"]
     for name, reason in case["dropped"].items():
         assert f"300x10: {name} dropped: {reason}" in output.err
 

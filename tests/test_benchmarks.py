@@ -33,8 +33,10 @@ def benchmarks(monkeypatch):
     tiny = lambda name: tuple(min(n, 12) for n in parse_shape(name))  # noqa: E731
     monkeypatch.setattr(modules["problems"], "parse_shape", tiny)
     monkeypatch.setattr(modules["measure"], "SAMPLE_SECONDS", 0)
+    for name in ("STEP_TURN", "STEP_PAUSE"):
+        monkeypatch.setattr(modules["axes"], name, 0)
     yield modules
-    ours = ("benchmarks", "boosting", "linear", "logistic", "ratios", "training")
+    ours = ("benchmarks", "boosting", "linear", "logistic", "ratios", "steps", "training")
     for name in [name for name in sys.modules if name.partition(".")[0] in ours]:
         del sys.modules[name]
 
@@ -86,9 +88,9 @@ def test_timed_calls_meet_fresh_logits_and_the_instruction_set_asked_for(benchma
         return call
 
     monkeypatch.setattr(measure, "make_call", make_call)
-    medians = measure.median_seconds([case.floor, case], rounds=3)
-    assert list(medians) == [case.floor, case]
-    assert seen == [case.floor.isa, case.isa] * 4  # three rounds after the one that warms up
+    seconds = measure.typical_seconds([*case.floors, case], rounds=3)
+    assert list(seconds) == [*case.floors, case]
+    assert seen == [*(way.isa for way in case.floors), case.isa] * 4  # three rounds after the one that warms up
 
 
 WAKE = """
@@ -163,6 +165,26 @@ def test_the_tables_of_ratios_are_printed(benchmarks, capsys):
     assert len(heads) == len(ratios.MAP) and heads[-1].endswith("ms; in microseconds per call")
     columns = rf"threads 1 {number}, 3 {number}, 3 threads / 1 thread {number}"
     assert all(re.fullmatch(rf"  {isa:9s} {columns}", row) for row in rows)
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_steps_with_products_and_rounds_are_printed(benchmarks, capsys, monkeypatch, busy):
+    pytest.importorskip("sklearn")
+    steps = importlib.import_module("steps")
+    monkeypatch.setattr(steps, "PAUSE", 0)
+    arguments = ["--runs", "2", "--rounds", "1", "--turn", "0", "--boosting", "200", "3", "3", "1"]
+    missing = [name for name in steps.LIBRARIES if importlib.util.find_spec(name) is None]
+    steps.main([*arguments, *["--busy"] * busy, *["--skip", "boosting"] * bool(missing)])
+    head, *lines, worst = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"threads: \d+; waiting: .+", head)
+    rows = [line for line in lines if line.startswith("  ")]
+    titles = [row.partition(":")[0].strip() for row in rows]
+    n = len(rows) // 2
+    assert titles[:n] == titles[n:] and n == 8 + 2 * (not missing)
+    assert titles[:5] == [*(step.name for step in steps.STEPS), "predict_proba-1x64x10"]
+    time = r"[A-Za-z -]+ \d+\.\d{3}"
+    assert all(re.fullmatch(rf"  [^:]+: {time}(, {time})+ ms; ratio \d+\.\d\d", row) for row in rows)
+    assert worst.startswith("worst ratios: step-64x256x1000 ")
 
 
 def test_the_cost_of_a_linear_layer_is_printed(benchmarks, capsys):

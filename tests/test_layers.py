@@ -46,13 +46,15 @@ FLOORS = {
 LAZY = {"cupy"}
 # Programs and integrations stand on the public functions, and on each other. They may bring their own packages.
 PROGRAMS = {
-    "__main__": {"_bench", "_demo", "_progress"},
-    "_bench": {"_bench_plot", "_contenders", "_machine", "_progress"},
+    "__main__": {"_bench", "_demo", "_progress", "_steps"},
+    "_bench": {"_bench_plot", "_contenders", "_floor", "_machine", "_progress", "_steps"},
     "_bench_plot": set(),
     "_demo": {"_contenders", "_progress"},
     "_contenders": {"_reference"},
+    "_floor": set(),
     "_machine": set(),
     "_progress": set(),
+    "_steps": set(),
     "boosting": {"_labels"},
     "torch": {"_torch_arrays", "_torch_linear", "_torch_operators"},
     "_torch_linear": {"_torch_arrays", "_torch_operators"},

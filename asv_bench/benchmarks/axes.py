@@ -7,10 +7,15 @@ import contextlib
 from dataclasses import replace
 
 from fastce import _cpu
+from fastce._contenders import CONTENDERS
+from fastce._steps import STEPS, lower_quartile, make_step, time_in_turn
 
 from .accuracy import worst_ulp
 from .measure import gigabytes_per_second, make_call, ratio_to_floor, wake_threads
 from .problems import CALLS, DTYPES, IMAGES, ISAS, LAYOUTS, OPTIONS, SHAPES, THREADS, Case, make_logits
+
+STEP_ROUNDS = 7
+STEP_TURN, STEP_PAUSE = 0.2, 0.15  # s: that each has in a round; in which BLAS's threads fall asleep
 
 
 def round_for_table(number):
@@ -111,6 +116,39 @@ class Threads(_Axis):
 
     params = THREADS
     param_names = ("n_threads",)
+
+
+class Step:
+    """Training steps: a product, loss and gradient, two products; times in turn, see `fastce._steps`."""
+
+    params = tuple(step.name for step in STEPS)
+    param_names = ("step",)
+    case = Case()
+
+    def setup(self, value):
+        self.step = next(step for step in STEPS if step.name == value)
+        prepare = CONTENDERS["fastce"].prepare
+        self.runs = {
+            "fastce": make_step(self.step, lambda logits, target: prepare(logits, target, None)),
+            "one thread": make_step(self.step, lambda logits, target: prepare(logits, target, 1)),
+            "NumPy": make_step(self.step, lambda logits, target: CONTENDERS["NumPy"].prepare(logits, target, None)),
+        }
+
+    def teardown(self, value):
+        pass
+
+    def time_fastce(self, value):
+        self.runs["fastce"]()
+
+    def time_numpy(self, value):
+        self.runs["NumPy"]()
+
+    def track_ratio_to_the_better_of_numpy_and_one_thread(self, value):
+        times = time_in_turn(self.runs, STEP_ROUNDS, STEP_TURN, STEP_PAUSE)
+        seconds = {name: lower_quartile(taken) for name, taken in times.items()}
+        return round_for_table(seconds["fastce"] / min(seconds["one thread"], seconds["NumPy"]))
+
+    track_ratio_to_the_better_of_numpy_and_one_thread.unit = "times"
 
 
 class Call(_Axis):

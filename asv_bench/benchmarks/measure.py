@@ -1,4 +1,4 @@
-"""How long cases take: medians over rounds, in each of which every case runs once on fresh logits.
+"""How long cases take: lower quartiles over rounds, in each of which every case runs once on fresh logits.
 
 So a change of the machine's speed meets all alike, and their ratios hold on a machine that is not quite quiet.
 """
@@ -11,7 +11,9 @@ import numpy as np
 
 import fastce
 from fastce import _cpu
+from fastce._floor import COPY, IN_PLACE, floors_of
 from fastce._reference import numpy_loss_and_grad
+from fastce._steps import lower_quartile
 
 from .problems import make_arguments, make_logits
 
@@ -29,11 +31,12 @@ def wake_threads(n_threads):
 
 def make_call(case, logits):
     """Return what is timed, a function of no arguments that works on `logits`, in place where a call can be."""
-    if case.call == "floor":
-        # NumPy computes with 16-bit floats one by one, far from the pace of memory; integers move the same bytes.
-        numbers = logits.view(np.uint16) if logits.dtype.itemsize == 2 else logits
-        one = numbers.dtype.type(1)
-        return lambda: np.multiply(numbers, one, out=numbers)
+    name, *which = case.call.split(":")
+    if name == "floor":
+        kind, way = which or (IN_PLACE, 0)
+        out = np.zeros_like(logits) if kind == COPY else None
+        ways = floors_of(kind, logits, case.n_threads, out)
+        return ways[min(int(way), len(ways) - 1)]
     arguments = make_arguments(case.option, *case.logits_key)
     if case.call == "numpy":
         return lambda: numpy_loss_and_grad(logits, **arguments)
@@ -64,8 +67,8 @@ def _sample(case, call, logits, original, number):
     return seconds / number
 
 
-def median_seconds(cases, rounds=ROUNDS):
-    """Return the median seconds of each case. Cases that can share arrays do: they are large."""
+def typical_seconds(cases, rounds=ROUNDS):
+    """Return the lower quartile of each case's seconds. Cases that can share arrays do: they are large."""
     cases = list(dict.fromkeys(cases))
     logits = {key: make_logits(*key) for key in {case.logits_key for case in cases}}
     original = {key: x.copy(order="K") for key, x in logits.items()}
@@ -85,17 +88,22 @@ def median_seconds(cases, rounds=ROUNDS):
     for _ in range(rounds):
         for case in cases:
             seconds[case].append(sample(case, numbers[case]))
-    return {case: float(np.median(times)) for case, times in seconds.items()}
+    return {case: lower_quartile(times) for case, times in seconds.items()}
+
+
+def floor_of(case, seconds):
+    """Return the seconds of the case's floor, whose ways are among those that were timed."""
+    return min(seconds[way] for way in case.floors)
 
 
 def ratio_to_floor(case):
     """Return the case's time in multiples of the floor."""
-    seconds = median_seconds([case.floor, case])
-    return seconds[case] / seconds[case.floor]
+    seconds = typical_seconds([*case.floors, case])
+    return seconds[case] / floor_of(case, seconds)
 
 
 def gigabytes_per_second(case):
     """Return the pace in bytes that must move: the logits are read and, but for the loss alone, as many written."""
     shape, dtype, _ = case.logits_key
     passes = {"loss": 1, "product": 3, "gradient+diagonal": 3}.get(case.call, 2)  # over arrays of that size
-    return 1e-9 * passes * math.prod(shape) * np.dtype(dtype).itemsize / median_seconds([case])[case]
+    return 1e-9 * passes * math.prod(shape) * np.dtype(dtype).itemsize / typical_seconds([case])[case]

@@ -8,6 +8,7 @@ import numpy as np
 
 import fastce
 from fastce import _cpu
+from fastce._floor import COPY, IN_PLACE, READ
 
 with contextlib.suppress(ImportError):  # NumPy does not know bfloat16 without it
     import ml_dtypes  # noqa: F401
@@ -72,9 +73,11 @@ class Case:
         return parse_shape(self.shape), self.dtype, self.layout
 
     @property
-    def floor(self):
-        """One read and one write of the logits by NumPy: no gradient in place can take less."""
-        return replace(self, option="plain", call="floor", isa=_cpu.isa, n_threads=1)
+    def floors(self):
+        """NumPy's ways to move the bytes that the call cannot do without, in as many threads: the fastest counts."""
+        kind = {"loss": READ, "new gradient": COPY}.get(self.call, IN_PLACE)
+        ways = range(1 if self.n_threads == 1 else 2)
+        return [replace(self, option="plain", call=f"floor:{kind}:{way}", isa=_cpu.isa) for way in ways]
 
     def is_supported(self):
         """Tell whether this machine and the fastce at hand can run it."""

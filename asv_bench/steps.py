@@ -1,0 +1,130 @@
+"""Print what whole steps take, with the loss by fastce, by NumPy and by others in between: python asv_bench/steps.py.
+
+Training steps of a linear layer (product, loss and gradient, two products), `predict_proba`, and rounds of boosting,
+all with default threads; fastce also with one. Lower quartiles of rounds in turn. The last column of a run holds fastce
+against the better of the NumPy step and its own with one thread, or against the library's own. With --busy another
+process keeps one core busy meanwhile, and fastce is held against one thread. Needs scikit-learn and a quiet machine.
+"""
+
+import argparse
+import contextlib
+import importlib
+import subprocess
+import sys
+import warnings
+
+import numpy as np
+from sklearn.datasets import load_digits
+from sklearn.linear_model import LogisticRegression
+
+import fastce.sklearn
+from boosting import LIBRARIES, make_data
+from fastce._bench import PAUSE
+from fastce._contenders import CONTENDERS
+from fastce._steps import STEPS, lower_quartile, make_step, time_in_turn
+
+ONE_THREAD = "one thread"
+PREDICTED_ROWS = (1, 100, 1797, 20000)
+
+
+@contextlib.contextmanager
+def busy_process(is_wanted):
+    """Have another process compute meanwhile."""
+    if not is_wanted:
+        yield
+        return
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as process:
+        try:
+            yield
+        finally:
+            process.kill()
+
+
+def make_runs(step, with_torch):
+    """Return the step with everybody's loss."""
+    losses = {
+        "fastce": lambda logits, target: CONTENDERS["fastce"].prepare(logits, target, None),
+        ONE_THREAD: lambda logits, target: CONTENDERS["fastce"].prepare(logits, target, 1),
+        "NumPy": lambda logits, target: CONTENDERS["NumPy"].prepare(logits, target, None),
+        "scikit-learn": lambda logits, target: CONTENDERS["scikit-learn"].prepare(logits, target, None),
+    }
+    if with_torch:
+        losses["PyTorch"] = lambda logits, target: CONTENDERS["PyTorch"].prepare(logits, target, None)
+    return {name: make_step(step, prepare) for name, prepare in losses.items()}
+
+
+def make_predictions(n_rows):
+    """Return `predict_proba` by scikit-learn's model and by ours."""
+    features, target = load_digits(return_X_y=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that few iterations are not enough
+        models = {
+            "fastce": fastce.sklearn.LogisticRegression(max_iter=20).fit(features, target),
+            ONE_THREAD: fastce.sklearn.LogisticRegression(max_iter=20, n_threads=1).fit(features, target),
+            "scikit-learn": LogisticRegression(max_iter=20).fit(features, target),
+        }
+    features = np.resize(features, (n_rows, features.shape[1]))
+    return {name: lambda model=model: model.predict_proba(features) for name, model in models.items()}
+
+
+def make_boosters(name, shape, n_rounds):
+    """Return how a library learns by its own objective and by ours; default threads."""
+    library = importlib.import_module(name)
+    start_library, make_objective, _ = LIBRARIES[name]
+    features, target = make_data(*shape)
+    start = start_library(library, features, target, shape[-1], 0)
+    objectives = {"fastce": make_objective(), name: None}
+
+    def learn(objective):
+        update, _ = start(objective)
+        for _ in range(n_rounds):
+            update()
+
+    return {who: lambda objective=objective: learn(objective) for who, objective in objectives.items()}
+
+
+def print_run(title, runs, rivals, rounds, turn):
+    """Time and print a line; return the ratio of fastce to the best of the rivals."""
+    seconds = {name: lower_quartile(times) for name, times in time_in_turn(runs, rounds, turn, PAUSE).items()}
+    ratio = seconds["fastce"] / min(seconds[name] for name in rivals)
+    times = ", ".join(f"{name} {1e3 * value:.3f}" for name, value in seconds.items())
+    print(f"  {title}: {times} ms; ratio {ratio:.2f}", flush=True)
+    return ratio
+
+
+def main(arguments=None):
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--runs", type=int, default=1, help="of everything, one after the other")
+    parser.add_argument("--rounds", type=int, default=11)
+    parser.add_argument("--turn", type=float, default=0.3, metavar="SECONDS", help="that each has in a round")
+    parser.add_argument("--busy", action="store_true", help="beside a process that keeps a core busy")
+    parser.add_argument("--torch", action="store_true", help="also with PyTorch's loss")
+    parser.add_argument("--boosting", nargs=4, type=int, default=(20000, 20, 10, 30), metavar=("N", "d", "C", "ROUNDS"))
+    parser.add_argument("--skip", nargs="+", default=(), choices=("steps", "predictions", "boosting"))
+    options = parser.parse_args(arguments)
+    config = fastce.show_config(mode="dicts")
+    print(f"threads: {config['threads']['effective']}; waiting: {config['threads']['waiting']}")
+    worst = {}
+
+    def measure(title, runs, rivals):
+        ratio = print_run(title, runs, rivals, options.rounds, options.turn)
+        worst[title] = max(worst.get(title, 0), ratio)
+
+    with busy_process(options.busy):
+        for number in range(options.runs):
+            print(f"run {number + 1}")
+            for step in () if "steps" in options.skip else STEPS:
+                rivals = [ONE_THREAD] if options.busy else [ONE_THREAD, "NumPy"]
+                measure(step.name, make_runs(step, options.torch), rivals)
+            for n_rows in () if "predictions" in options.skip else PREDICTED_ROWS:
+                measure(f"predict_proba-{n_rows}x64x10", make_predictions(n_rows), ["scikit-learn"])
+            for name in () if "boosting" in options.skip else LIBRARIES:
+                *shape, n_rounds = options.boosting
+                runs = make_boosters(name, shape, n_rounds)
+                measure(f"{name}-{'x'.join(map(str, shape))}, {n_rounds} rounds", runs, [name])
+    print("worst ratios:", ", ".join(f"{title} {ratio:.2f}" for title, ratio in worst.items()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""The memory floor: what NumPy takes to move the bytes that a call cannot do without.
+
+A floor has as many threads as what is held against it. Where one core fills the memory, one call of NumPy is the
+fastest; elsewhere one call per thread is, each on an equal part. So both are timed, and the faster one counts.
+"""
+
+import functools
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+Floor = Callable[[], object]
+
+# What a call cannot do without: a loss reads the logits, a gradient in place also writes them, and one that goes into
+# another array is a copy.
+READ, IN_PLACE, COPY = "read", "in place", "copy"
+
+
+def floors_of(kind: str, logits: Array, n_threads: int, out: Array | None = None) -> list[Floor]:
+    """Return the ways to do it: by one call of NumPy and, with several threads, by one for each.
+
+    `out` is for `COPY`, of the same shape and memory order.
+    """
+    x = _flatten(logits)
+    y = x if out is None else _flatten(out)
+    one_call = functools.partial(_do, kind, x, y)
+    n_parts = min(n_threads, len(x))
+    if n_parts < 2:
+        return [one_call]
+    first, *others = [
+        functools.partial(_do, kind, *parts)
+        for parts in zip(np.array_split(x, n_parts), np.array_split(y, n_parts), strict=True)
+    ]
+
+    def one_call_per_thread() -> None:
+        started = [_threads(n_parts - 1).submit(part) for part in others]
+        first()
+        wait(started)
+
+    return [one_call, one_call_per_thread]
+
+
+def _do(kind: str, x: Array, y: Array) -> None:
+    if kind == READ:
+        x.max()
+    elif kind == COPY:
+        np.copyto(y, x)
+    else:
+        np.multiply(x, x.dtype.type(1), out=x)
+
+
+def _flatten(array: Array) -> Array:
+    """Return a view with one axis, if the array is without gaps.
+
+    NumPy computes with numbers of 16 bits one by one, far from the pace of memory; integers move the same bytes.
+    """
+    if array.dtype.itemsize == 2:
+        array = array.view(np.uint16)
+    flat = array.reshape(-1, order="A")
+    return flat if np.shares_memory(flat, array) else array
+
+
+@functools.cache
+def _threads(n: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(n)
