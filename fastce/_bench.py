@@ -15,6 +15,7 @@ Design
 """
 
 import datetime
+import functools
 import importlib
 import json
 import math
@@ -42,7 +43,7 @@ ONE_THREAD = "fastce, one thread"
 IN_STEPS = ("fastce", "NumPy", "scikit-learn", "PyTorch")
 COMPILED = "torch.compile"
 
-MIN_SAMPLE = 1e-3  # s: the calls of a sample together take longer
+MIN_SAMPLE = 1e-2  # s: the calls of a sample together take longer
 # s, a pause before each sample: waiting threads of BLAS keep a processor busy for a tenth of a second.
 PAUSE = 0.15
 # Numbers below which nobody gets more than one thread: some packages would be slowed down by as many as they are given.
@@ -175,8 +176,8 @@ def run_steps(
         losses = {name: (contenders[name], n_threads if name == FASTCE else n_most) for name in names}
         losses[ONE_THREAD] = contenders[FASTCE], 1
         runs = {
-            name: make_step(step, lambda logits, target, who=who, n=n: who.prepare(logits, target, n))
-            for name, (who, n) in losses.items()
+            name: make_step(step, functools.partial(prepare_loss, contender, n))
+            for name, (contender, n) in losses.items()
         }
         seconds = {name: lower_quartile(times) for name, times in time_in_turn(runs, rounds, TURN, PAUSE).items()}
         report[step.name] = seconds
@@ -184,6 +185,11 @@ def run_steps(
         cells = [format_number(1e3 * seconds[name]) for name in head[1:-1]]
         print_row([step.name, *cells, format_number(min(others) / seconds[FASTCE] if others else None)], widths)
     return report
+
+
+def prepare_loss(contender: Contender, n_threads: int | None, logits: Array, target: Array) -> Call:
+    """Return what a step calls between its products."""
+    return contender.prepare(logits, target, n_threads)
 
 
 def find_installed(compiled: bool) -> dict[str, Contender]:
@@ -228,9 +234,9 @@ def measure(
     def restore() -> None:
         np.copyto(logits, original)
 
-    calls, dropped = prepare(case, contenders, n_threads, n_most, logits, target, restore)
-    floors = zip((FLOOR, PER_THREAD), floors_of(IN_PLACE, logits, n_most), strict=False)
-    calls = {**dict(floors), **calls}
+    agreeing, dropped = prepare(case, contenders, n_threads, n_most, logits, target, restore)
+    floors = dict(zip((FLOOR, PER_THREAD), floors_of(IN_PLACE, logits, n_most), strict=False))
+    calls: dict[str, Callable[[], object]] = {**floors, **agreeing}
     names = list(calls)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
@@ -282,7 +288,7 @@ def prepare(
     return calls, dropped
 
 
-def take_sample(call: Call, restore: Callable[[], None]) -> float:
+def take_sample(call: Callable[[], object], restore: Callable[[], None]) -> float:
     """Return the mean seconds of some calls, or of a single long one."""
     time.sleep(PAUSE)
     seconds = time_call(call, restore)
@@ -296,7 +302,7 @@ def take_sample(call: Call, restore: Callable[[], None]) -> float:
     return total / n_calls
 
 
-def time_call(call: Call, restore: Callable[[], None]) -> float:
+def time_call(call: Callable[[], object], restore: Callable[[], None]) -> float:
     """Return the seconds of one call on fresh logits."""
     restore()
     start = time.perf_counter()

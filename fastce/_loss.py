@@ -64,7 +64,9 @@ def cross_entropy(
     z_loss : float, default 0
         Each kept row adds ``z_loss * lse**2``, times its sample weight.
     n_threads : int, optional
-        At most this many threads, any positive number. ``None`` lets the library choose. Never changes the result.
+        At most this many threads, any positive number. ``None`` takes as many as OpenMP, the process's processors and
+        its CPU quota allow, if the call is large enough and such calls have not lately lost time by it. Never changes
+        the result.
 
     Returns
     -------
