@@ -81,7 +81,8 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     n_threads = <int>min(n_asked, n_chunks)
     task.part_rows = rows_of_part(task, kernel, like)
     n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
-    memory = take_memory(CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * (size + CACHE_LINE))
+    memory = take_memory(
+        CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * (size + CACHE_LINE))
     workspace = <char*>align(<Py_ssize_t>memory)
     task.loss_parts = <double*>workspace
     memset(workspace, 0, n_parts * sizeof(double))

@@ -3,19 +3,20 @@
 Design
 ------
 1. A call of several threads ends when the last has come and gone, even if the others have left it nothing to do. A
-   thread may come late: it sleeps, or its processor is busy with another process, or with a thread of BLAS or of another
-   OpenMP that waits for work. That costs microseconds to milliseconds, and nobody can tell beforehand.
+   thread may come late: it sleeps, or its processor is busy with another process, or with a thread of BLAS or of
+   another OpenMP that spins while it waits for work. That costs microseconds to milliseconds, and nobody can tell
+   beforehand.
 2. So every call tells afterwards what it lost: how much longer it took than one thread would have taken alone. That is
    known from how long the threads took for their shares.
-3. The first loss may be what it took to wake the other threads. If a second one follows before the first has become small
-   against the time that has passed, the thread works alone for `PATIENCE` times what both lost: no more than one part in
-   so many is ever lost, whatever the others do.
+3. The first loss may be what it took to wake the other threads. If a second one follows before the first has become
+   small against the time that has passed, the thread works alone for `PATIENCE` times what both lost: no more than one
+   part in so many is ever lost, whatever the others do.
 4. A call that is so long that it would have gained in spite of such a delay is shared in the meantime, too.
 5. Sharing also costs what it does to others: threads that are woken for a short call are on the processors when BLAS
    wants them. So a short call is shared only if it follows another so closely that the threads are still awake: in a
    loop of such calls, not in one where matrix products come between them.
-6. What is learnt belongs to the calling thread, as OpenMP's threads do. It never changes a result: no bit depends on the
-   number of threads.
+6. What is learnt belongs to the calling thread, as OpenMP's threads do. It never changes a result: no bit depends on
+   the number of threads.
 
 Rejected: a threshold. After a matrix product a call of 17 us loses 35 us by a second thread, in a loop of such calls it
 gains 4 us.
@@ -26,7 +27,8 @@ from fastce._cpu._prefetch cimport CACHE_LINE
 
 cdef extern from *:
     """
-    /* Seconds: what a number takes in the fastest calls, 64 x 1000 float32 with AVX-512; how long threads stay awake, at least with GNU's runtime as `_runtime` starts it. */
+    /* Seconds: what a number takes in the fastest calls, 64 x 1000 float32 with AVX-512; and how long threads stay
+       awake, at least with GNU's runtime as `_runtime` starts it. */
     #define FASTCE_SECONDS_PER_NUMBER 0.25e-9
     #define FASTCE_AWAKE 50e-6
     #ifdef _OPENMP
@@ -41,7 +43,7 @@ cdef extern from *:
     #define FASTCE_THREAD_LOCAL __thread
     #endif
     typedef struct {
-        double stop;     /* the clock's time when the last call that might have been shared ended */
+        double stop;     /* the clock's time at the end of the last call that might have been shared */
         double lost;     /* seconds, by the last call that lost time */
         double grace;    /* the clock's time from which that is small */
         double delay;    /* by which calls were late when the thread was left alone */
