@@ -111,7 +111,7 @@ print(json.dumps([dict(os.environ) == before, fastce.show_config(mode="dicts")["
 )
 def test_how_threads_wait_is_the_users_choice_and_leaves_no_trace_in_the_environment(environment, expected):
     is_llvm = _cpu._runtime.is_llvm(_cpu._kernels_baseline.__file__)
-    name, brief, own = ("KMP_BLOCKTIME", "0", "7") if is_llvm else ("GOMP_SPINCOUNT", "2000", "77")
+    name, brief, own = ("KMP_BLOCKTIME", "1", "7") if is_llvm else ("GOMP_SPINCOUNT", "2000", "77")
     unchanged, waiting = run(WAITING.format(first=""), **environment)
     assert unchanged
     if expected == "briefly or KMP_LIBRARY":

@@ -138,14 +138,19 @@ cdef extern from *:
     static CYTHON_INLINE void fastce_exp_row(
             fastce_format format, const void* x, ptrdiff_t n, float top, float scale, float* e, const char* ahead,
             ptrdiff_t size, int is_long, float* sums) {
+        /* Constants, each a function of its own: a choice within the loop took a tenth of the time with AVX2. */
         if (format == FASTCE_HALF)
-            fastce_exp_row_of(FASTCE_HALF, x, n, top, 1, e, ahead, size, is_long, sums);
+            fastce_exp_row_of(FASTCE_HALF, x, n, top, 1, e, ahead, size, 0, sums);
         else if (format == FASTCE_BFLOAT16)
-            fastce_exp_row_of(FASTCE_BFLOAT16, x, n, top, 1, e, ahead, size, is_long, sums);
+            fastce_exp_row_of(FASTCE_BFLOAT16, x, n, top, 1, e, ahead, size, 0, sums);
+        else if (scale == 1 && is_long)
+            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, 1, sums);
         else if (scale == 1)
-            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, is_long, sums);
+            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, 0, sums);
+        else if (is_long)
+            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, 1, sums);
         else
-            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, is_long, sums);
+            fastce_exp_row_of(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, 0, sums);
     }
     #else
     #define fastce_exp_row(format, x, n, top, scale, e, ahead, size, is_long, sums) ((void)0)

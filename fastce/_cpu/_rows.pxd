@@ -134,12 +134,13 @@ cdef inline void sweep_row(
     cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
     cdef Row row = begun[0]
     cdef Row here = row if task.source == NULL else locate_row(given, i, like)
-    cdef Py_ssize_t far = (2 if row.is_long else 1) * AHEAD_BYTES // here.size_logits
+    cdef Py_ssize_t far = (2 if here.is_long else 1) * AHEAD_BYTES // here.size_logits
     # After short rows one more: the next one has been read already.
     cdef Py_ssize_t rows_ahead = 1 if task.n_classes > step else max(2, far // task.n_classes + 1)
     cdef Row after = locate_row(given, min(i + rows_ahead, task.n_rows - 1), like)
     cdef bint is_lower
     row.size_logits = here.size_logits
+    row.is_long = here.is_long
     if not in_out:
         row.exps = <char*>scratch
         row.exp_stride = sizeof(real)

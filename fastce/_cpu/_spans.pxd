@@ -21,7 +21,7 @@ cdef struct Row:
     const char* ahead_prob
     Py_ssize_t size_logits
     Py_ssize_t size_prob
-    bint is_long              # more than a block
+    bint is_long              # more than a block, of the arithmetic's numbers
 
 
 # The classes of one tile: lane j is class k + j, for first <= j < limit.
@@ -43,7 +43,7 @@ cdef inline Row locate_row(const Task* task, Py_ssize_t i, real like) noexcept n
     row.ahead_prob = row.prob
     row.size_logits = size_of(task.logits.format, like)
     row.size_prob = size_of(task.prob.format, like)
-    row.is_long = task.n_classes > task.block
+    row.is_long = task.n_classes > task.block and task.logits.format == NATIVE
     return row
 
 
