@@ -170,3 +170,31 @@ def _gnu_runtime():
     if not paths:
         pytest.skip("the runtime is one of the wheel's own")
     return "libgomp.so.1"
+
+
+PLACES = """
+import json, os, time
+import numpy as np
+import fastce
+
+logits, target = np.zeros((1000, 1000), np.float32), np.zeros(1000, int)
+for _ in range(30):
+    time.sleep(1e-3)
+    fastce.cross_entropy(logits, target, n_threads=3)
+threads = [int(name) for name in os.listdir("/proc/self/task")]
+print(json.dumps([os.getpid(), {thread: sorted(os.sched_getaffinity(thread)) for thread in threads}]))
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux alone has it")
+@pytest.mark.parametrize("bound", [False, True])
+def test_threads_that_make_room_for_the_caller_stay_where_the_process_may_be(bound):
+    processors = sorted(os.sched_getaffinity(0))
+    before = f"import os; os.sched_setaffinity(0, {processors[:1]})\n" if bound else ""
+    caller, places = run(before + PLACES, OMP_NUM_THREADS="3", OPENBLAS_NUM_THREADS="1")
+    allowed = set(processors[:1] if bound else processors)
+    assert set(places.pop(str(caller))) == allowed  # the caller's own are not touched
+    assert len(places) >= 2
+    assert all(place and set(place) <= allowed for place in places.values())
+    if bound:
+        assert all(set(place) == allowed for place in places.values())

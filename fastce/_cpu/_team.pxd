@@ -14,7 +14,9 @@ from fastce._cpu._math cimport real
 from fastce._cpu._memory cimport give_memory, take_memory
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._task cimport Task, Vector, weight_of
-from fastce._cpu._teamwork cimport Progress, begin_chunk, clock_seconds, end_chunk, learn, note_end
+from fastce._cpu._teamwork cimport (
+    Progress, begin_chunk, clock_seconds, end_chunk, learn, note_end, this_processor, thread_id
+)
 from fastce._cpu._units cimport plan_curvature
 from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
 
@@ -72,6 +74,7 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     cdef Vector parts
     cdef double total_loss, start
     cdef Progress* progress
+    cdef int processor, caller
     cdef char* memory
     cdef char* workspace
     step = max(1, min(step, max(small_step, task.n_rows // (CHUNKS_PER_THREAD * n_asked))))
@@ -96,11 +99,13 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     else:
         progress = <Progress*>(workspace + n_threads * size)
         memset(progress, 0, n_threads * CACHE_LINE)
+        processor = this_processor()
+        caller = thread_id()
         start = clock_seconds()
         # dynamic: rows that are skipped cost nothing, so chunks differ; and what a thread that comes late has not done,
         # the others have
         for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
-            begin_chunk(progress, threadid())
+            begin_chunk(progress, threadid(), processor, caller)
             do_rows(task, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size)
             end_chunk(progress, threadid())
         learn(start, progress, n_chunks, n_threads)
