@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from fastce import _bench
+from fastce import _bench, _floor
 from fastce.__main__ import main
 from fastce._contenders import CONTENDERS, Contender
 
@@ -49,6 +49,26 @@ def test_everybody_who_is_installed_agrees(tmp_path, capsys):
     for name, seconds in report["steps"].items():
         assert {"fastce", "fastce, one thread", "NumPy"} <= set(seconds) and min(seconds.values()) > 0
         assert f"| {name} " in output.out
+
+
+@pytest.mark.parametrize("layout", ["C", "F", "strided"])
+@pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
+@pytest.mark.parametrize("n_threads", [1, 2, 3, 1000])
+def test_every_way_to_the_floor_moves_all_numbers_once(layout, dtype, n_threads):
+    original = np.arange(7 * 10).reshape(7, 10).astype(dtype)
+    numbers = {"C": original.copy(), "F": original.copy(order="F"), "strided": np.repeat(original, 2, axis=1)[:, ::2]}
+    logits = numbers[layout]
+    n_ways = 1 if n_threads == 1 else 2
+    for kind in (_floor.READ, _floor.IN_PLACE):
+        ways = _floor.floors_of(kind, logits, n_threads)
+        assert len(ways) == n_ways
+        for way in ways:
+            way()
+            assert np.array_equal(logits, original)
+    for number in range(n_ways):
+        out = np.full_like(logits, -1)
+        _floor.floors_of(_floor.COPY, logits, n_threads, out)[number]()
+        assert np.array_equal(out, original)
 
 
 def test_steps_are_chosen_by_name(capsys):
