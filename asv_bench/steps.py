@@ -21,7 +21,7 @@ import fastce.sklearn
 from boosting import LIBRARIES, make_data
 from fastce._bench import PAUSE
 from fastce._contenders import CONTENDERS
-from fastce._steps import STEPS, lower_quartile, make_step, time_in_turn
+from fastce._steps import STEPS, lower_quartile, make_step, run_in_turn
 
 ONE_THREAD = "one thread"
 PREDICTED_ROWS = (1, 100, 1797, 20000)
@@ -85,7 +85,7 @@ def make_boosters(name, shape, n_rounds):
 
 def print_run(title, runs, rivals, rounds, turn):
     """Time and print a line; return the ratio of fastce to the best of the rivals."""
-    seconds = {name: lower_quartile(times) for name, times in time_in_turn(runs, rounds, turn, PAUSE).items()}
+    seconds = {name: lower_quartile(times) for name, times in run_in_turn(runs, rounds, turn, PAUSE).items()}
     ratio = seconds["fastce"] / min(seconds[name] for name in rivals)
     times = ", ".join(f"{name} {1e3 * value:.3f}" for name, value in seconds.items())
     print(f"  {title}: {times} ms; ratio {ratio:.2f}", flush=True)

@@ -33,7 +33,7 @@ from fastce._contenders import CONTENDERS, TOLERANCE, TOLERANCES_16_BIT, Array, 
 from fastce._floor import IN_PLACE, floors_of
 from fastce._machine import available_memory, describe_machine
 from fastce._progress import show_progress
-from fastce._steps import STEPS, Step, lower_quartile, make_step, time_in_turn
+from fastce._steps import STEPS, Step, lower_quartile, make_step, run_in_turn
 
 FLOOR = "floor"
 PER_THREAD = "floor, one call per thread"
@@ -179,7 +179,7 @@ def run_steps(
             name: make_step(step, functools.partial(prepare_loss, contender, n))
             for name, (contender, n) in losses.items()
         }
-        seconds = {name: lower_quartile(times) for name, times in time_in_turn(runs, rounds, TURN, PAUSE).items()}
+        seconds = {name: lower_quartile(times) for name, times in run_in_turn(runs, rounds, TURN, PAUSE).items()}
         report[step.name] = seconds
         others = [value for name, value in seconds.items() if not name.startswith(FASTCE)]
         cells = [format_number(1e3 * seconds[name]) for name in head[1:-1]]

@@ -60,7 +60,7 @@ def make_step(step: Step, prepare: Callable[[Array, Array], Callable[[], tuple[A
     return run
 
 
-def time_in_turn(runs: Mapping[str, Run], rounds: int, turn: float, pause: float) -> dict[str, list[float]]:
+def run_in_turn(runs: Mapping[str, Run], rounds: int, turn: float, pause: float) -> dict[str, list[float]]:
     """Return the mean seconds that each takes, in every round: in a turn of so many seconds after such a pause."""
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}

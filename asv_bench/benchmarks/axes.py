@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from fastce import _cpu
 from fastce._contenders import CONTENDERS
-from fastce._steps import STEPS, lower_quartile, make_step, time_in_turn
+from fastce._steps import STEPS, lower_quartile, make_step, run_in_turn
 
 from .accuracy import worst_ulp
 from .measure import gigabytes_per_second, make_call, ratio_to_floor, wake_threads
@@ -144,7 +144,7 @@ class Step:
         self.runs["NumPy"]()
 
     def track_ratio_to_the_better_of_numpy_and_one_thread(self, value):
-        times = time_in_turn(self.runs, STEP_ROUNDS, STEP_TURN, STEP_PAUSE)
+        times = run_in_turn(self.runs, STEP_ROUNDS, STEP_TURN, STEP_PAUSE)
         seconds = {name: lower_quartile(taken) for name, taken in times.items()}
         return round_for_table(seconds["fastce"] / min(seconds["one thread"], seconds["NumPy"]))
 
