@@ -21,7 +21,7 @@ import fastce.sklearn
 from boosting import LIBRARIES, make_data
 from fastce._bench import PAUSE
 from fastce._contenders import CONTENDERS
-from fastce._steps import STEPS, lower_quartile, make_step, run_in_turn
+from fastce._steps import STEPS, make_step, run_in_turn
 
 ONE_THREAD = "one thread"
 PREDICTED_ROWS = (1, 100, 1797, 20000)
@@ -42,15 +42,9 @@ def busy_process(is_wanted):
 
 def make_runs(step, with_torch):
     """Return the step with everybody's loss."""
-    losses = {
-        "fastce": lambda logits, target: CONTENDERS["fastce"].prepare(logits, target, None),
-        ONE_THREAD: lambda logits, target: CONTENDERS["fastce"].prepare(logits, target, 1),
-        "NumPy": lambda logits, target: CONTENDERS["NumPy"].prepare(logits, target, None),
-        "scikit-learn": lambda logits, target: CONTENDERS["scikit-learn"].prepare(logits, target, None),
-    }
-    if with_torch:
-        losses["PyTorch"] = lambda logits, target: CONTENDERS["PyTorch"].prepare(logits, target, None)
-    return {name: make_step(step, prepare) for name, prepare in losses.items()}
+    names = ["fastce", "NumPy", "scikit-learn", *["PyTorch"] * with_torch]
+    losses = {name: (name, None) for name in names} | {ONE_THREAD: ("fastce", 1)}
+    return {title: make_step(step, CONTENDERS[name].prepare, n) for title, (name, n) in losses.items()}
 
 
 def make_predictions(n_rows):
@@ -85,7 +79,7 @@ def make_boosters(name, shape, n_rounds):
 
 def print_run(title, runs, rivals, rounds, turn):
     """Time and print a line; return the ratio of fastce to the best of the rivals."""
-    seconds = {name: lower_quartile(times) for name, times in run_in_turn(runs, rounds, turn, PAUSE).items()}
+    seconds = run_in_turn(runs, rounds, turn, PAUSE)
     ratio = seconds["fastce"] / min(seconds[name] for name in rivals)
     times = ", ".join(f"{name} {1e3 * value:.3f}" for name, value in seconds.items())
     print(f"  {title}: {times} ms; ratio {ratio:.2f}", flush=True)

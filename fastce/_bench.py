@@ -15,7 +15,6 @@ Design
 """
 
 import datetime
-import functools
 import importlib
 import json
 import math
@@ -175,21 +174,13 @@ def run_steps(
         show_progress(step.name)
         losses = {name: (contenders[name], n_threads if name == FASTCE else n_most) for name in names}
         losses[ONE_THREAD] = contenders[FASTCE], 1
-        runs = {
-            name: make_step(step, functools.partial(prepare_loss, contender, n))
-            for name, (contender, n) in losses.items()
-        }
-        seconds = {name: lower_quartile(times) for name, times in run_in_turn(runs, rounds, TURN, PAUSE).items()}
+        runs = {name: make_step(step, contender.prepare, n) for name, (contender, n) in losses.items()}
+        seconds = run_in_turn(runs, rounds, TURN, PAUSE)
         report[step.name] = seconds
         others = [value for name, value in seconds.items() if not name.startswith(FASTCE)]
         cells = [format_number(1e3 * seconds[name]) for name in head[1:-1]]
         print_row([step.name, *cells, format_number(min(others) / seconds[FASTCE] if others else None)], widths)
     return report
-
-
-def prepare_loss(contender: Contender, n_threads: int | None, logits: Array, target: Array) -> Call:
-    """Return what a step calls between its products."""
-    return contender.prepare(logits, target, n_threads)
 
 
 def find_installed(compiled: bool) -> dict[str, Contender]:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 Array = npt.NDArray[Any]
 Run = Callable[[], object]
+Call = Callable[[], tuple[Any, Any]]
 
 
 class Step(NamedTuple):
@@ -37,10 +38,11 @@ class Step(NamedTuple):
 STEPS = [Step(64, 256, 1000), Step(1024, 256, 1000), Step(4096, 784, 10), Step(512, 64, 100)]
 
 
-def make_step(step: Step, prepare: Callable[[Array, Array], Callable[[], tuple[Any, Any]]]) -> Run:
+def make_step(step: Step, prepare: Callable[[Array, Array, int | None], Call], n_threads: int | None) -> Run:
     """Return a function that makes a step.
 
-    `prepare` gets logits and target, and returns what computes loss and gradient; it may overwrite the logits.
+    `prepare` gets logits, target and `n_threads`, and returns what computes loss and gradient; that may overwrite the
+    logits.
     """
     rng = np.random.default_rng(0)
     features = rng.standard_normal((step.n_rows, step.n_features), np.float32)
@@ -48,7 +50,7 @@ def make_step(step: Step, prepare: Callable[[Array, Array], Callable[[], tuple[A
     target = rng.integers(step.n_classes, size=step.n_rows)
     logits = np.empty((step.n_rows, step.n_classes), np.float32)
     grad_weight, grad_features = np.empty_like(weight), np.empty_like(features)
-    loss_and_grad = prepare(logits, target)
+    loss_and_grad = prepare(logits, target, n_threads)
 
     def run() -> None:
         np.matmul(features, weight, out=logits)
@@ -60,8 +62,8 @@ def make_step(step: Step, prepare: Callable[[Array, Array], Callable[[], tuple[A
     return run
 
 
-def run_in_turn(runs: Mapping[str, Run], rounds: int, turn: float, pause: float) -> dict[str, list[float]]:
-    """Return the mean seconds that each takes, in every round: in a turn of so many seconds after such a pause."""
+def run_in_turn(runs: Mapping[str, Run], rounds: int, turn: float, pause: float) -> dict[str, float]:
+    """Return the seconds of each: lower quartiles of its turns, of so many seconds, each after such a pause."""
     names = list(runs)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for i in range(rounds):
@@ -69,7 +71,7 @@ def run_in_turn(runs: Mapping[str, Run], rounds: int, turn: float, pause: float)
         for name in names[first:] + names[:first]:
             time.sleep(pause)
             seconds[name].append(_time_turn(runs[name], turn))
-    return seconds
+    return {name: lower_quartile(times) for name, times in seconds.items()}
 
 
 def _time_turn(run: Run, turn: float) -> float:

@@ -7,15 +7,16 @@ import contextlib
 from dataclasses import replace
 
 from fastce import _cpu
+from fastce._bench import PAUSE as STEP_PAUSE
 from fastce._contenders import CONTENDERS
-from fastce._steps import STEPS, lower_quartile, make_step, run_in_turn
+from fastce._steps import STEPS, make_step, run_in_turn
 
 from .accuracy import worst_ulp
 from .measure import gigabytes_per_second, make_call, ratio_to_floor, wake_threads
 from .problems import CALLS, DTYPES, IMAGES, ISAS, LAYOUTS, OPTIONS, SHAPES, THREADS, Case, make_logits
 
 STEP_ROUNDS = 7
-STEP_TURN, STEP_PAUSE = 0.2, 0.15  # s: that each has in a round; in which BLAS's threads fall asleep
+STEP_TURN = 0.2  # s: what each has in a round
 
 
 def round_for_table(number):
@@ -126,12 +127,10 @@ class Step:
     case = Case()
 
     def setup(self, value):
-        self.step = next(step for step in STEPS if step.name == value)
-        prepare = CONTENDERS["fastce"].prepare
+        step = next(step for step in STEPS if step.name == value)
+        losses = {"fastce": ("fastce", None), "one thread": ("fastce", 1), "NumPy": ("NumPy", None)}
         self.runs = {
-            "fastce": make_step(self.step, lambda logits, target: prepare(logits, target, None)),
-            "one thread": make_step(self.step, lambda logits, target: prepare(logits, target, 1)),
-            "NumPy": make_step(self.step, lambda logits, target: CONTENDERS["NumPy"].prepare(logits, target, None)),
+            title: make_step(step, CONTENDERS[name].prepare, n_threads) for title, (name, n_threads) in losses.items()
         }
 
     def teardown(self, value):
@@ -144,8 +143,7 @@ class Step:
         self.runs["NumPy"]()
 
     def track_ratio_to_the_better_of_numpy_and_one_thread(self, value):
-        times = run_in_turn(self.runs, STEP_ROUNDS, STEP_TURN, STEP_PAUSE)
-        seconds = {name: lower_quartile(taken) for name, taken in times.items()}
+        seconds = run_in_turn(self.runs, STEP_ROUNDS, STEP_TURN, STEP_PAUSE)
         return round_for_table(seconds["fastce"] / min(seconds["one thread"], seconds["NumPy"]))
 
     track_ratio_to_the_better_of_numpy_and_one_thread.unit = "times"

@@ -20,8 +20,7 @@ from collections.abc import Iterator
 
 # How a runtime is told to wait briefly, and what else would tell it how to wait. GNU's counts rounds of spinning: 2000
 # are 20 to 100 microseconds. With 500, LightGBM, which may share the runtime, took three times as long; after 20000,
-# products still wait. LLVM's counts milliseconds;
-# with 0, two threads took six times as long as one for 64 x 1000.
+# products still wait. LLVM's counts milliseconds; with 0, two threads took six times as long as one for 64 x 1000.
 _GNU = ("GOMP_SPINCOUNT", "2000", ("OMP_WAIT_POLICY",))
 _LLVM = ("KMP_BLOCKTIME", "1", ("OMP_WAIT_POLICY", "KMP_LIBRARY"))
 _LIBRARIES = ("libgomp.so.1", "libomp.so.5", "libomp.so", "libomp.dylib", "libiomp5.so")
