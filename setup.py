@@ -14,9 +14,11 @@ Design
 
 import logging
 import os
+import re
 import shutil
 import subprocess
 import tempfile
+import tomllib
 from pathlib import Path
 
 import numpy
@@ -190,13 +192,28 @@ class BuildKernels(build_ext):
 
 
 class SourceDistribution(sdist):
-    """Carry the tests whole; setuptools on its own takes only those named test*.py."""
+    """Carry the documentation, and the tests whole; setuptools on its own takes only those named test*.py."""
 
     def make_distribution(self):
         """Add what setuptools leaves out, then pack."""
-        tests = {str(path) for kind in ("*.py", "*.hpp") for path in Path("tests").rglob(kind)}
-        self.filelist.extend(sorted(tests.difference(self.filelist.files)))
+        patterns = ("tests/**/*.py", "tests/**/*.hpp", "docs/*")
+        files = {str(path) for pattern in patterns for path in Path().glob(pattern)}
+        self.filelist.extend(sorted(files.difference(self.filelist.files)))
         super().make_distribution()
+
+
+def readme_with_absolute_links():
+    """Return README.md for package indexes, which resolve no relative links."""
+    url = tomllib.loads(Path("pyproject.toml").read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
+
+    def make_absolute(match):
+        bang, text, path = match.groups()
+        return f"{bang}[{text}]({url}/{'raw' if bang else 'blob'}/main/{path})"
+
+    # [text](path) and ![text](path), neither with a scheme nor within the page
+    return re.sub(
+        r"(!?)\[([^\]]*)\]\((?!#|\w+:)([^)]*)\)", make_absolute, Path("README.md").read_text(encoding="utf-8")
+    )
 
 
 extensions = [
@@ -212,4 +229,9 @@ extensions = [
     )
     for isa in ISA_FLAGS
 ]
-setup(ext_modules=extensions, cmdclass={"build_ext": BuildKernels, "sdist": SourceDistribution})
+setup(
+    ext_modules=extensions,
+    cmdclass={"build_ext": BuildKernels, "sdist": SourceDistribution},
+    long_description=readme_with_absolute_links(),
+    long_description_content_type="text/markdown",
+)

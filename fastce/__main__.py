@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from fastce import _bench, _demo, show_config
+from fastce import __version__, _bench, _demo, show_config
 from fastce._progress import show_progress
 from fastce._steps import STEPS, Step
 
@@ -42,6 +42,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m fastce",
         description="Softmax cross-entropy for NumPy. Without a command: show versions, instruction sets and threads.",
     )
+    parser.add_argument("--version", action="version", version=f"fastce {__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     add_demo(commands)
     add_bench(commands)
