@@ -67,7 +67,7 @@ def test_package_indexes_get_absolute_links(tmp_path):
     url = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]["urls"]["Repository"]
     links = re.findall(r"(!?)\[[^\]]*\]\(([^)#]+)", metadata)
     pictures = [link for bang, link in links if bang]
-    assert pictures
+    assert pictures and len(links) > len(pictures)
     assert all(link.startswith(f"{url}/raw/main/") for link in pictures)
     assert all(link.startswith("https://") for _, link in links)
     assert "Description-Content-Type: text/markdown" in metadata

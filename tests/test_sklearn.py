@@ -15,7 +15,6 @@ import pickle
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -724,14 +723,6 @@ def test_it_is_documented_with_an_example_that_runs(name):
         runner.run(example, out=report.append)
     assert runner.tries > 0
     assert runner.failures == 0, "".join(report)
-
-
-def test_the_recipe_of_the_readme_runs():
-    readme = Path(__file__).parent.parent / "README.md"
-    if not readme.exists():
-        pytest.skip("an installed package has no README")
-    (recipe,) = re.findall(r"```python\n([^`]*fastce\.sklearn[^`]*)```", readme.read_text(encoding="utf-8"))
-    exec(recipe, {})
 
 
 def test_an_extra_that_is_missing_is_named():
