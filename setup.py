@@ -220,8 +220,8 @@ extensions = [
     Extension(
         f"fastce._cpu._kernels_{isa}",
         [str(SOURCE)],
-        depends=[str(path) for path in sorted(SOURCE.parent.glob("*.pxd"))],
-        include_dirs=[numpy.get_include()],
+        depends=[str(path) for kind in ("*.pxd", "*.h") for path in sorted(SOURCE.parent.rglob(kind))],
+        include_dirs=[str(SOURCE.parent), numpy.get_include()],
         define_macros=[
             ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
             ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),

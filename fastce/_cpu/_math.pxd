@@ -13,16 +13,7 @@ Design
 from libc.stdint cimport uint32_t, uint64_t
 from libc.string cimport memcpy
 
-cdef extern from *:
-    """
-    #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-    #define FASTCE_HAS_FMA 1
-    #else
-    #define FASTCE_HAS_FMA 0
-    #endif
-    /* -159 log(2): the power of two comes out as 0, and e^x is less than half of the smallest subnormal. */
-    #define FASTCE_EXP_FLOOR -110.21040f
-    """
+cdef extern from "simd/math.h" nogil:
     const bint HAS_FMA "FASTCE_HAS_FMA"
     const float EXP_FLOOR "FASTCE_EXP_FLOOR"
 

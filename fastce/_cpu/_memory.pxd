@@ -1,21 +1,7 @@
 """Memory for one call, kept for the next: the pages of new memory took a tenth of some calls' time."""
 from libc.stdlib cimport free, malloc
 
-cdef extern from *:
-    """
-    #if defined(_MSC_VER) && !defined(__clang__)
-    #include <intrin.h>
-    #endif
-    /* What an earlier call left, or NULL. Exchanged in one step, for Python may run without its lock. */
-    static void* fastce_spare = NULL;
-    static void* fastce_exchange_spare(void* memory) {
-    #if defined(_MSC_VER) && !defined(__clang__)
-        return _InterlockedExchangePointer(&fastce_spare, memory);
-    #else
-        return __atomic_exchange_n(&fastce_spare, memory, __ATOMIC_ACQ_REL);
-    #endif
-    }
-    """
+cdef extern from "host/memory.h" nogil:
     void* exchange_spare "fastce_exchange_spare"(void* memory) noexcept
 
 cdef enum:

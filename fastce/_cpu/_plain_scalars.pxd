@@ -17,34 +17,10 @@ from fastce._cpu._registers cimport HAS_REGISTERS
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport fill, wide_lane_sum
 
-cdef extern from *:
-    """
-    static CYTHON_INLINE int fastce_any_negative(const int32_t* y) {
-    #if FASTCE_WIDTH == 16
-        const __m512i low = _mm512_or_si512(fastce_load_ints(y), fastce_load_ints(y + 16));
-        const __m512i high = _mm512_or_si512(fastce_load_ints(y + 32), fastce_load_ints(y + 48));
-        return _mm512_movepi32_mask(_mm512_or_si512(low, high)) != 0;
-    #else
-        int32_t signs = 0;
-        for (int i = 0; i < 64; i++) signs |= y[i];
-        return signs < 0;
-    #endif
-    }
-    #if FASTCE_WIDTH == 16
-    /* An estimate of 14 bits and one step of Newton's. */
-    static CYTHON_INLINE void fastce_invert(const float* x, float* inverse) {
-        const fastce_floats y = fastce_load(x), r = _mm512_rcp14_ps(y);
-        fastce_store(inverse, _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, fastce_fill(1)), r));
-    }
-    #else
-    static CYTHON_INLINE void fastce_invert(const float* x, float* inverse) {
-        for (int i = 0; i < 16; i++) inverse[i] = 1 / x[i];
-    }
-    #endif
-    """
-    bint any_negative "fastce_any_negative"(const int32_t* y) noexcept nogil  # of 64
+cdef extern from "simd/few.h" nogil:
+    bint any_negative "fastce_any_negative"(const int32_t* y)  # of 64
     # 1 / x within 1 ulp for 16 normal numbers
-    void invert_floats "fastce_invert"(const float* x, float* inverse) noexcept nogil
+    void invert_floats "fastce_invert"(const float* x, float* inverse)
 
 cdef enum:
     TARGETS_AHEAD = 256  # rows; they come from memory, for nothing has read them for the length of a sweep

@@ -20,45 +20,7 @@ from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport TILE
 from fastce._cpu._transpose cimport transpose, transpose_from, transpose_to
 
-cdef extern from *:
-    """
-    #define FASTCE_PIECE 64
-    typedef struct {
-        const char* at;
-        ptrdiff_t n_left, run, run_left, jump;
-    } fastce_walk;
-    typedef struct {
-        fastce_walk logits, asked;
-        char* stage;
-        ptrdiff_t stage_jump, strip, ahead, turn;
-    } fastce_feed;
-    /* Go a piece of so many bytes further; tell whether a run ended. */
-    static CYTHON_INLINE int fastce_step(fastce_walk* walk, ptrdiff_t n_bytes) {
-        walk->at += n_bytes;
-        walk->n_left--;
-        if (--walk->run_left > 0) return 0;
-        walk->run_left = walk->run;
-        walk->at += walk->jump;
-        return 1;
-    }
-    /* Fetch 64 numbers of so many bytes. In C, where the loop in `_plain_tile` needs it. */
-    static CYTHON_INLINE void fastce_fetch_piece(fastce_feed* feed, ptrdiff_t size) {
-        const ptrdiff_t n_bytes = FASTCE_PIECE * size;
-        if (feed->asked.n_left > 0) {
-            for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L2(feed->asked.at + j);
-            fastce_step(&feed->asked, n_bytes);
-        }
-        if (feed->logits.n_left == 0) return;
-        if (feed->stage == NULL) {
-            for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L1(feed->logits.at + j);
-            fastce_step(&feed->logits, n_bytes);
-            return;
-        }
-        memcpy(feed->stage, feed->logits.at, n_bytes);
-        feed->stage += n_bytes;
-        if (fastce_step(&feed->logits, n_bytes)) feed->stage += feed->stage_jump;
-    }
-    """
+cdef extern from "simd/few.h" nogil:
     # A way through memory in pieces: 64 numbers of a class.
     ctypedef struct Walk "fastce_walk":
         const char* at
@@ -75,7 +37,7 @@ cdef extern from *:
         Py_ssize_t strip     # rows
         Py_ssize_t ahead     # rows from what is fetched to what is asked for
         Py_ssize_t turn      # the row that begins the next strip
-    void fetch_piece "fastce_fetch_piece"(Feed* feed, Py_ssize_t size) noexcept nogil
+    void fetch_piece "fastce_fetch_piece"(Feed* feed, Py_ssize_t size)
 
 cdef enum:
     PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats

@@ -1,97 +1,13 @@
 """What depends on the compiler, OpenMP and the CPU, and what they have to say of themselves."""
 
-cdef extern from *:
-    """
-    #if defined(_MSC_VER)
-    #include <intrin.h>
-    #endif
-    #ifdef _OPENMP
-    #include <omp.h>
-    #define FASTCE_OPENMP 1
-    #define fastce_max_threads() omp_get_max_threads()
-    #else
-    #define FASTCE_OPENMP 0
-    #define fastce_max_threads() 1
-    #endif
-    #if defined(__clang__)
-    #define FASTCE_COMPILER "Clang " __clang_version__
-    #elif defined(__GNUC__)
-    #define FASTCE_COMPILER "GCC " __VERSION__
-    #elif defined(_MSC_VER)
-    #define FASTCE_COMPILER "MSVC"
-    #else
-    #define FASTCE_COMPILER "unknown"
-    #endif
-    #if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
-    /* These also ask whether the operating system saves the registers. */
-    static int fastce_has_avx2(void) {
-        __builtin_cpu_init();
-        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
-    }
-    static int fastce_has_avx512(void) {
-        return fastce_has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512dq")
-            && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
-    }
-    #else
-    static int fastce_has_avx2(void) { return 0; }
-    static int fastce_has_avx512(void) { return 0; }
-    #endif
-    /* How many of n threads, this one included, can be there at once: libgomp ends the process where it cannot start
-       one. So as many as it will start are started here first, for nothing but that, unless this thread had as many
-       before. */
-    #if defined(_OPENMP) && (defined(__unix__) || defined(__APPLE__))
-    #include <pthread.h>
-    #include <stdlib.h>
-    static __thread int fastce_n_started = 1;
-    static void* fastce_wait(void* gate) {
-        pthread_mutex_lock((pthread_mutex_t*)gate);
-        pthread_mutex_unlock((pthread_mutex_t*)gate);
-        return NULL;
-    }
-    static int fastce_startable(int n) {
-        pthread_mutex_t gate = PTHREAD_MUTEX_INITIALIZER;
-        pthread_t* threads;
-        int started = 0;
-        if (n <= fastce_n_started) return n;
-        threads = (pthread_t*)malloc((size_t)n * sizeof(pthread_t));
-        if (threads == NULL) return 1;
-        pthread_mutex_lock(&gate);
-        while (started < n - 1 && pthread_create(&threads[started], NULL, fastce_wait, &gate) == 0) started++;
-        pthread_mutex_unlock(&gate);
-        for (int i = 0; i < started; i++) pthread_join(threads[i], NULL);
-        free(threads);
-        if (started == n - 1) fastce_n_started = n;
-        return started + 1;
-    }
-    static void fastce_forget_started(void) { fastce_n_started = 1; }
-    #else
-    static int fastce_startable(int n) { return n; }
-    static void fastce_forget_started(void) {}
-    #endif
-    /* The same function, or address, but no compiler knows that: none inlines it, or knows what is there. */
-    static CYTHON_INLINE void* fastce_own_function(void* function) {
-    #if defined(__GNUC__)
-        __asm__("" : "+r"(function));
-    #endif
-        return function;
-    }
-    /* Compilers may read memory twice, and what is read for the second time may be something else. Not behind this: a
-       copy there was made before, and none of what is behind reads the original. */
-    static CYTHON_INLINE void fastce_read_once(const void* copy) {
-    #if defined(__GNUC__)
-        __asm__ volatile("" : : "r"(copy) : "memory");
-    #elif defined(_MSC_VER)
-        _ReadWriteBarrier();
-    #endif
-    }
-    """
+cdef extern from "host/platform.h" nogil:
     const int CYTHON_HEX_VERSION
     const int FASTCE_OPENMP
     const char* FASTCE_COMPILER
-    int fastce_max_threads() noexcept nogil
-    int fastce_startable(int n) noexcept nogil
-    void fastce_forget_started() noexcept nogil
-    int fastce_has_avx2() noexcept nogil
-    int fastce_has_avx512() noexcept nogil
-    void read_once "fastce_read_once"(const void* copy) noexcept nogil
-    void* own_function "fastce_own_function"(void* function) noexcept nogil
+    int fastce_max_threads()
+    int fastce_startable(int n)
+    void fastce_forget_started()
+    int fastce_has_avx2()
+    int fastce_has_avx512()
+    void read_once "fastce_read_once"(const void* copy)
+    void* own_function "fastce_own_function"(void* function)

@@ -4,18 +4,8 @@ from libc.string cimport memcpy, memset
 
 from fastce._cpu._task cimport Vector, vector_item
 
-cdef extern from *:
-    """
-    /* One read, whatever other threads do meanwhile: what is checked is what is used. */
-    static CYTHON_INLINE int64_t fastce_read_target(const int64_t* target) {
-    #if defined(__GNUC__)
-        return __atomic_load_n(target, __ATOMIC_RELAXED);
-    #else
-        return *(const volatile int64_t*)target;
-    #endif
-    }
-    """
-    int64_t read_target "fastce_read_target"(const int64_t* target) noexcept nogil
+cdef extern from "host/platform.h" nogil:
+    int64_t read_target "fastce_read_target"(const int64_t* target)
 
 
 cdef enum:
