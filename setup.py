@@ -29,6 +29,7 @@ from setuptools.command.sdist import sdist
 from setuptools.errors import CompileError
 
 SOURCE = Path("fastce/_cpu/_kernels.pyx")
+SHARED = Path("fastce/_shared")
 BASELINE = "baseline"
 
 # Here and not in the sources, because a .pyx does not pass its directives on to the .pxd files from which it inlines.
@@ -220,8 +221,13 @@ extensions = [
     Extension(
         f"fastce._cpu._kernels_{isa}",
         [str(SOURCE)],
-        depends=[str(path) for kind in ("*.pxd", "*.h") for path in sorted(SOURCE.parent.rglob(kind))],
-        include_dirs=[str(SOURCE.parent), numpy.get_include()],
+        depends=[
+            str(path)
+            for folder, kinds in ((SOURCE.parent, ("*.pxd", "*.h")), (SHARED, ("*.h",)))
+            for kind in kinds
+            for path in sorted(folder.rglob(kind))
+        ],
+        include_dirs=[str(SOURCE.parent), str(SHARED), numpy.get_include()],
         define_macros=[
             ("NPY_NO_DEPRECATED_API", "NPY_2_0_API_VERSION"),
             ("NPY_TARGET_VERSION", "NPY_2_0_API_VERSION"),

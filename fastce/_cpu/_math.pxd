@@ -17,6 +17,10 @@ cdef extern from "simd/math.h" nogil:
     const bint HAS_FMA "FASTCE_HAS_FMA"
     const float EXP_FLOOR "FASTCE_EXP_FLOOR"
 
+cdef extern from "formula.h" nogil:
+    float softcap_slope_float "fastce_softcap_slope_float"(float e) noexcept
+    double softcap_slope_double "fastce_softcap_slope_double"(double e) noexcept
+
 ctypedef fused real:
     float
     double
@@ -127,7 +131,10 @@ cdef inline real sech2(real x) noexcept nogil:
     """Return 1 - tanh(x)^2 with full relative accuracy."""
     cdef real t = x if x < 0 else -x
     t = exp(2 * t) / exp_unit(x)
-    return 4 * t / ((1 + t) * (1 + t))
+    if real is float:
+        return softcap_slope_float(t)
+    else:
+        return softcap_slope_double(t)
 
 
 cdef inline void split_log1p(real x, real inverse, real* k, real* f, real* lost) noexcept nogil:

@@ -11,6 +11,7 @@ from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._exp_tile cimport LANES, TILE, exp_and_fold
+from fastce._cpu._formula cimport grad_alpha, grad_of_only_class, nan_unless_finite, row_loss, sumexp_excl
 from fastce._cpu._math cimport HAS_FMA, exp_unit, join_log1p, real, split_log1p
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
 from fastce._cpu._registers cimport HAS_REGISTERS
@@ -89,9 +90,8 @@ cdef inline void finish_lanes(
     for j in range(LANES):
         d[j] = scale * (x_peak[j] - top[j])
     if is_pair:
-        # top - top: NaN where the largest logit is infinite.
         for j in range(LANES):
-            e[j] = terms[j] + (top[j] - top[j])
+            e[j] = terms[j] + nan_unless_finite(top[j])
         for j in range(LANES):
             others[j] = e[j] if x_peak[j] == top[j] else one
         for j in range(LANES):
@@ -103,9 +103,8 @@ cdef inline void finish_lanes(
         exp_and_fold(d, LANES, 1, zeros, <real>1, e, LANES, NULL, NULL)
         for j in range(LANES):
             others[j] = terms[j]
-        # The target's term less the largest one comes first: it is 0 where they are the same.
         for j in range(LANES):
-            rest[j] = (others[j] + (e[j] - one)) * unit
+            rest[j] = sumexp_excl(others[j], e[j], one) * unit
         for j in range(LANES):
             whole[j] = (others[j] + e[j]) * unit
     invert(whole, inverse)
@@ -136,12 +135,12 @@ cdef inline void finish_lanes(
         for j in range(LANES):
             p[j] = others[j] * inverse[j]
         for j in range(LANES):
-            grad_peak[j] = -unscaled * (p[j] + (others[j] - p[j] * whole[j]) * inverse[j])
+            grad_peak[j] = grad_of_only_class(p[j] + (others[j] - p[j] * whole[j]) * inverse[j], unscaled)
     else:
         for j in range(LANES):
-            grad_peak[j] = -unscaled * (others[j] / whole[j])
+            grad_peak[j] = grad_of_only_class(others[j] / whole[j], unscaled)
     for j in range(LANES):
-        alpha[j] = unscaled * inverse[j]
+        alpha[j] = grad_alpha(unscaled, <real>1, inverse[j])
     if has_skipped:
         for j in range(LANES):
             alpha[j] = <real>0 if y[j] < 0 else alpha[j]

@@ -4,24 +4,27 @@ Design
 ------
 1. Loops run over 16 lanes, one row each, and most store one array without branches, so that they become vector code.
    Arithmetic is float64 for all dtypes.
-2. Options end here. With d = scale (f(x) - top), e = exp(d) and s = 1 + rest, the gradient of a row is
+2. Options end here. With d = scale (f(x) - top) and e = exp(d) the gradient of a row is
 
        alpha e_k + beta w_k + gamma w_k t_k        times the slope of the softcap where there is one,
 
    and one number `grad_peak` is stored over it at class `peak`: the target, or the arg-max under probability targets.
-3. There 1 - p is formed from the other classes' terms, (rest + (1 - e_peak)) / s: it keeps full relative accuracy
-   however near to 1 p is. For the arg-max e_peak is exactly 1. The loss likewise is log1p(rest) + (top - x_y), never
-   lse - x_y.
+   `formula.h` has all these formulas.
+3. The loss is formed from log1p(rest) and top - x_y, never from lse - x_y.
 4. A row whose logits are all -inf has top = -inf and rest = -1, the empty sum; it becomes NaN here.
 """
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
 from fastce._cpu._convert cimport read_converted
+from fastce._cpu._formula cimport (
+    grad_alpha, grad_beta, grad_gamma, grad_of_class, nan_unless_finite, row_entropy, row_log_prob, row_loss, row_lse,
+    shift_exp_sum, shift_sum, smooth, sumexp_excl, times, z_loss_slope, z_loss_term
+)
 from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
 from fastce._cpu._platform cimport read_once
 from fastce._cpu._task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, row_offset, vector_item, weight_of
-from fastce._cpu._tiles cimport LANES, TILE, cap, d_unit, fill, times, wide_lane_sum
+from fastce._cpu._tiles cimport LANES, TILE, cap, d_unit, fill, wide_lane_sum
 
 cdef struct Scalars:
     Py_ssize_t start                # the first row
@@ -192,13 +195,15 @@ cdef inline void merge(
             k = task.sums[c]
             if k == E_D:
                 rows.sums[k][i] = (
-                    times(factor, rows.sums[k][i] + times(1 + rows.rest[i], shift))
-                    + times(factor_block, block.sums[k][j] + times(1 + block.rest[j], shift_block)))
+                    shift_exp_sum(rows.sums[k][i], 1 + rows.rest[i], shift, factor)
+                    + shift_exp_sum(block.sums[k][j], 1 + block.rest[j], shift_block, factor_block))
             elif k == W_D:
-                rows.sums[k][i] += times(w, shift) + block.sums[k][j] + times(w_block, shift_block)
+                rows.sums[k][i] = (
+                    shift_sum(rows.sums[k][i], w, shift) + shift_sum(block.sums[k][j], w_block, shift_block))
             elif k == WT_D or k == T_D:
-                rows.sums[k][i] += (
-                    times(rows.sums[k - 1][i], shift) + block.sums[k][j] + times(block.sums[k - 1][j], shift_block))
+                rows.sums[k][i] = (
+                    shift_sum(rows.sums[k][i], rows.sums[k - 1][i], shift)
+                    + shift_sum(block.sums[k][j], block.sums[k - 1][j], shift_block))
             else:
                 rows.sums[k][i] += block.sums[k][j]
         if block.top[j] > rows.top[i]:
@@ -222,29 +227,23 @@ cdef inline void describe_argmax_peaks(const Task* task, Scalars* rows, real lik
             rows.slope_peak[j] = sech2(<double>(x * <real>cap_factor_of(task)))
 
 
-cdef inline void finish_prob(
-    const Task* task, Scalars* rows, double* total, double* residue, double* loss, double* log_prob, real like
+cdef inline void read_prob_target(
+    const Task* task, Scalars* rows, double* wt, double* wtd, double* patch_wt, real like
 ) noexcept nogil:
-    """Do the part of `finish` that is special to class probabilities."""
-    cdef double hard = 1 - task.label_smoothing
-    cdef double even = task.label_smoothing / task.n_classes
+    """Write the sums of w t and w t d under class probabilities, and w t of the peak."""
     cdef Py_ssize_t j
     cdef const char* prob
     for j in range(LANES):
-        total[j] = residue[j] = hard * rows.sums[WT][j] + even * task.weight_sum
+        wt[j] = rows.sums[WT][j]
+    for j in range(LANES):
+        wtd[j] = rows.sums[WT_D][j] / d_unit()
+    fill(patch_wt, 0, LANES, <double>0)
     for j in range(rows.n):
         if rows.peak[j] >= 0:
             prob = task.prob.data + row_offset(task, &task.prob, rows.start + j)
             rows.weight_peak[j] = weight_of(task, rows.peak[j], like)
-            residue[j] -= hard * rows.weight_peak[j] * read_converted(
+            patch_wt[j] = rows.weight_peak[j] * read_converted(
                 prob + rows.peak[j] * task.prob.class_stride, task.prob.format, like)
-            residue[j] -= even * rows.weight_peak[j]
-    for j in range(LANES):
-        loss[j] = times(hard, rows.sums[WT][j]) * rows.log_sum[j] - times(hard, rows.sums[WT_D][j]) / d_unit()
-        log_prob[j] = 0
-    if task.log_prob != NULL:
-        for j in range(LANES):
-            log_prob[j] = rows.sums[T_D][j] / d_unit() - rows.sums[T][j] * rows.log_sum[j]
 
 
 cdef inline void put(const Scalars* rows, const double* values, real* out) noexcept nogil:
@@ -259,6 +258,14 @@ cdef inline void put(const Scalars* rows, const double* values, real* out) noexc
         memcpy(out + rows.start, buffer, sizeof(buffer))
     else:
         memcpy(out + rows.start, buffer, rows.n * sizeof(real))
+
+
+cdef inline void put_kept(const Scalars* rows, double* values, real* out) noexcept nogil:
+    """Write a number per row, 0 for those that are skipped."""
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        values[j] = 0 if rows.kept[j] == 0 else values[j]
+    put(rows, values, out)
 
 
 cdef inline void find_upstream(const Task* task, const Scalars* rows, double* upstream) noexcept nogil:
@@ -276,87 +283,102 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
     """Turn the sums into losses, statistics and gradient factors; write the former, unless only the latter matter."""
     cdef bint has_loss = task.second.data == NULL
     cdef double scale = scale_of(task)
-    cdef double hard = 1 - task.label_smoothing
-    cdef double even = task.label_smoothing / task.n_classes
+    cdef double one_minus_eps = 1 - task.label_smoothing
+    cdef double eps_over_c = task.label_smoothing / task.n_classes
     cdef double weight_sum = task.weight_sum
     cdef double z_loss = task.z_loss
     cdef double inverse[LANES]    # 1 / (1 + rest)
     cdef double lse[LANES]
-    cdef double loss[LANES]
-    cdef double log_prob[LANES]
-    cdef double total[LANES]      # what multiplies p in the gradient
-    cdef double residue[LANES]    # the same less what the target takes off at the peak
-    cdef double g[LANES]
+    cdef double d[LANES]          # of the peak, and exp of it
+    cdef double e[LANES]
+    cdef double wt[LANES]         # the sums of w t and w t d, and w t of the peak
+    cdef double wtd[LANES]
+    cdef double patch_wt[LANES]
+    cdef double sum_q[LANES]
     cdef double z_slope[LANES]
-    cdef double d_peak, e_peak
+    cdef double loss[LANES]
+    cdef double values[LANES]     # a statistic
+    cdef double g[LANES]
     cdef Py_ssize_t j
     if task.normalized:
         for j in range(LANES):
             rows.top[j] = rows.rest[j] = 0
-    # top - top: 0, or NaN where no logit is above -inf. A conditional expression did not become vector code.
+    # NaN where no logit is above -inf.
     for j in range(LANES):
-        rows.rest[j] += rows.top[j] - rows.top[j]
+        rows.rest[j] += nan_unless_finite(rows.top[j])
     for j in range(LANES):
         inverse[j] = 1 / (1 + rows.rest[j])
     if has_loss or z_loss != 0 or task.prob.data != NULL:
         for j in range(LANES):
             rows.log_sum[j] = log1p(rows.rest[j], inverse[j])
-            lse[j] = scale * rows.top[j] + rows.log_sum[j]
+            lse[j] = row_lse(scale * rows.top[j], rows.log_sum[j])
     if task.target == NULL and task.prob.data == NULL:
         for j in range(LANES):
             rows.alpha[j] = inverse[j]
             rows.beta[j] = rows.gamma[j] = 0
         put(rows, lse, <real*>task.lse)
         return
-    if task.target != NULL:
+    for j in range(LANES):
+        d[j] = scale * (rows.x_peak[j] - rows.top[j])
+    for j in range(LANES):
+        e[j] = unscaled_exp(d[j])
+    if task.target == NULL:
+        read_prob_target(task, rows, wt, wtd, patch_wt, like)
+    else:
         for j in range(LANES):
-            total[j] = hard * rows.weight_peak[j] + even * weight_sum
-            residue[j] = even * (weight_sum - rows.weight_peak[j])
-    if task.target != NULL and has_loss:
+            wt[j] = patch_wt[j] = rows.weight_peak[j]
         for j in range(LANES):
-            log_prob[j] = -(rows.log_sum[j] + scale * (rows.top[j] - rows.x_peak[j]))
-            loss[j] = -times(hard * rows.weight_peak[j], log_prob[j])
-    elif task.target == NULL:
-        finish_prob(task, rows, total, residue, loss, log_prob, like)
-    if even != 0 and has_loss:
-        for j in range(LANES):
-            loss[j] += even * (weight_sum * rows.log_sum[j] - rows.sums[W_D][j] / d_unit())
-    find_upstream(task, rows, g)
+            wtd[j] = times(wt[j], d[j])
+    for j in range(LANES):
+        sum_q[j] = smooth(one_minus_eps, wt[j], eps_over_c, weight_sum)
     for j in range(LANES):
         z_slope[j] = 0
     if z_loss != 0:
         for j in range(LANES):
-            z_slope[j] = 2 * z_loss * lse[j]
+            z_slope[j] = z_loss_slope(z_loss, lse[j])
+    find_upstream(task, rows, g)
     for j in range(LANES):
-        rows.alpha[j] = g[j] * (total[j] + z_slope[j]) * inverse[j]
-        rows.beta[j] = -g[j] * even
-        rows.gamma[j] = -g[j] * hard
-        # with 1 - p from the other classes' terms
-        d_peak = scale * (rows.top[j] - rows.x_peak[j])
-        e_peak = unscaled_exp(-d_peak)
-        rows.grad_peak[j] = rows.slope_peak[j] * g[j] * (
-            residue[j] - total[j] * ((rows.rest[j] + (1 - e_peak)) / (1 + rows.rest[j]))
-            + z_slope[j] * (e_peak * inverse[j]))
+        rows.alpha[j] = grad_alpha(g[j], sum_q[j] + z_slope[j], inverse[j])
+        rows.beta[j] = grad_beta(g[j], eps_over_c)
+        rows.gamma[j] = grad_gamma(g[j], one_minus_eps)
+    for j in range(LANES):
+        # dloss_dlse less q is what the other classes and the z-loss make of it, not a difference.
+        rows.grad_peak[j] = rows.slope_peak[j] * g[j] * grad_of_class(
+            e[j] * inverse[j],
+            sumexp_excl(rows.rest[j], <double>1, e[j]) / (1 + rows.rest[j]),
+            smooth(one_minus_eps, patch_wt[j], eps_over_c, rows.weight_peak[j]),
+            smooth(one_minus_eps, wt[j] - patch_wt[j], eps_over_c, weight_sum - rows.weight_peak[j]) + z_slope[j])
     if not has_loss:
         return
+    for j in range(LANES):
+        wtd[j] = times(one_minus_eps, wtd[j])
+    if eps_over_c != 0:
+        for j in range(LANES):
+            wtd[j] += eps_over_c * (rows.sums[W_D][j] / d_unit())
+    for j in range(LANES):
+        loss[j] = row_loss(sum_q[j], wtd[j], rows.log_sum[j])
     if z_loss != 0:
         for j in range(LANES):
-            loss[j] += z_loss * lse[j] * lse[j]
+            loss[j] += z_loss_term(z_loss, lse[j])
     for j in range(LANES):
-        # rest - rest: a row with NaN is NaN even where its class weighs nothing.
-        loss[j] = rows.sample_weight[j] * (loss[j] + (rows.rest[j] - rows.rest[j]))
+        # A row with NaN is NaN even where its class weighs nothing.
+        loss[j] = rows.sample_weight[j] * (loss[j] + nan_unless_finite(rows.rest[j]))
     if rows.n_kept < LANES:
         for j in range(LANES):
             if rows.kept[j] == 0:
-                loss[j] = lse[j] = log_prob[j] = 0
+                loss[j] = lse[j] = 0
     task.loss_parts[rows.start // task.part_rows] = wide_lane_sum(loss)
     put(rows, loss, <real*>task.loss)
     put(rows, lse, <real*>task.lse)
-    put(rows, log_prob, <real*>task.log_prob)
+    if task.log_prob != NULL:
+        for j in range(LANES):
+            values[j] = row_log_prob(1, d[j], rows.log_sum[j]) if task.target != NULL else row_log_prob(
+                rows.sums[T][j], rows.sums[T_D][j] / d_unit(), rows.log_sum[j])
+        put_kept(rows, values, <real*>task.log_prob)
     if task.entropy != NULL:
         for j in range(LANES):
-            lse[j] = rows.log_sum[j] - rows.sums[E_D][j] / d_unit() * inverse[j] if rows.kept[j] != 0 else 0
-        put(rows, lse, <real*>task.entropy)
+            values[j] = row_entropy(rows.sums[E_D][j] / d_unit(), inverse[j], rows.log_sum[j])
+        put_kept(rows, values, <real*>task.entropy)
     if task.argmax != NULL:
         for j in range(rows.n):
             task.argmax[rows.start + j] = -1 if rows.kept[j] == 0 else rows.argmax[j]

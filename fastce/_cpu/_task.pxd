@@ -8,6 +8,7 @@ from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.stdint cimport int64_t
 
 from fastce._cpu._convert cimport Format
+from fastce._cpu._formula cimport softcap_scales_double, softcap_scales_float
 from fastce._cpu._math cimport real
 
 cdef enum:
@@ -140,30 +141,13 @@ cdef inline real weight_of(const Task* task, Py_ssize_t k, real like) noexcept n
 
 
 cdef inline void choose_scale(Task* task, real like) noexcept:
-    """Choose the factors of the logits, and drop a softcap that changes no number of the arithmetic's type.
-
-    tanh(u) is u where u^2 / 3 is less than half a unit in the last place. A factor inside tanh that is subnormal is
-    rounded to few digits; the factor outside makes up for that: where such a factor gives differences that matter,
-    tanh is about linear.
-    """
-    cdef double factor
-    task.scale = task.logit_scale
-    task.cap_factor = 0
-    if task.softcap == 0:
-        return
-    factor = task.logit_scale / task.softcap
+    """Choose the factors of the logits, and drop a softcap that changes no number of the arithmetic's type."""
     if real is float:
-        if factor * FLT_MAX < 2.44140625e-4:  # 2^-12
-            task.softcap = 0
-            return
-        task.cap_factor = <float>factor
-        task.scale = task.softcap if factor >= FLT_MIN else task.logit_scale / task.cap_factor
+        softcap_scales_float(task.logit_scale, task.softcap, FLT_MIN, FLT_MAX, &task.scale, &task.cap_factor)
     else:
-        if factor * DBL_MAX < 7.450580596923828e-09:  # 2^-27
-            task.softcap = 0
-            return
-        task.cap_factor = factor
-        task.scale = task.softcap if factor >= DBL_MIN else task.logit_scale / task.cap_factor
+        softcap_scales_double(task.logit_scale, task.softcap, DBL_MIN, DBL_MAX, &task.scale, &task.cap_factor)
+    if task.cap_factor == 0:
+        task.softcap = 0
 
 
 cdef inline void add_sum(Task* task, int k) noexcept:

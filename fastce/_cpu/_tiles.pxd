@@ -19,6 +19,7 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._exp_tile cimport LANES, TILE, exp_and_fold, fold_groups, fold_rest_of_groups
+from fastce._cpu._formula cimport times
 from fastce._cpu._math cimport exp_unit, real, sech2, tanh
 from fastce._cpu._registers cimport HAS_REGISTERS, max_lanes_of_floats, sum_lanes_of_floats
 from fastce._cpu._task cimport REST, T, T_D, W_D, WT, WT_D, Task
@@ -140,11 +141,6 @@ cdef inline bint needs_rest(double all_terms, real like) noexcept nogil:
 cdef inline double rest_of(double all_terms, double rest, real like) noexcept nogil:
     """Return the sum of exponentials without one of the largest, from those with all and, if needed, with none."""
     return (rest if needs_rest(all_terms, like) else all_terms - exp_unit(like)) / exp_unit(like)
-
-
-cdef inline real times(real a, real d) noexcept nogil:
-    """Return a * d, where nothing of an infinite d is nothing."""
-    return <real>0 if a == 0 else a * d
 
 
 cdef inline void fold_shifted(
