@@ -66,7 +66,7 @@ def test_the_source_says_what_it_is_for():
     text = source_of(
         Variant("bfloat16", "float64", out="grad", has_softcap=True), choose_geometry(1, 9, 2, HOPPER, **ROW_MAJOR)
     )
-    for macro in ("FC_T bfloat_t", "FC_PROB double", "FC_SHARES 2", "FC_OUT 1", "FC_CAP 1", "FC_FAMILY TILE"):
+    for macro in ("FC_T bfloat_t", "FC_PROB double", "FC_TARGET 2", "FC_OUT 1", "FC_CAP 1", "FC_FAMILY TILE"):
         assert f"#define {macro}\n" in text
     assert f"#define FC_TASK_BYTES {TASK.itemsize}\n" in text
 

@@ -38,7 +38,7 @@ class Variant(NamedTuple):
 @functools.cache
 def digest() -> str:
     """Return what changes whenever an included file does."""
-    files = sorted(DIRECTORY.glob("*.cuh"))
+    files = [*sorted(DIRECTORY.glob("*.cuh")), DIRECTORY.parent / "_shared" / "formula.h"]
     return hashlib.sha256(b"".join(path.read_bytes() for path in files)).hexdigest()[:16]
 
 
@@ -56,7 +56,7 @@ def source_of(variant: Variant, geometry: Geometry) -> str:
         "FC_T": _TYPES[variant.dtype],
         "FC_DOUBLE": int(variant.dtype == "float64"),
         "FC_PROB": _TYPES[variant.prob_dtype or "float32"],
-        "FC_SHARES": 2 if variant.prob_dtype else int(variant.is_smoothed),
+        "FC_TARGET": 2 if variant.prob_dtype else int(variant.is_smoothed),
         "FC_OUT": _OUT[variant.out],
         "FC_CAP": int(variant.has_softcap),
         "FC_STATS": int(variant.has_stats),

@@ -10,7 +10,7 @@
    FC_CLASSES          (COLUMN) how many there are if they fit into registers, else 0
    FC_T, FC_DOUBLE     the logits' type, and whether it is double
    FC_PROB             the type of class probabilities
-   FC_SHARES           the target: 0 an index, 1 an index with label smoothing, 2 probabilities
+   FC_TARGET           the target: 0 an index, 1 an index with label smoothing, 2 probabilities
    FC_OUT              what is written beside the losses: 0 nothing, 1 the gradient, 2 the softmax, 3 its logarithm
    FC_CAP, FC_STATS, FC_NORMALIZED    1 for a softcap, for statistics, for log-probabilities instead of logits
    FC_TASK_BYTES       sizeof(Task)

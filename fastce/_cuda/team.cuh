@@ -13,7 +13,7 @@ struct Team {
     FC_DEVICE bool is_first() const { return rank() == 0 && (CLUSTER == 1 || cluster_rank() == 0); }
 
     /* What the team has read is read before any of it writes: questions see to that, except within a warp. */
-    FC_DEVICE void settle() {
+    FC_DEVICE void sync() {
         if (WARPS == 1 && CLUSTER == 1) sync_warp();
     }
     FC_DEVICE real max(real x) {
@@ -76,7 +76,7 @@ template <>
 struct Team<1, 1, 1> {
     static constexpr int BYTES = 0;
     FC_DEVICE bool is_first() const { return true; }
-    FC_DEVICE void settle() {}
+    FC_DEVICE void sync() {}
     FC_DEVICE real max(real x) { return x; }
     FC_DEVICE void sum(real*) {}
     FC_DEVICE int min(int x) { return x; }
