@@ -131,7 +131,7 @@ def _weigh(
     target = np.asarray(target)
     n_rows, n_classes = prod(_row_shape(shape, axis)), shape[axis]
     w = np.ones(n_classes) if weight is None else np.asarray(weight, np.float64)
-    a = np.ones(n_rows) if sample_weight is None else np.asarray(sample_weight, np.float64).reshape(n_rows)
+    a = np.ones(n_rows) if sample_weight is None else np.array(sample_weight, np.float64).reshape(n_rows)
     kept = a != 0
     if target.dtype.kind in "iu":
         y = target.reshape(n_rows)
@@ -159,43 +159,46 @@ def _reduce(
     return loss.sum() / weighing.normalizer, 1 / weighing.normalizer
 
 
-class _Work(NamedTuple):
-    """What loss and derivatives are made of, row by row."""
+class _Rows(NamedTuple):
+    """The rows' own losses and what their derivatives are made of, before a reduction."""
 
-    loss: Array | np.float64
+    loss: Array
     soft: _Softmax
     weighing: _Weighing
     slope: Array  # f'
     bend: Array  # f''
     z_slope: Array  # 2 z lse
-    grad: Array  # with respect to f(x), of the row's own loss
+    grad: Array  # with respect to f(x)
+    axis: int
+
+
+class _Work(NamedTuple):
+    """A problem: its rows, the reduced loss, and how much each row's derivatives count."""
+
+    rows: _Rows
+    loss: Array | np.float64
     factor: Array  # what a row's derivatives are multiplied by
     counts: Array  # whether they count for anything
-    axis: int
 
     def weigh(self, rows: Array) -> Array:
         """Return derivatives of the loss from those of the rows' own losses."""
         return np.where(self.counts, self.factor * rows, 0.0)
 
 
-def _work(
+def _work_of_rows(
     logits: Array,
     target: npt.ArrayLike,
     *,
-    grad_output: npt.ArrayLike = 1.0,
     axis: int | None = None,
     weight: npt.ArrayLike | None = None,
     sample_weight: npt.ArrayLike | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    on_empty: str = "nan",
     logit_scale: float = 1.0,
     softcap: float | None = None,
     z_loss: float = 0.0,
-) -> _Work:
+) -> _Rows:
     axis = _class_axis(logits, axis)
-    row_shape = _row_shape(logits.shape, axis)
     weighing = _weigh(target, logits.shape, axis, weight, sample_weight, ignore_index, label_smoothing)
     share = weighing.share
     x = logit_scale * _to_rows(logits, axis)
@@ -205,14 +208,28 @@ def _work(
         bend = -2 * logit_scale / softcap * np.tanh(x / softcap) * slope
         x = softcap * np.tanh(x / softcap)
     soft = _softmax_of_rows(x)
-    row_loss = _times(share, soft.minus_log_p).sum(axis=1) + (_times(z_loss, soft.lse**2) + soft.nan)[:, 0]
-    loss, factor = _reduce(row_loss, row_shape, weighing, reduction, on_empty)
+    loss = _times(share, soft.minus_log_p).sum(axis=1) + (_times(z_loss, soft.lse**2) + soft.nan)[:, 0]
     # p_j (sum_k w_k q_k + 2 z lse) - w_j q_j, with p_j w_j q_j moved from the first term to the second
     z_slope = 2 * z_loss * soft.lse
     grad = soft.p * (share.sum(axis=1, keepdims=True) - share + z_slope) - soft.one_minus_p * share
-    counts = weighing.kept & (factor != 0)
-    factor = factor * np.broadcast_to(grad_output, row_shape).reshape(counts.shape) * weighing.row_weight
-    return _Work(loss, soft, weighing, slope, bend, z_slope, grad, factor[:, None], counts[:, None], axis)
+    return _Rows(loss, soft, weighing, slope, bend, z_slope, grad, axis)
+
+
+def _work(
+    logits: Array,
+    target: npt.ArrayLike,
+    *,
+    grad_output: npt.ArrayLike = 1.0,
+    reduction: str = "mean",
+    on_empty: str = "nan",
+    **options: Any,
+) -> _Work:
+    rows = _work_of_rows(logits, target, **options)
+    row_shape = _row_shape(logits.shape, rows.axis)
+    loss, factor = _reduce(rows.loss, row_shape, rows.weighing, reduction, on_empty)
+    counts = rows.weighing.kept & (factor != 0)
+    factor = factor * np.broadcast_to(grad_output, row_shape).reshape(counts.shape) * rows.weighing.row_weight
+    return _Work(rows, loss, factor[:, None], counts[:, None])
 
 
 def cross_entropy(logits: npt.ArrayLike, target: npt.ArrayLike, **options: Any) -> Result:
@@ -220,14 +237,15 @@ def cross_entropy(logits: npt.ArrayLike, target: npt.ArrayLike, **options: Any) 
     logits = np.asarray(logits)
     with np.errstate(all="ignore"):
         work = _work(logits, target, **options)
-        soft, kept, prob = work.soft, work.weighing.kept, work.weighing.prob
-        grad = work.weigh(work.slope * work.grad)
+        rows = work.rows
+        soft, kept, prob = rows.soft, rows.weighing.kept, rows.weighing.prob
+        grad = work.weigh(rows.slope * rows.grad)
         log_prob = (soft.nan - _times(prob, soft.minus_log_p)).sum(axis=1)
         columns = soft.lse[:, 0], log_prob, soft.argmax, soft.entropy[:, 0]
-    row_shape = _row_shape(logits.shape, work.axis)
+    row_shape = _row_shape(logits.shape, rows.axis)
     skipped = 0, 0, -1, 0
     stats = [np.where(kept, column, value).reshape(row_shape) for column, value in zip(columns, skipped, strict=True)]
-    return Result(work.loss, _from_rows(grad, logits, work.axis), Stats(*stats))
+    return Result(work.loss, _from_rows(grad, logits, rows.axis), Stats(*stats))
 
 
 def cross_entropy_hvp(logits: npt.ArrayLike, target: npt.ArrayLike, v: npt.ArrayLike, **options: Any) -> Array:
@@ -235,14 +253,15 @@ def cross_entropy_hvp(logits: npt.ArrayLike, target: npt.ArrayLike, v: npt.Array
     logits, v = np.asarray(logits), np.asarray(v)
     with np.errstate(all="ignore"):
         work = _work(logits, target, **options)
-        v = _to_rows(v, work.axis)
-        p, w = work.soft.p, work.slope * v
-        w_top = np.take_along_axis(w, work.soft.argmax[:, None], axis=1)
+        rows = work.rows
+        v = _to_rows(v, rows.axis)
+        p, w = rows.soft.p, rows.slope * v
+        w_top = np.take_along_axis(w, rows.soft.argmax[:, None], axis=1)
         shift = (p * (w - w_top)).sum(axis=1, keepdims=True)  # <p, w> - w_top
-        total = work.weighing.share.sum(axis=1, keepdims=True) + work.z_slope
+        total = rows.weighing.share.sum(axis=1, keepdims=True) + rows.z_slope
         product = p * (total * (w - w_top - shift) + 2 * options.get("z_loss", 0.0) * (w_top + shift))
-        product = work.weigh(work.slope * product + _times(work.bend, work.grad * v))
-    return _from_rows(product, logits, work.axis)
+        product = work.weigh(rows.slope * product + _times(rows.bend, rows.grad * v))
+    return _from_rows(product, logits, rows.axis)
 
 
 def cross_entropy_grad_hess(
@@ -252,19 +271,20 @@ def cross_entropy_grad_hess(
     logits = np.asarray(logits)
     with np.errstate(all="ignore"):
         work = _work(logits, target, **options)
-        p, n_classes = work.soft.p, work.soft.p.shape[1]
-        grad = work.weigh(work.slope * work.grad)
-        total = work.weighing.share.sum(axis=1, keepdims=True) + work.z_slope
-        of_softmax = work.weigh(work.slope**2 * total * p * work.soft.one_minus_p)
-        gauss_newton = of_softmax + work.weigh(work.slope**2 * 2 * options.get("z_loss", 0.0) * p**2)
+        rows = work.rows
+        p, n_classes = rows.soft.p, rows.soft.p.shape[1]
+        grad = work.weigh(rows.slope * rows.grad)
+        total = rows.weighing.share.sum(axis=1, keepdims=True) + rows.z_slope
+        of_softmax = work.weigh(rows.slope**2 * total * p * rows.soft.one_minus_p)
+        gauss_newton = of_softmax + work.weigh(rows.slope**2 * 2 * options.get("z_loss", 0.0) * p**2)
         hess = {
-            "exact": gauss_newton + work.weigh(_times(work.bend, work.grad)),
+            "exact": gauss_newton + work.weigh(_times(rows.bend, rows.grad)),
             "gauss_newton": gauss_newton,
             "xgboost": np.maximum(2 * of_softmax, 1e-16),
             "absolute": np.maximum(np.abs(grad), 1e-16),
             "lightgbm": of_softmax * n_classes / max(1, n_classes - 1),
         }[curvature]
-    return _from_rows(grad, logits, work.axis), _from_rows(np.where(work.counts, hess, 0.0), logits, work.axis)
+    return _from_rows(grad, logits, rows.axis), _from_rows(np.where(work.counts, hess, 0.0), logits, rows.axis)
 
 
 def linear_cross_entropy(

@@ -2,6 +2,7 @@
 
 import ml_dtypes
 import numpy as np
+import pytest
 
 from guard import before_a_guard, behind_a_guard
 
@@ -105,6 +106,11 @@ def options_for(rng, names, kind, shape, axis=None):
         "z_loss": 0.01,
     }
     return {name: values[name] for name in names if not (name == "ignore_index" and kind == "prob")}
+
+
+def slow_except(kept, values):
+    """Return parameters of which only those in `kept` belong to the default tier of the tests."""
+    return [value if value in kept else pytest.param(value, marks=pytest.mark.slow) for value in values]
 
 
 EDGE_ROWS = 84  # the 64 that go together if there are no options, a group of 16 and a remainder

@@ -1,15 +1,21 @@
-"""Fixtures: seeded random numbers, and every instruction set of this build and machine in turn.
+"""Fixtures, and what is done once or several times for a test.
 
-A test, or a file, that uses `isa` runs once for each of them. The fixture is module-scoped, so that a set is switched
-on once per file and hypothesis may use it.
+A test marked `every_isa` runs with each instruction set of this build and machine in turn, every time from the same
+inputs. What the definition says of these is computed once (see definition.py).
 """
 
+import copy
+import ctypes
+import functools
+import sys
 import zlib
 
 import numpy as np
 import pytest
 
+import definition
 from cases import EDGE_ROWS, make_logits, make_target
+from device import PLACES, device
 from fastce import _cpu
 
 
@@ -19,16 +25,66 @@ def pytest_addoption(parser):
     group.addoption("--fuzz-seed", type=int, default=0, help="which random calls to make (default: 0)")
 
 
+def pytest_configure():
+    definition.install()
+    _keep_freed_memory()
+
+
+def _keep_freed_memory():
+    """Have glibc keep what is freed for the next array: with new pages each time some tests take five times as long."""
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if mallopt:
+        for parameter in (-1, -3):  # M_TRIM_THRESHOLD, M_MMAP_THRESHOLD
+            mallopt(parameter, 2**30)
+
+
+def pytest_itemcollected(item):
+    if item.get_closest_marker("every_isa") is None:
+        return
+    hypothesis = getattr(item.obj, "hypothesis", None)
+    if hypothesis is None:
+        item.obj = with_every_isa(item.obj)
+    elif not hasattr(hypothesis.inner_test, "__wrapped__"):  # the cases of a test share the function
+        hypothesis.inner_test = with_every_isa(hypothesis.inner_test)
+
+
+def with_every_isa(test):
+    """Return a test that runs once with each instruction set, on copies of its arguments."""
+
+    @functools.wraps(test)
+    def run(*args, **kwargs):
+        for name in _cpu.supported_isas:
+            with _cpu.use_isa(name):
+                try:
+                    test(*map(_fresh, args), **{key: _fresh(value) for key, value in kwargs.items()})
+                except Exception as error:
+                    error.add_note(f"instruction set: {name}")
+                    raise
+
+    return run
+
+
+def _fresh(value):
+    """Copy what a test may change: arrays, random generators, and containers of them."""
+    return copy.deepcopy(value) if isinstance(value, np.ndarray | np.random.Generator | tuple | dict) else value
+
+
+@pytest.fixture(autouse=True)
+def _forget_the_definition():
+    definition.forget()
+
+
 @pytest.fixture
 def rng(request):
     """Random numbers of the test's own: the same whenever it runs, alone or not."""
     return np.random.default_rng(zlib.crc32(request.node.nodeid.encode()))
 
 
-@pytest.fixture(params=_cpu.supported_isas, scope="module")
-def isa(request):
-    with _cpu.use_isa(request.param):
-        yield request.param
+@pytest.fixture(params=PLACES, scope="module")
+def xp(request):
+    """CuPy, or what stands in for it."""
+    with device(request.param) as module:
+        yield module
 
 
 @pytest.fixture(params=[np.float32, np.float64], ids=["float32", "float64"])

@@ -130,7 +130,7 @@ class _Job:
         self.process = subprocess.Popen(list(map(str, command)))
 
     def has_ended(self):
-        """Tell whether there is nothing more to wait for; start again behind a case that ended the process."""
+        """Return True if there is nothing more to wait for; start again behind a case that ended the process."""
         status = self.process.poll()
         if status is None:
             return False

@@ -270,7 +270,7 @@ class GivenLogProbs(Loss):
 
     def check_values(self, results, bounds):
         expected = self.of_definition(_reference.nll_loss)
-        problem, weighing = self.problem, bounds.work.weighing
+        problem, weighing = self.problem, bounds.work.rows.weighing
         with np.errstate(all="ignore"):
             cost = _reference._times(np.abs(weighing.share), np.abs(bounds.x)).sum(axis=1)
             bounds.cost, bounds.amount = cost, 0 * bounds.amount

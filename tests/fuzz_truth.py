@@ -67,8 +67,9 @@ class Bounds:
     def __init__(self, logits, target, grad_output=None, dtype=None, **options):
         work = _reference._work(logits, target, grad_output=1.0 if grad_output is None else grad_output, **options)
         self.work, self.logits, self.options = work, logits, options
-        soft, n_classes = work.soft, work.soft.p.shape[1]
-        self.row_shape = _reference._row_shape(logits.shape, work.axis)
+        soft, weighing, axis = work.rows.soft, work.rows.weighing, work.rows.axis
+        n_classes = soft.p.shape[1]
+        self.row_shape = _reference._row_shape(logits.shape, axis)
         self.dtype = arithmetic(logits.dtype if dtype is None else dtype)
         self.largest = float(np.finfo(self.dtype).max)
         self.eps = float(np.finfo(self.dtype).eps)
@@ -76,20 +77,20 @@ class Bounds:
         self.z = options.get("z_loss", 0.0)
         self.scale = options.get("logit_scale", 1.0)
         cap = options.get("softcap") or np.inf
-        self.x = _reference._to_rows(logits, work.axis)
+        self.x = _reference._to_rows(logits, axis)
         magnitude = np.abs(self.x)
         size = self.scale * np.max(magnitude, axis=1, where=np.isfinite(magnitude), initial=0)
         self.size = np.minimum(size, cap)
         self.spread = 1 + np.log(max(1, n_classes)) + (0.0 if cap == np.inf else self.size)
         self.bends = 1 + 1 / cap
         self.lse = np.abs(soft.lse[:, 0])
-        share = np.abs(work.weighing.share)
+        share = np.abs(weighing.share)
         self.amount = share.sum(axis=1)
         self.cost = _reference._times(share, soft.minus_log_p).sum(axis=1)
         # Infinite costs of either sign, for a negative probability: they may meet before they are mixed by smoothing.
-        self.is_mixed = np.isinf(self.cost) & (work.weighing.prob < 0).any(axis=1)
-        self.kept = work.weighing.kept
-        self.row_weight = np.where(self.kept, np.abs(work.weighing.row_weight), 0.0)
+        self.is_mixed = np.isinf(self.cost) & (weighing.prob < 0).any(axis=1)
+        self.kept = weighing.kept
+        self.row_weight = np.where(self.kept, np.abs(weighing.row_weight), 0.0)
         self.has_bound = ~self.kept | (self.z == 0) | ~(self.lse > self.largest)
         self.given_error = 0.0
         # The definition multiplies the logits before it takes their differences, and rounds the largest.
@@ -108,8 +109,8 @@ class Bounds:
 
     def like_logits(self, values):
         """Return a number for each row, or each of their classes, in the shape of the logits."""
-        values = np.broadcast_to(values, self.work.soft.p.shape)
-        return _reference._from_rows(values, self.logits, self.work.axis)
+        values = np.broadcast_to(values, self.work.rows.soft.p.shape)
+        return _reference._from_rows(values, self.logits, self.work.rows.axis)
 
     @np.errstate(all="ignore")
     def hold_loss(self, actual, expected, what):
@@ -132,7 +133,7 @@ class Bounds:
             return
         total = np.sum(bound, where=np.isfinite(bound))
         if reduction == "mean":
-            total = total / abs(self.work.weighing.normalizer or 1.0)
+            total = total / abs(self.work.rows.weighing.normalizer or 1.0)
         hold(actual, expected, total, what)
 
     def add_error_of_logits(self, error):
@@ -183,7 +184,7 @@ class Bounds:
     @np.errstate(all="ignore")
     def hold_product(self, actual, expected, v, what):
         """Hold the product of the Hessian and v, whose products with probabilities may be subnormal."""
-        size = np.max(np.abs(_reference._to_rows(v, self.work.axis)), axis=1, keepdims=True, initial=0)
+        size = np.max(np.abs(_reference._to_rows(v, self.work.rows.axis)), axis=1, keepdims=True, initial=0)
         size = size + 4 * self.smallest / self.unit
         self._hold_second(actual, expected, size, what)
 
@@ -198,7 +199,7 @@ class Bounds:
     @np.errstate(all="ignore")
     def hold_stats(self, actual, expected, what):
         """Hold the statistics."""
-        soft, prob = self.work.soft, np.abs(self.work.weighing.prob)
+        soft, prob = self.work.rows.soft, np.abs(self.work.rows.weighing.prob)
         cost = _reference._times(prob, soft.minus_log_p).sum(axis=1)
         mass = prob.sum(axis=1)
         has_none = self.kept & np.isnan(soft.nan[:, 0])
@@ -231,6 +232,6 @@ class Bounds:
         if is_exact and x.size:
             good &= argmax == x.argmax(axis=1)
         # A row without a softmax has no most probable class, but may have a largest logit.
-        good |= np.isnan(self.work.soft.nan[:, 0]) & (argmax >= -1) & (argmax < x.shape[1])
+        good |= np.isnan(self.work.rows.soft.nan[:, 0]) & (argmax >= -1) & (argmax < x.shape[1])
         good = np.where(self.kept, good, argmax == -1)
         assert good.all(), f"{what} argmax: row {int(good.argmin())} got {int(argmax[good.argmin()])}"

@@ -106,7 +106,7 @@ class Operand:
         self._elements = self._numbers.copy()
 
     def is_unchanged(self):
-        """Tell whether all bytes are as they were remembered, those between and around the elements included."""
+        """Return True if all bytes are as they were remembered, those between and around the elements included."""
         return self._window.tobytes() == self._before
 
     def take_result(self):

@@ -9,6 +9,7 @@ import pytest
 
 import fastce
 from cases import make_logits, make_target
+from oracle import assert_equal
 
 N_ROWS = 100  # more than the 64 that go together
 PARTS = [(0, 1), (3, 4), (7, 10), (0, 3), (1, 16), (60, 100), (99, 100)]
@@ -37,10 +38,10 @@ def results(x, target, v, **options):
     per_row = {"reduction": "none", **options}
     loss, grad = fastce.cross_entropy_with_grad(x, target, **per_row)
     alone = fastce.cross_entropy(x, target, **per_row)
-    np.testing.assert_array_equal(alone, loss)
+    assert_equal(alone, loss)
     out = np.full(x.shape, 7, x.dtype)
     fastce.cross_entropy_with_grad(x, target, out=out, **per_row)
-    np.testing.assert_array_equal(out, grad)
+    assert_equal(out, grad)
     return {
         "loss": loss,
         "grad": grad,
@@ -53,7 +54,7 @@ def results(x, target, v, **options):
     }
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.every_isa
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("n_classes", CLASSES)
 def test_a_row_has_the_same_bits_in_every_batch(n_classes, layout, rng):
@@ -69,10 +70,10 @@ def test_a_row_has_the_same_bits_in_every_batch(n_classes, layout, rng):
                 continue
             for name, values in results(x[part], target[part], v[part], **OPTIONS[i]).items():
                 message = f"{name} {np.dtype(dtype)} {OPTIONS[i]} {part}"
-                np.testing.assert_array_equal(values, whole[name][part], message)
+                assert_equal(values, whole[name][part], message)
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.every_isa
 @pytest.mark.parametrize("n_classes", [10, 130])
 def test_probabilities_and_indices_in_batches_of_any_size(n_classes, rng):
     x = make_logits(rng, (40, n_classes), np.float32)
@@ -82,14 +83,14 @@ def test_probabilities_and_indices_in_batches_of_any_size(n_classes, rng):
         for n in range(1, 40):
             part = fastce.cross_entropy_with_grad(x[:n], target[:n], reduction="none")
             for values, of_whole in zip(part, whole, strict=True):
-                np.testing.assert_array_equal(values, of_whole[:n])
+                assert_equal(values, of_whole[:n])
 
 
-@pytest.mark.usefixtures("isa")
+@pytest.mark.every_isa
 def test_sums_over_integers_have_the_same_bits_in_every_batch(rng):
     """They are converted first, and a part's memory order must not make another of it."""
     x = rng.integers(-9, 9, (5, 200, 20, 3)).astype(np.int32)
     whole = fastce.logsumexp(x, axis=1)
     for part in (np.s_[:, :, 11:12, :1], np.s_[2:3, :], np.s_[:, :, :, 1:2]):
         rows = (part[0], *part[2:])
-        np.testing.assert_array_equal(fastce.logsumexp(x[part], axis=1), whole[rows])
+        assert_equal(fastce.logsumexp(x[part], axis=1), whole[rows])

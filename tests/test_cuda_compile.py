@@ -131,7 +131,7 @@ def full_matrix():
 
 
 def has_turn(arch, geometry):
-    """Tell whether an architecture compiles a geometry in the small matrix (rule 1)."""
+    """Return True if an architecture compiles a geometry in the small matrix (rule 1)."""
     found = GEOMETRIES[arch].items()
     largest = {max(g.classes for g, sizes in found if size in sizes) for size in ITEMSIZES}
     return geometry.classes in {0, *largest} or geometry.classes % len(ARCHITECTURES) == ARCHITECTURES.index(arch)
@@ -228,6 +228,7 @@ def faults_of(kernel, usage):
         yield f"has {usage.shared} bytes of static shared memory"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_kernels_compile_and_keep_to_registers(arch):
     kernels = (full_matrix() if IS_FULL else small_matrix())[arch]
@@ -282,6 +283,7 @@ def test_the_source_of_one_kernel_compiles():
     assert list(nvrtc.usage_of(log)) == ["fastce"]
 
 
+@pytest.mark.slow
 def test_another_layout_of_the_task_does_not_compile():
     kernel = Kernel(GRADIENT, BLOCK)
     size = int(kernel.macros("")["FC_TASK_BYTES"])
@@ -290,6 +292,7 @@ def test_another_layout_of_the_task_does_not_compile():
         nvrtc.compile(source_with(kernel, FC_TASK_BYTES=size + 8), 80, [DIRECTORY])
 
 
+@pytest.mark.slow
 def test_spills_are_seen():
     # 32 registers for each of 2048 threads: not enough for this.
     kernel = Kernel(Variant("float64", "float64", out="grad", has_stats=True), BLOCK)
@@ -308,6 +311,7 @@ def test_too_many_registers_are_seen():
     assert any("local" in fault for fault in faults_of(kernel, fits._replace(stack=16)))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(90 not in ARCHITECTURES, reason="this NVRTC does not know sm_90")
 @pytest.mark.parametrize("cluster", [1, 2])
 def test_rows_move_in_granules(cluster):

@@ -10,9 +10,10 @@ import pytest
 
 import fake_cupy as cp
 
-pytestmark = pytest.mark.skipif(
-    not (sys.platform == "linux" and cp.compiler()), reason="the emulator needs g++ and Linux"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(not (sys.platform == "linux" and cp.compiler()), reason="the emulator needs g++ and Linux"),
+]
 
 TASK = np.dtype([("x", "u8"), ("y", "u8"), ("n", "i8")])
 

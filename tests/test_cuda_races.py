@@ -63,7 +63,7 @@ def tsan_runtime():
 
 
 RUNTIME = tsan_runtime()
-pytestmark = pytest.mark.skipif(RUNTIME is None, reason="no ThreadSanitizer")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(RUNTIME is None, reason="no ThreadSanitizer")]
 
 
 def run(families, sources):

@@ -13,9 +13,9 @@ import fastce
 from cases import LAYOUTS, OPTION_SETS, make_logits, make_target, options_for, row_shape
 from fastce import _reference
 from fastce._curvature import CURVATURES
-from oracle import assert_curvatures, assert_within
+from oracle import assert_curvatures, assert_equal, assert_within
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.every_isa
 
 KINDS = ["index", "prob"]
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]
@@ -65,7 +65,7 @@ def test_layouts(shape, layout, rng):
     expected = function(logits, target, v, axis=axis)
     out = LAYOUTS[layout](np.zeros_like(logits))
     assert function(logits, target, v, axis=axis, out=out) is out
-    np.testing.assert_array_equal(out, expected)
+    assert_equal(out, expected)
 
 
 def test_v_of_other_types_and_strides(rng):
@@ -74,9 +74,9 @@ def test_v_of_other_types_and_strides(rng):
     v = rng.integers(-3, 3, shape)
     expected = fastce.cross_entropy_hvp(logits, target, v.astype(np.float32))
     for other in (v, v.tolist(), v.astype(np.float64), v.astype(np.float16), v.astype(">f4"), v.astype(bool) * v):
-        np.testing.assert_array_equal(fastce.cross_entropy_hvp(logits, target, other), expected)
+        assert_equal(fastce.cross_entropy_hvp(logits, target, other), expected)
     row = fastce.cross_entropy_hvp(logits, target, np.broadcast_to(v[0], shape))
-    np.testing.assert_array_equal(row, fastce.cross_entropy_hvp(logits, target, np.tile(v[0], (40, 1))))
+    assert_equal(row, fastce.cross_entropy_hvp(logits, target, np.tile(v[0], (40, 1))))
 
 
 def test_in_place(rng):
@@ -91,18 +91,16 @@ def test_in_place(rng):
                     x, y = logits.copy(), v.copy()
                     assert fastce.cross_entropy_hvp(x, target, v, out=x, **options) is x
                     assert fastce.cross_entropy_hvp(logits, target, y, out=y, **options) is y
-                    np.testing.assert_array_equal(x, expected)
-                    np.testing.assert_array_equal(y, expected)
+                    assert_equal(x, expected)
+                    assert_equal(y, expected)
                     grad, hess = fastce.cross_entropy_grad_hess(logits, target, **options)
                     x, y = logits.copy(), np.empty_like(logits)
                     result = fastce.cross_entropy_grad_hess(x, target, out=x, hess_out=y, **options)
                     assert result[0] is x and result[1] is y
-                    np.testing.assert_array_equal(x, grad)
-                    np.testing.assert_array_equal(y, hess)
+                    assert_equal(x, grad)
+                    assert_equal(y, hess)
         x = logits.copy()
-        np.testing.assert_array_equal(
-            fastce.cross_entropy_hvp(x, target, x, out=x), fastce.cross_entropy_hvp(logits, target, logits)
-        )
+        assert_equal(fastce.cross_entropy_hvp(x, target, x, out=x), fastce.cross_entropy_hvp(logits, target, logits))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -225,7 +223,7 @@ def test_bad_rows_stay_by_themselves(problem, n_classes, dtype, kind, bad):
             clean = function(logits, target, v, reduction="sum", **options)
             for one, other in zip(function(spoilt, target, v, reduction="sum", **options), clean, strict=True):
                 assert np.isnan(one[hit]).all()
-                np.testing.assert_array_equal(np.delete(one, hit, 0), np.delete(other, hit, 0))
+                assert_equal(np.delete(one, hit, 0), np.delete(other, hit, 0))
             for one in function(spoilt, target, v, sample_weight=skip, **options):
                 assert not one[hit].any()
                 assert np.isfinite(one).all()
@@ -278,7 +276,7 @@ def test_logits_of_minus_infinity_contribute_nothing(problem, n_classes):
     grad, hess = fastce.cross_entropy_grad_hess(hidden, target, reduction="sum")
     assert (grad[:, 0] == -1).all()
     assert not hess[:, 0].any()
-    np.testing.assert_array_equal(hess, fastce.cross_entropy_grad_hess(hidden, target * 0 + k, reduction="sum")[1])
+    assert_equal(hess, fastce.cross_entropy_grad_hess(hidden, target * 0 + k, reduction="sum")[1])
 
 
 def test_nothing_to_divide_by(rng):
@@ -315,13 +313,13 @@ def test_the_loss_object_passes_its_options_on(rng):
     options = options_for(rng, OPTION_SETS["all"], "index", shape)
     loss = fastce.CrossEntropyLoss(**options)
     out = np.empty_like(logits)
-    np.testing.assert_array_equal(
+    assert_equal(
         loss.hvp(logits, target, v, grad_output=2.0), 2 * fastce.cross_entropy_hvp(logits, target, v, **options)
     )
     result = loss.grad_hess(logits, target, curvature="xgboost", hess_out=out)
     assert result[1] is out
     expected = fastce.cross_entropy_grad_hess(logits, target, curvature="xgboost", **options)
-    np.testing.assert_array_equal(result, expected)
+    assert_equal(result, expected)
 
 
 LOGITS = np.zeros((4, 3), np.float32)
@@ -378,7 +376,7 @@ def test_overlaps_are_refused():
     for function, arguments, keywords, match in cases:
         with pytest.raises(ValueError, match=match):
             function(x, y, *arguments, **keywords)
-        np.testing.assert_array_equal(memory, before)
+        assert_equal(memory, before)
     with pytest.raises(ValueError, match="out must"):
         fastce.cross_entropy_hvp(x, v, v, out=v)  # which are the class probabilities too
 

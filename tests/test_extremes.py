@@ -8,7 +8,7 @@ from cases import as_kind, make_logits, make_target
 from fastce import _reference
 from oracle import SLACK, Bounds, assert_matches_reference, assert_within, with_grad
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.every_isa
 
 KINDS = ["index", "prob"]
 

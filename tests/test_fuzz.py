@@ -19,11 +19,19 @@ def run_python(*arguments):
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=FUZZER.parent)
 
 
-def test_random_calls_match_the_definition(pytestconfig):
-    calls, seed = (pytestconfig.getoption(f"--fuzz-{name}") for name in ("calls", "seed"))
+def fuzz_calls(calls, seed=0):
     result = run_python(FUZZER, "--calls", calls, "--seed", seed)
     assert result.returncode == 0, result.stdout + result.stderr
     print(result.stdout)
+
+
+def test_random_calls_match_the_definition():
+    fuzz_calls(2000)
+
+
+@pytest.mark.slow
+def test_many_random_calls_match_the_definition(pytestconfig):
+    fuzz_calls(*(pytestconfig.getoption(f"--fuzz-{name}") for name in ("calls", "seed")))
 
 
 @pytest.mark.parametrize("attack", ["inputs", "threads"])

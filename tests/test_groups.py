@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import fastce
-from oracle import assert_matches_reference
+from oracle import assert_equal, assert_matches_reference
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.every_isa
 
 DTYPES = (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)
 ROWS = (
@@ -74,8 +74,8 @@ def test_no_layout_shows(rng, dtype, n_rows, n_classes):
             loss, grad = fastce.cross_entropy_with_grad(
                 work, target.reshape(shape), out=work if in_place else None, reduction="none", n_threads=2
             )
-            np.testing.assert_array_equal(loss.ravel(), losses, err_msg=name)
-            np.testing.assert_array_equal(back(grad).astype(np.float64), grads, err_msg=name)
+            assert_equal(loss.ravel(), losses, err_msg=name)
+            assert_equal(back(grad).astype(np.float64), grads, err_msg=name)
 
 
 @pytest.mark.parametrize("n_classes", [1, 2, 3, 8, 21, 130, 400, 511, 520])

@@ -16,7 +16,7 @@ import pytest
 import fastce
 from cases import LAYOUTS, OPTION_SETS, make_target, options_for, row_shape
 from fastce import _linear, _reference
-from oracle import Bounds, arithmetic, assert_within, half_unit
+from oracle import Bounds, arithmetic, assert_equal, assert_within, half_unit
 
 N_ROWS, N_FEATURES, N_CLASSES = 23, 9, 12
 SHAPE = N_ROWS, N_CLASSES
@@ -70,10 +70,10 @@ def assert_linear(features, linear_weight, target, *, linear_bias=None, chunk_ro
     )
     keywords.pop("grad_output", None)
     alone = fastce.linear_cross_entropy(features, linear_weight, target, **keywords)
-    np.testing.assert_array_equal(alone, actual[0], err_msg=what)
+    assert_equal(alone, actual[0], err_msg=what)
     alone, stats_alone = fastce.linear_cross_entropy(features, linear_weight, target, return_stats=True, **keywords)
     for one, other in zip((with_stats[0], *stats), (alone, *stats_alone), strict=True):
-        np.testing.assert_array_equal(one, other, err_msg=what)
+        assert_equal(one, other, err_msg=what)
 
     given = dense(features)
     dtype, work = given.dtype, arithmetic(given.dtype)
@@ -287,7 +287,7 @@ def test_gradients_that_nobody_wants_are_left_out(is_sparse, rng):
                     assert some == loss
                     for name, one, other in zip(NAMES_OF_LEAVES, found, grads, strict=True):
                         if name in wrt:
-                            np.testing.assert_array_equal(one, other)
+                            assert_equal(one, other)
                         else:
                             assert one is None
 
@@ -420,7 +420,7 @@ def test_a_mean_over_weights_that_cancel_has_no_gradient(rng):
         loss, *grads, stats = fastce.linear_cross_entropy_with_grad(
             features, linear_weight, target, on_empty=on_empty, **options
         )
-        np.testing.assert_array_equal(loss, wanted)
+        assert_equal(loss, wanted)
         assert not any(grad.any() for grad in grads)
         expected = _reference.linear_cross_entropy(features, linear_weight, target, linear_bias=bias).stats
         for one, other in zip(stats, expected, strict=True):
@@ -624,7 +624,7 @@ def test_a_mean_over_nothing_has_no_gradient(options, rng):
         loss, *grads = fastce.linear_cross_entropy_with_grad(
             features, linear_weight, linear_bias=bias, on_empty=on_empty, **options
         )
-        np.testing.assert_array_equal(loss, np.float32(wanted))
+        assert_equal(loss, np.float32(wanted))
         assert not any(grad.any() for grad in grads)
 
 
@@ -653,7 +653,7 @@ def test_the_number_of_threads_does_not_change_the_bits(rng):
     ]
     for result in results[1:]:
         for one, other in zip(result, results[0], strict=True):
-            np.testing.assert_array_equal(one, other)
+            assert_equal(one, other)
 
 
 def test_products_in_blocks_of_classes(rng, monkeypatch):

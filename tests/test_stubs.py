@@ -12,6 +12,7 @@ pytest.importorskip("mypy")
 
 
 # Only what runs here: loading the module of another instruction set may end the process.
+@pytest.mark.slow
 @pytest.mark.parametrize("isa", _cpu.supported_isas)
 def test_stubs_match_the_compiled_modules(isa, tmp_path):
     name = f"_kernels_{isa}"

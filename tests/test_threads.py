@@ -48,7 +48,8 @@ def assert_same(results, what):
             assert np.asarray(one).tobytes() == np.asarray(other).tobytes(), f"{what}, {n_threads} threads"
 
 
-@pytest.mark.usefixtures("isa", "eight_threads")
+@pytest.mark.every_isa
+@pytest.mark.usefixtures("eight_threads")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_number_of_threads_does_not_change_the_bits(shape, kind, rng):
@@ -73,7 +74,8 @@ def test_the_number_of_threads_does_not_change_the_bits(shape, kind, rng):
                 assert_same(results, f"{np.dtype(dtype)} {names} {reduction}")
 
 
-@pytest.mark.usefixtures("isa", "eight_threads")
+@pytest.mark.every_isa
+@pytest.mark.usefixtures("eight_threads")
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_number_of_threads_does_not_change_the_other_functions(shape, rng):
     logits = make_logits(rng, shape, np.float32)

@@ -15,7 +15,7 @@ from fastce import _reference
 from oracle import Bounds, assert_within
 
 torch = pytest.importorskip("torch")
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.every_isa
 
 SHAPES = [
     (5,),

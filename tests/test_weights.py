@@ -6,9 +6,9 @@ import pytest
 import fastce
 from cases import make_logits, make_target
 from fastce import _reference
-from oracle import arithmetic, assert_curvatures, assert_matches_reference, with_grad
+from oracle import arithmetic, assert_curvatures, assert_equal, assert_matches_reference, with_grad
 
-pytestmark = pytest.mark.usefixtures("isa")
+pytestmark = pytest.mark.every_isa
 
 KINDS = ["index", "prob"]
 ROWS = 84  # the 64 that go together without options, a group of 16 and a remainder
@@ -107,8 +107,8 @@ def test_a_row_of_weight_minus_one_takes_back_a_row(rng, dtype):
     plain = with_grad(logits, target, reduction="none", sample_weight=np.ones(30))
     for options in ({"sample_weight": weight}, {"sample_weight": weight.astype(np.float32)}):
         loss, grad = with_grad(logits, target, reduction="none", **options)
-        np.testing.assert_array_equal(loss, weight * plain[0])
-        np.testing.assert_array_equal(grad, weight[:, None] * plain[1])
+        assert_equal(loss, weight * plain[0])
+        assert_equal(grad, weight[:, None] * plain[1])
 
 
 # A mean does not know a common factor of its weights. Powers of two, so that the factor changes no digit; subnormal
@@ -195,7 +195,7 @@ def test_rows_that_vanish_beside_another_are_kept(rng, dtype):
     weight = np.array([1e300, 1e-300, 1.0])
     loss, _, stats = fastce.cross_entropy_with_grad(logits, [0, 1, 2], sample_weight=weight, return_stats=True)
     assert np.isnan(loss)
-    np.testing.assert_array_equal(stats.argmax[[0, 2]], logits[[0, 2]].argmax(axis=1))
+    assert_equal(stats.argmax[[0, 2]], logits[[0, 2]].argmax(axis=1))
     assert np.isnan(stats.lse[1])
 
 
@@ -232,5 +232,5 @@ def test_unaligned_weights_are_read_as_they_are(rng, dtype, kind):
     expected = with_grad(logits, reduction="none", **arrays)
     actual = with_grad(logits, reduction="none", **moved)
     for one, other in zip(actual, expected, strict=True):
-        np.testing.assert_array_equal(one, other)
+        assert_equal(one, other)
     assert actual[0].dtype == arithmetic(dtype)
