@@ -1,19 +1,18 @@
 """Print what a round of boosting takes by fastce's objectives and by the built-in ones: python asv_bench/boosting.py.
 
 Of each library that is installed, XGBoost and LightGBM, one model learns by its own objective, one by fastce's, one by
-plain NumPy; they take turns round by round. Also printed: what of a round is the objective, and how far the margins are
-from those of the built-in objective. Needs scikit-learn and a quiet machine.
+plain NumPy; they take turns round by round, and lower quartiles count. Also printed: what of a round is the objective,
+and how far the margins are from those of the built-in objective. Needs scikit-learn and a quiet machine.
 """
 
 import argparse
 import importlib
-import statistics
-import time
 
 import numpy as np
 from sklearn.datasets import load_digits
 
 import fastce
+from fastce._benchmarks.timing import clock, lower_quartile, run_rounds
 from fastce.boosting import lightgbm_objective, xgboost_objective
 
 SEED = 0
@@ -40,9 +39,8 @@ class Timed:
         self.seconds = []
 
     def __call__(self, preds, data):
-        start = time.perf_counter()
-        result = self.objective(preds, data)
-        self.seconds.append(time.perf_counter() - start)
+        seconds, result = clock(lambda: self.objective(preds, data))
+        self.seconds.append(seconds)
         return result
 
 
@@ -98,22 +96,15 @@ def compare(name, library, features, target, n_classes, rounds, n_threads):
         "NumPy": Timed(make_numpy_objective(find_bound(n_classes))),
     }
     models = {who: start(objective) for who, objective in objectives.items()}
-    seconds = {who: [] for who in models}
-    for number in range(rounds):
-        who_starts = number % len(models)  # a turn at every position
-        order = [*models][who_starts:] + [*models][:who_starts]
-        for who in order:
-            before = time.perf_counter()
-            models[who][0]()
-            seconds[who].append(time.perf_counter() - before)
-    own_seconds = statistics.median(seconds["built-in"][1:])  # the first round also makes ready
+    updates = {who: [lambda update=update: clock(update)[0]] for who, (update, _) in models.items()}
+    seconds = run_rounds(updates, rounds)
     own_margins = models["built-in"][1]()
     for who, (_, margins) in models.items():
-        median = statistics.median(seconds[who][1:])
         title = f"{name} {library.__version__}, {who}:"
-        line = f"  {title:26} {1e3 * median:8.2f} ms a round, ratio {median / own_seconds:.3f}"
+        ratio = seconds[who] / seconds["built-in"]
+        line = f"  {title:26} {1e3 * seconds[who]:8.2f} ms a round, ratio {ratio:.3f}"
         if objectives[who] is not None:
-            of_it = 1e3 * statistics.median(objectives[who].seconds[1:])
+            of_it = 1e3 * lower_quartile(objectives[who].seconds)
             line += f", objective {of_it:.2f} ms, margins differ by {np.abs(margins() - own_margins).max():.1e}"
         print(line, flush=True)
 

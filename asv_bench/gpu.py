@@ -19,10 +19,10 @@ import numpy as np
 
 import fastce
 import gpu_checks
-from benchmarks.problems import parse_shape
 from fastce import _cuda
+from fastce._benchmarks.cases import parse_shape
 from gpu_measure import bandwidth, first_calls, free_memory, host_microseconds, measure, peak_bytes, reason_of
-from gpu_peers import CONTENDERS, Contender, Problem, prepare_fastce_loss, prepare_fastce_tensors
+from gpu_peers import PEERS, Peer, Problem, prepare_fastce_loss, prepare_fastce_tensors
 
 PACKAGES = ("numpy", "ml_dtypes", "torch", "triton", "liger-kernel", "quack-kernels", "nvidia-cutlass-dsl")
 SMI_FIELDS = "driver_version,power.limit,clocks.max.sm,clocks.max.memory,clocks.sm,temperature.gpu"
@@ -67,8 +67,8 @@ class Run:
         self.options = options
         self.start = time.perf_counter()
         self.figures = {}
-        names = [name for name in CONTENDERS if name.partition(",")[0] not in options.without]
-        self.contenders = {name: CONTENDERS[name] for name in names}
+        names = [name for name in PEERS if name.partition(",")[0] not in options.without]
+        self.peers = {name: PEERS[name] for name in names}
 
     @property
     def seconds(self):
@@ -80,16 +80,16 @@ class Run:
         n, *others = parse_shape(row.shape)
         return (max(n // 64, 1) if self.options.quick else n, *others)
 
-    def measure(self, row, contenders):
+    def measure(self, row, peers):
         """Return a problem's figures, the GB that it has to move, and those of its logits."""
         free_memory()
         try:
             problem = Problem(self.shape(row), row.dtype, row.ignored)
             nbytes = problem.logits[0].nbytes
             repetitions = 20 if nbytes > 3e9 else 50  # which take long, and vary little
-            return measure(problem, contenders, repetitions), problem.n_bytes / 1e9, nbytes / 1e9
+            return measure(problem, peers, repetitions), problem.n_bytes / 1e9, nbytes / 1e9
         except Exception as error:  # the next one may be smaller
-            return {name: {"failed": reason_of(error)} for name in contenders}, 0.0, 0.0
+            return {name: {"failed": reason_of(error)} for name in peers}, 0.0, 0.0
 
     def rate(self, name):
         """Return a rate of the memory in GB/s, measured if it has not been yet."""
@@ -162,10 +162,10 @@ def correctness(run):
 
 def timings(run):
     """Measure loss and gradient in place, and the loss alone."""
-    contenders = {"fastce": CONTENDERS["fastce"], "loss": Contender(prepare_fastce_loss)}
+    peers = {"fastce": PEERS["fastce"], "loss": Peer(prepare_fastce_loss)}
     figures = {}
     for row in ROWS:
-        found, gigabytes, written = run.measure(row, contenders)
+        found, gigabytes, written = run.measure(row, peers)
         figures[str(row)], both, loss = found, found["fastce"], found["loss"]
         if "failed" in both or "failed" in loss:
             say(f"  {row}: FAILED, {both} {loss}")
@@ -193,7 +193,7 @@ def peers(run):
         if run.seconds > run.options.budget:
             say(f"  {row}: left out, {run.seconds:.0f} s have passed")
             continue
-        found, gigabytes, _ = run.measure(row, run.contenders)
+        found, gigabytes, _ = run.measure(row, run.peers)
         figures[str(row)] = found
         say(f"  {row}, after {run.seconds:.0f} s")
         own, others = found["fastce"], {}
@@ -220,11 +220,11 @@ def latency(run):
     figures = {"first calls": first_calls(say)}
     problem = Problem((32, 10), "float32")
     problem.restore(0)
-    contenders = {"fastce, tensors": Contender(prepare_fastce_tensors), **run.contenders}
+    peers = {"fastce, tensors": Peer(prepare_fastce_tensors), **run.peers}
     say("  32 x 10, microseconds until a call returns; with its work on the device; and alone, with a wait for it")
-    for name, contender in contenders.items():
+    for name, peer in peers.items():
         try:
-            figures[name] = found = host_microseconds(contender.prepare(problem), 100 if run.options.quick else 1000)
+            figures[name] = found = host_microseconds(peer.prepare(problem), 100 if run.options.quick else 1000)
             say(f"    {name:16s}" + ", ".join(f"{microseconds:8.1f}" for microseconds in found.values()))
         except Exception as error:  # other people's code
             say(f"    {name:16s}{reason_of(error)}")
@@ -236,10 +236,10 @@ def memory(run):
     problem = Problem(run.shape(ROWS[0]), ROWS[0].dtype)
     figures = {"logits": problem.logits[0].nbytes}
     say(f"  {ROWS[0]}: logits {figures['logits'] / 2**20:.1f} MiB")
-    for name, contender in run.contenders.items():
+    for name, peer in run.peers.items():
         free_memory()
         try:
-            call = contender.prepare(problem)
+            call = peer.prepare(problem)
             problem.restore(0)
             call(0)
             _cuda._workspaces.clear()  # of which the first call on a stream makes one
@@ -278,7 +278,7 @@ def main(arguments=None):
     """Do the steps."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--only", metavar="STEP,...", type=several_of(STEPS), default=[*STEPS], help=", ".join(STEPS))
-    peers = [name for name in CONTENDERS if name != "fastce" and "," not in name]
+    peers = [name for name in PEERS if name != "fastce" and "," not in name]
     parser.add_argument("--without", metavar="PEER,...", type=several_of(peers), default=[], help=", ".join(peers))
     parser.add_argument("--json", metavar="FILE", type=Path, help="write all figures, after every step")
     parser.add_argument("--quick", action="store_true", help="fewer rows: does everything run?")

@@ -7,7 +7,7 @@ Design
    the device within a call, as Liger does, is timed with that wait. What Python takes is measured by itself.
 2. The cache is full of what was written just before, as the logits are in a training step. So whoever leaves what it
    has written in the cache has had to write as much of somebody else's.
-3. Contenders take turns, so that a change of the device's clock meets all alike. They are other people's code: whatever
+3. Peers take turns, so that a change of the device's clock meets all alike. They are other people's code: whatever
    error one has is told, and the others go on.
 """
 
@@ -22,12 +22,12 @@ from pathlib import Path
 import numpy as np
 
 import fastce
-from benchmarks.problems import random_numbers
+from fastce._benchmarks.cases import random_numbers
 from gpu_peers import N_SETS, copy, fill
 
 N_WARMUPS = 10
 FLUSH_BYTES = 256 * 2**20  # several times any cache
-HOLD_CYCLES = 1_000_000  # half a millisecond, more than a contender needs to start its kernels
+HOLD_CYCLES = 1_000_000  # half a millisecond, more than a peer needs to start its kernels
 HOLD = """
 extern "C" __global__ void hold(long long cycles) {
     const long long start = clock64();
@@ -104,21 +104,21 @@ def bandwidth(most_bytes):
     return figures
 
 
-def start_all(problem, contenders):
+def start_all(problem, peers):
     """Call each once; return the calls of those who can, and what is known of all so far."""
     import cupy
 
     calls, figures = {}, {}
-    for name, contender in contenders.items():
+    for name, peer in peers.items():
         start = time.perf_counter()
         try:
-            call = contender.prepare(problem)
+            call = peer.prepare(problem)
             problem.restore(0)
             loss, grad = call(0)
             figures[name] = {"loss": float(loss), "first_s": time.perf_counter() - start}
             cupy.cuda.Device().synchronize()
             if grad is not None:
-                figures[name]["grad_error"] = problem.grad_error(grad, contender.is_sum)
+                figures[name]["grad_error"] = problem.grad_error(grad, peer.is_sum)
             calls[name] = call
         except Exception as error:
             figures[name] = {"failed": reason_of(error)}
@@ -127,12 +127,12 @@ def start_all(problem, contenders):
     return calls, figures
 
 
-def measure(problem, contenders, repetitions):
-    """Return what is known of each contender by name: its median, p20 and p80 in milliseconds, or why it failed."""
+def measure(problem, peers, repetitions):
+    """Return what is known of each peer by name: its median, p20 and p80 in milliseconds, or why it failed."""
     import cupy
 
     hold, flush = cupy.RawKernel(HOLD, "hold"), cupy.empty(FLUSH_BYTES // 4, "float32")
-    calls, figures = start_all(problem, contenders)
+    calls, figures = start_all(problem, peers)
     events = {name: [] for name in calls}
     for i in range(-N_WARMUPS, repetitions):
         for name, call in list(calls.items()):

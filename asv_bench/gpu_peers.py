@@ -3,7 +3,7 @@
 Design
 ------
 1. CuPy owns the arrays that all work on; PyTorch sees the same memory. Whoever can writes the gradient over the logits.
-2. A contender is prepared once, with what a user does once; its call takes the number of a set of logits and does what
+2. A peer is prepared once, with what a user does once; its call takes the number of a set of logits and does what
    a user does in every step. Packages are imported where they are used: all but CuPy are optional.
 3. Numbers of 16 bits are copied, compared and handed over as integers, so that no library has to know their type.
 """
@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import fastce
-from benchmarks.problems import random_numbers
 from fastce import _reference
-from fastce._contenders import refuse_more_than_a_matrix
+from fastce._benchmarks.cases import random_numbers
+from fastce._benchmarks.peers import refuse_more_than_a_matrix
 
 N_SETS = 2  # of logits, in turn
 
@@ -115,7 +115,7 @@ def import_torch():
     return torch
 
 
-class Contender(NamedTuple):
+class Peer(NamedTuple):
     """What it takes to compute a loss and a gradient."""
 
     prepare: Callable[[Problem], Callable[[int], tuple[Any, Any]]]
@@ -215,12 +215,12 @@ def prepare_quack_at_once(problem):
     return loss_and_grad
 
 
-CONTENDERS = {
-    "fastce": Contender(prepare_fastce),
-    "CuPy": Contender(prepare_cupy),
-    "PyTorch": Contender(prepare_torch),
-    "torch.compile": Contender(functools.partial(prepare_torch, compiled=True)),
-    "Liger": Contender(prepare_liger),
-    "quack": Contender(prepare_quack),
-    "quack, sum": Contender(prepare_quack_at_once, is_sum=True),
+PEERS = {
+    "fastce": Peer(prepare_fastce),
+    "CuPy": Peer(prepare_cupy),
+    "PyTorch": Peer(prepare_torch),
+    "torch.compile": Peer(functools.partial(prepare_torch, compiled=True)),
+    "Liger": Peer(prepare_liger),
+    "quack": Peer(prepare_quack),
+    "quack, sum": Peer(prepare_quack_at_once, is_sum=True),
 }

@@ -1,23 +1,22 @@
 """Print what the loss of a linear layer costs besides its products: python asv_bench/linear.py.
 
-Chunk size by chunk size: the call, and NumPy's products of the same chunks into arrays that are there, in rounds that
-take turns; and the peak of the process's memory besides the gradients (Linux only). With --wrt one product or two are
-left out, as for a layer that is frozen. Needs a quiet machine and 2 GiB.
+Chunk size by chunk size: the call, and NumPy's products of the same chunks into arrays that are there, lower quartiles
+of interleaved rounds; and the peak of the process's memory besides the gradients (Linux only). With --wrt one product
+or two are left out, as for a layer that is frozen. Needs a quiet machine and 2 GiB.
 """
 
 import argparse
-import statistics
-import time
 from pathlib import Path
 
 import numpy as np
 
 import fastce
 from fastce import _linear
+from fastce._benchmarks.machine import read_bytes
+from fastce._benchmarks.timing import run_calls
 
 MIB = 2**20
 CHUNKS = (16, 32, 48, 64, 96)  # MiB of logits
-PROC = Path("/proc/self")
 LEAVES = ("features", "linear_weight", "linear_bias")
 
 
@@ -46,28 +45,15 @@ def make_products(features, weight, chunk_rows, wrt=LEAVES):
     return run
 
 
-def seconds(call):
-    """Return how long one call takes."""
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
-def status(name):
-    """Return a number of bytes that Linux knows of this process."""
-    lines = (PROC / "status").read_text().splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith(name))
-
-
 def peak_bytes(call):
-    """Return by how much the process grew at most, less the arrays that are returned; None where that is not told."""
+    """Return by how much the process grew at most, less the arrays that are returned; None where that is not known."""
     try:
-        (PROC / "clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return None
-    before = status("VmRSS")
+    before = read_bytes("self/status", "VmRSS")
     result = call()
-    return status("VmHWM") - before - sum(array.nbytes for array in result[1:] if array is not None)
+    return read_bytes("self/status", "VmHWM") - before - sum(array.nbytes for array in result[1:] if array is not None)
 
 
 def main(arguments=None):
@@ -89,16 +75,11 @@ def main(arguments=None):
             features, weight, target, linear_bias=bias, chunk_rows=chunk_rows, wrt=options.wrt
         )
         calls[mib, "products"] = make_products(features, weight, chunk_rows, options.wrt)
-    taken = {name: [] for name in calls}
-    for number in range(options.rounds + 1):
-        for name, call in calls.items():
-            sample = seconds(call)
-            if number:  # the first warms up
-                taken[name].append(sample)
+    seconds = run_calls(calls, options.rounds)
     wanted = "" if options.wrt == LEAVES else f", gradients of {' and '.join(options.wrt) or 'nothing'}"
     print("{} x {} x {}, {} rounds".format(*options.shape, options.rounds) + ", with bias" * options.bias + wanted)
     for mib in options.mib:
-        whole, products = (statistics.median(taken[mib, name]) for name in ("call", "products"))
+        whole, products = seconds[mib, "call"], seconds[mib, "products"]
         peak = peak_bytes(calls[mib, "call"])
         memory = "" if peak is None else f", peak {peak / MIB:.0f} MiB"
         default = " (default)" if mib * MIB == _linear._LOGITS_BYTES else ""

@@ -1,14 +1,13 @@
 """Print how fastce.sklearn's LogisticRegression compares with scikit-learn's: python asv_bench/logistic.py.
 
-First how far the coefficients of both are apart at a tight tolerance. Then the times to fit by L-BFGS, in rounds that
-take turns, with the objectives that both end at, computed anew in float64. The classes are Gaussian clouds around
-centres that are Gaussian as well, of a third of their width in every direction; to each feature a random mixture of all
-is added, which correlates them. Both have the same tolerance and as many threads. Needs a quiet machine.
+First how far the coefficients of both are apart at a tight tolerance. Then the times to fit by L-BFGS, lower quartiles
+of interleaved rounds, with the objectives that both end at, computed anew in float64. The classes are Gaussian clouds
+around centres that are Gaussian as well, of a third of their width in every direction; to each feature a random mixture
+of all is added, which correlates them. Both have the same tolerance and as many threads. Needs a quiet machine.
 """
 
 import argparse
-import statistics
-import time
+import functools
 import warnings
 
 import numpy as np
@@ -17,6 +16,7 @@ from sklearn.datasets import load_digits, make_classification
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression as Sklearn
 
+from fastce._benchmarks.timing import run_calls
 from fastce.sklearn import LogisticRegression
 
 SHAPES = ((100_000, 64, 10), (20_000, 64, 1000))
@@ -62,19 +62,13 @@ def compare_times(shape, dtype, mixed, rounds, tol):
         "scikit-learn": Sklearn(tol=tol, max_iter=1000),
         "fastce": LogisticRegression(tol=tol, max_iter=1000),
     }
-    seconds = {name: [] for name in models}
-    for number in range(rounds):
-        for name in sorted(models, reverse=number % 2 == 0):
-            start = time.perf_counter()
-            models[name].fit(features, target)
-            seconds[name].append(time.perf_counter() - start)
+    fits = {name: functools.partial(model.fit, features, target) for name, model in models.items()}
+    seconds = run_calls(fits, rounds)
     print("{} x {}, {} classes, {}:".format(*shape, dtype.__name__))
     for name, model in models.items():
-        middle = statistics.median(seconds[name])
-        n_iter = model.n_iter_[0]
-        print(f"  {name:12} {middle:7.3f} s, {n_iter:3} iterations, objective {objective(model, features, target):.9f}")
-    ratio = statistics.median(s / f for s, f in zip(seconds["scikit-learn"], seconds["fastce"], strict=True))
-    print(f"  {ratio:.2f} times as fast", flush=True)
+        found = f"{model.n_iter_[0]:3} iterations, objective {objective(model, features, target):.9f}"
+        print(f"  {name:12} {seconds[name]:7.3f} s, {found}")
+    print(f"  {seconds['scikit-learn'] / seconds['fastce']:.2f} times as fast", flush=True)
 
 
 def main(arguments=None):

@@ -19,9 +19,8 @@ from sklearn.linear_model import LogisticRegression
 
 import fastce.sklearn
 from boosting import LIBRARIES, make_data
-from fastce._bench import PAUSE
-from fastce._contenders import CONTENDERS
-from fastce._steps import STEPS, make_step, run_in_turn
+from fastce._benchmarks.report import format_seconds
+from fastce._benchmarks.steps import STEPS, TURN, make_step, run_steps
 
 ONE_THREAD = "one thread"
 PREDICTED_ROWS = (1, 100, 1797, 20000)
@@ -40,11 +39,11 @@ def busy_process(is_wanted):
             process.kill()
 
 
-def make_runs(step, with_torch):
-    """Return the step with everybody's loss."""
+def make_steps(step, with_torch):
+    """Return the step with the loss of each peer."""
     names = ["fastce", "NumPy", "scikit-learn", *["PyTorch"] * with_torch]
     losses = {name: (name, None) for name in names} | {ONE_THREAD: ("fastce", 1)}
-    return {title: make_step(step, CONTENDERS[name].prepare, n) for title, (name, n) in losses.items()}
+    return {title: make_step(step, *loss) for title, loss in losses.items()}
 
 
 def make_predictions(n_rows):
@@ -77,12 +76,11 @@ def make_boosters(name, shape, n_rounds):
     return {who: lambda objective=objective: learn(objective) for who, objective in objectives.items()}
 
 
-def print_run(title, runs, rivals, rounds, turn):
-    """Time and print a line; return the ratio of fastce to the best of the rivals."""
-    seconds = run_in_turn(runs, rounds, turn, PAUSE)
+def print_run(title, calls, rivals, rounds, turn):
+    """Time and print a line; return the ratio of fastce to the fastest rival."""
+    seconds = run_steps(calls, rounds, turn)
     ratio = seconds["fastce"] / min(seconds[name] for name in rivals)
-    times = ", ".join(f"{name} {1e3 * value:.3f}" for name, value in seconds.items())
-    print(f"  {title}: {times} ms; ratio {ratio:.2f}", flush=True)
+    print(f"  {title}: {format_seconds(seconds)}; ratio {ratio:.2f}", flush=True)
     return ratio
 
 
@@ -91,7 +89,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--runs", type=int, default=1, help="of everything, one after the other")
     parser.add_argument("--rounds", type=int, default=11)
-    parser.add_argument("--turn", type=float, default=0.3, metavar="SECONDS", help="that each has in a round")
+    parser.add_argument("--turn", type=float, default=TURN, metavar="SECONDS", help="that each has in a round")
     parser.add_argument("--busy", action="store_true", help="beside a process that keeps a core busy")
     parser.add_argument("--torch", action="store_true", help="also with PyTorch's loss")
     parser.add_argument("--boosting", nargs=4, type=int, default=(20000, 20, 10, 30), metavar=("N", "d", "C", "ROUNDS"))
@@ -101,8 +99,8 @@ def main(arguments=None):
     print(f"threads: {config['threads']['effective']}; waiting: {config['threads']['waiting']}")
     worst = {}
 
-    def measure(title, runs, rivals):
-        ratio = print_run(title, runs, rivals, options.rounds, options.turn)
+    def measure(title, calls, rivals):
+        ratio = print_run(title, calls, rivals, options.rounds, options.turn)
         worst[title] = max(worst.get(title, 0), ratio)
 
     with busy_process(options.busy):
@@ -110,13 +108,13 @@ def main(arguments=None):
             print(f"run {number + 1}")
             for step in () if "steps" in options.skip else STEPS:
                 rivals = [ONE_THREAD] if options.busy else [ONE_THREAD, "NumPy"]
-                measure(step.name, make_runs(step, options.torch), rivals)
+                measure(step.name, make_steps(step, options.torch), rivals)
             for n_rows in () if "predictions" in options.skip else PREDICTED_ROWS:
                 measure(f"predict_proba-{n_rows}x64x10", make_predictions(n_rows), ["scikit-learn"])
             for name in () if "boosting" in options.skip else LIBRARIES:
                 *shape, n_rounds = options.boosting
-                runs = make_boosters(name, shape, n_rounds)
-                measure(f"{name}-{'x'.join(map(str, shape))}, {n_rounds} rounds", runs, [name])
+                calls = make_boosters(name, shape, n_rounds)
+                measure(f"{name}-{'x'.join(map(str, shape))}, {n_rounds} rounds", calls, [name])
     print("worst ratios:", ", ".join(f"{title} {ratio:.2f}" for title, ratio in worst.items()))
 
 

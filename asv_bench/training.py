@@ -1,12 +1,11 @@
 """Print forward and backward of a training step with PyTorch's losses and with ours: python asv_bench/training.py.
 
-Of logits that are a leaf, and of a linear layer, on the CPU in float32, and by how much the gradients differ. Medians
-over rounds that take turns, in each of which several steps follow one another, as in training; the first of them is not
-counted, for what the one before has freed still keeps the system busy. Needs PyTorch, a quiet machine and 8 GiB.
+Of logits that are a leaf, and of a linear layer, on the CPU in float32, and by how much the gradients differ. Lower
+quartiles of interleaved rounds. Needs PyTorch, a quiet machine and 8 GiB.
 """
 
 import argparse
-import statistics
+from functools import partial
 
 import numpy as np
 import torch
@@ -14,9 +13,8 @@ from torch.nn import functional
 
 import fastce
 import fastce.torch
-from linear import make_layer, seconds
-
-STEPS = 4  # that follow one another; all but the first count
+from fastce._benchmarks.timing import run_rounds, sample
+from linear import make_layer
 
 
 def step_of(loss, leaves):
@@ -70,17 +68,12 @@ def measure(title, steps, rounds):
         name: max(float((a - b).abs().max() / b.abs().max()) for a, b in zip(step(), expected, strict=True))
         for name, step in steps.items()
     }
-    taken = {name: [] for name in steps}
-    for _ in range(rounds):
-        for name, step in steps.items():
-            taken[name] += [seconds(step) for _ in range(STEPS)][1:]
+    # Each after one that is not timed: what another step has freed still keeps the system busy.
+    seconds = run_rounds({name: [partial(sample, step, before=step)] for name, step in steps.items()}, rounds)
     print(title)
-    took = {name: statistics.median(samples) for name, samples in taken.items()}
-    ours = next(iter(took.values()))
-    for name, median in took.items():
-        span = f"{1e3 * min(taken[name]):.1f} to {1e3 * max(taken[name]):.1f}"
-        ratio = f"ratio {median / ours:.2f}, largest difference {difference[name]:.1e}"
-        print(f"  {name}: {1e3 * median:.1f} ms ({span}), {ratio}")
+    for name, value in seconds.items():
+        ratio = value / next(iter(seconds.values()))
+        print(f"  {name}: {1e3 * value:.1f} ms, ratio {ratio:.2f}, largest difference {difference[name]:.1e}")
 
 
 def main(arguments=None):

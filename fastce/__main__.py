@@ -2,13 +2,15 @@
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from fastce import __version__, _bench, _demo, show_config
-from fastce._progress import show_progress
-from fastce._steps import STEPS, Step
+from fastce import __version__, show_config
+from fastce._benchmarks import bench, demo
+from fastce._benchmarks.cases import CASES, Case
+from fastce._benchmarks.report import show_progress
+from fastce._benchmarks.steps import STEPS, Step
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 
@@ -20,12 +22,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = make_parser().parse_args(arguments)
     try:
         if options.command == "demo":
-            return _demo.run(options.epochs, options.batch_size, options.seed, options.n_threads)
+            return demo.run(options.epochs, options.batch_size, options.seed, options.n_threads)
         if options.command == "bench":
-            chosen = options.cases or (_bench.QUICK if options.quick else _bench.ALL)
-            cases = [case for case in chosen if isinstance(case, _bench.Case)]
+            chosen = options.cases or (bench.QUICK if options.quick else bench.ALL)
+            cases = [case for case in chosen if isinstance(case, Case)]
             steps = [step for step in chosen if isinstance(step, Step)]
-            return _bench.run(
+            return bench.run(
                 cases, steps, options.rounds, options.n_threads, options.compile, options.json, options.plot
             )
         show_config()
@@ -51,50 +53,56 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_demo(commands: Commands) -> None:
     """Add the command that trains a classifier."""
-    demo = commands.add_parser(
+    parser = commands.add_parser(
         "demo",
         help="train a classifier of handwritten digits and time the loss",
         description="Train a linear classifier on scikit-learn's 1797 handwritten digits in a NumPy mini-batch loop "
         "and compare fastce's loss and gradient with NumPy's and scikit-learn's, in value and in time.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    demo.add_argument("--epochs", type=at_least_one, default=20, help="how often to see every image")
-    demo.add_argument("--batch-size", type=at_least_one, default=128, help="images per step")
-    demo.add_argument("--seed", type=not_negative, default=0, help="of the split and the order of the images")
-    demo.add_argument("--n-threads", type=at_least_one, help="at most this many threads in the loss (None: no limit)")
+    parser.add_argument("--epochs", type=at_least_one, default=20, help="how often to see every image")
+    parser.add_argument("--batch-size", type=at_least_one, default=128, help="images per step")
+    parser.add_argument("--seed", type=not_negative, default=0, help="of the split and the order of the images")
+    parser.add_argument("--n-threads", type=at_least_one, help="at most this many threads in the loss (None: no limit)")
 
 
 def add_bench(commands: Commands) -> None:
     """Add the command that measures."""
-    bench = commands.add_parser(
+    parser = commands.add_parser(
         "bench",
         help="time loss and gradient against other packages",
         description="Time the mean cross-entropy of class indices and its gradient, by fastce and by whichever of "
-        "NumPy, SciPy, scikit-learn, PyTorch, JAX with optax, and Numba are installed, in multiples of the floor: the "
-        "time that NumPy takes to multiply the logits by 1 in place, in one call or in one for each thread. Then time "
-        "training steps, which multiply matrices before and after the loss, in milliseconds. The last column is how "
-        "many times as fast as the fastest other fastce is. Wants a quiet machine.",
-        epilog=f"Cases: {', '.join(_bench.CASES)}; steps: {', '.join(step.name for step in STEPS)}; quick ones: "
-        f"{', '.join(case.name for case in _bench.QUICK)}.",
+        "NumPy, SciPy, scikit-learn, PyTorch, JAX with optax, and Numba are installed, in multiples of the memory "
+        "floor: the time that NumPy takes to multiply the logits by 1 in place, in one call or in one for each "
+        "thread. Then time training steps, which multiply matrices before and after the loss, in milliseconds. The "
+        "last column is how many times as fast as the fastest peer fastce is. Wants a quiet machine.",
+        epilog=f"Cases: {list_names(CASES)}; steps: {list_names(STEPS)}; quick ones: {list_names(bench.QUICK)}.",
     )
-    which = bench.add_mutually_exclusive_group()
+    which = parser.add_mutually_exclusive_group()
     which.add_argument("--cases", nargs="+", type=known_case, metavar="NAME", help="which to run (default: see below)")
     which.add_argument("--quick", action="store_true", help="run small cases, to see whether it works")
-    bench.add_argument("--rounds", type=at_least_one, default=11, metavar="N", help="samples (default: %(default)s)")
-    bench.add_argument(
+    parser.add_argument("--rounds", type=at_least_one, default=11, metavar="N", help="samples (default: %(default)s)")
+    parser.add_argument(
         "--n-threads",
         type=at_least_one,
         metavar="N",
         help="for all that can be told (default: fastce's default, and for the others as many as it may use)",
     )
-    bench.add_argument("--compile", action="store_true", help="also time torch.compile, which wants a C++ compiler")
-    bench.add_argument("--json", type=new_file, metavar="FILE", help="write machine, versions and medians, in seconds")
-    bench.add_argument("--plot", type=new_file, metavar="FILE.png", help="draw the multiples; wants matplotlib")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile, which wants a C++ compiler")
+    parser.add_argument(
+        "--json", type=new_file, metavar="FILE", help="write machine, versions and lower quartiles, in seconds"
+    )
+    parser.add_argument("--plot", type=new_file, metavar="FILE.png", help="draw the multiples; wants matplotlib")
 
 
-def known_case(text: str) -> _bench.Case | Step:
+def list_names(cases: Iterable[Case | Step]) -> str:
+    """Return the names with commas between."""
+    return ", ".join(case.name for case in cases)
+
+
+def known_case(text: str) -> Case | Step:
     """Return the case or step of that name."""
-    cases = {case.name: case for case in (*_bench.ALL, *_bench.QUICK)}
+    cases = {case.name: case for case in (*bench.ALL, *bench.QUICK)}
     if text not in cases:
         raise argparse.ArgumentTypeError(f"must be one of {', '.join(cases)}, got {text!r}")
     return cases[text]

@@ -6,9 +6,9 @@ import sys
 import numpy as np
 import pytest
 
-from fastce import _bench, _floor
 from fastce.__main__ import main
-from fastce._contenders import CONTENDERS, Contender
+from fastce._benchmarks import bench, floor, steps, timing
+from fastce._benchmarks.peers import PEERS, Peer
 
 # Other packages may warn as they like.
 pytestmark = pytest.mark.filterwarnings("default")
@@ -16,26 +16,27 @@ pytestmark = pytest.mark.filterwarnings("default")
 
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
-    monkeypatch.setattr(_bench, "PAUSE", 0)
-    monkeypatch.setattr(_bench, "TURN", 0)
+    monkeypatch.setattr(timing, "PAUSE", 0)
+    monkeypatch.setattr(bench, "MIN_SAMPLE", 0)
+    monkeypatch.setattr(steps, "TURN", 0)
 
 
-def contend(monkeypatch, **others):
-    """Let fastce meet these."""
-    monkeypatch.setattr(_bench, "CONTENDERS", {"fastce": CONTENDERS["fastce"], **others})
+def compare_with(monkeypatch, **peers):
+    """Have no other peers."""
+    monkeypatch.setattr(bench, "PEERS", {"fastce": PEERS["fastce"], **peers})
 
 
-def test_everybody_who_is_installed_agrees(tmp_path, capsys):
+def test_all_installed_peers_agree(tmp_path, capsys):
     path = tmp_path / "report.json"
     assert main(["bench", "--quick", "--rounds", "1", "--json", str(path)]) == 0
     output = capsys.readouterr()
     report = json.loads(path.read_text())
     assert {"date", "machine", "versions", "fastce", "n_threads", "rounds", "cases", "steps"} == set(report)
     assert report["fastce"]["versions"]["numpy"] == np.__version__
-    assert [*report["cases"], *report["steps"]] == [case.name for case in _bench.QUICK]
+    assert [*report["cases"], *report["steps"]] == [case.name for case in bench.QUICK]
     left_out = {line.partition(":")[0] for line in output.err.splitlines() if "left out" in line}
     assert not left_out & {"fastce", "fastce, new", "NumPy"}
-    taking_part = set(CONTENDERS) - left_out - {"torch.compile"}
+    taking_part = set(PEERS) - left_out - {"torch.compile"}
     for name, case in report["cases"].items():
         cannot = set()
         if len(case["shape"]) > 2:
@@ -59,15 +60,15 @@ def test_every_way_to_the_floor_moves_all_numbers_once(layout, dtype, n_threads)
     numbers = {"C": original.copy(), "F": original.copy(order="F"), "strided": np.repeat(original, 2, axis=1)[:, ::2]}
     logits = numbers[layout]
     n_ways = 1 if n_threads == 1 else 2
-    for kind in (_floor.READ, _floor.IN_PLACE):
-        ways = _floor.floors_of(kind, logits, n_threads)
+    for kind in (floor.READ, floor.IN_PLACE):
+        ways = floor.make_floors(kind, logits, n_threads)
         assert len(ways) == n_ways
         for way in ways:
             way()
             assert np.array_equal(logits, original)
     for number in range(n_ways):
         out = np.full_like(logits, -1)
-        _floor.floors_of(_floor.COPY, logits, n_threads, out)[number]()
+        floor.make_floors(floor.COPY, logits, n_threads, out)[number]()
         assert np.array_equal(out, original)
 
 
@@ -77,9 +78,9 @@ def test_steps_are_chosen_by_name(capsys):
     assert head.startswith("| step, ms ") and row.startswith("| step-512x64x100 ")
 
 
-def test_who_fails_is_dropped_with_the_reason(monkeypatch, tmp_path, capsys):
+def test_a_peer_that_fails_is_dropped_with_the_reason(monkeypatch, tmp_path, capsys):
     def prepare_wrong(logits, target, n_threads):
-        call = CONTENDERS["fastce"].prepare(logits, target, n_threads)
+        call = PEERS["fastce"].prepare(logits, target, n_threads)
         return lambda: (call()[0], logits + np.float32(1e-3))
 
     def prepare_nan(logits, target, n_threads):
@@ -88,13 +89,13 @@ def test_who_fails_is_dropped_with_the_reason(monkeypatch, tmp_path, capsys):
     def prepare_broken(logits, target, n_threads):
         raise RuntimeError("no compiler\nand many more lines")
 
-    contend(
+    compare_with(
         monkeypatch,
-        wrong=Contender(prepare_wrong),
-        nan=Contender(prepare_nan),
-        broken=Contender(prepare_broken),
-        absent=Contender(prepare_broken, ("no_such_package",)),
-        huge=Contender(CONTENDERS["NumPy"].prepare, n_matrices=10**12),
+        wrong=Peer(prepare_wrong),
+        nan=Peer(prepare_nan),
+        broken=Peer(prepare_broken),
+        absent=Peer(prepare_broken, ("no_such_package",)),
+        huge=Peer(PEERS["NumPy"].prepare, n_matrices=10**12),
     )
     path = tmp_path / "report.json"
     assert main(["bench", "--cases", "300x10", "--rounds", "1", "--json", str(path)]) == 0
@@ -112,8 +113,8 @@ def test_who_fails_is_dropped_with_the_reason(monkeypatch, tmp_path, capsys):
 
 
 def test_a_case_that_does_not_fit_into_memory_is_skipped(monkeypatch, capsys):
-    contend(monkeypatch)
-    monkeypatch.setattr(_bench, "available_memory", lambda: 2**20)
+    compare_with(monkeypatch)
+    monkeypatch.setattr(bench, "available_memory", lambda: 2**20)
     assert main(["bench", "--cases", "65536x1000"]) == 0
     assert "65536x1000: skipped, for it needs 0.7 GiB, of which 0.0 are available" in capsys.readouterr().err
 
@@ -122,21 +123,21 @@ def test_an_interrupt_ends_it(monkeypatch, capsys):
     def prepare_interrupted(logits, target, n_threads):
         raise KeyboardInterrupt
 
-    contend(monkeypatch, other=Contender(prepare_interrupted))
+    compare_with(monkeypatch, other=Peer(prepare_interrupted))
     assert main(["bench", "--quick"]) == 130
     assert capsys.readouterr().err == "interrupted\n"
 
 
 def test_the_figure(monkeypatch, tmp_path):
     pytest.importorskip("matplotlib")
-    contend(monkeypatch, NumPy=CONTENDERS["NumPy"])
+    compare_with(monkeypatch, NumPy=PEERS["NumPy"])
     path = tmp_path / "figure.png"
     assert main(["bench", "--quick", "--rounds", "1", "--plot", str(path)]) == 0
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
 def test_without_matplotlib_there_is_no_figure(monkeypatch, tmp_path, capsys):
-    monkeypatch.delitem(sys.modules, "fastce._bench_plot", raising=False)
+    monkeypatch.delitem(sys.modules, "fastce._benchmarks.plot", raising=False)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     assert main(["bench", "--quick", "--plot", str(tmp_path / "figure.png")]) == 1
     assert "--plot needs matplotlib (pip install 'fastce[bench]')" in capsys.readouterr().err

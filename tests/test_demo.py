@@ -20,12 +20,13 @@ def test_the_demo_trains_and_all_losses_agree():
     losses = [float(line.split("loss ")[1].split(",")[0]) for line in epochs]
     assert losses[1] < losses[0] < 2.3  # less than the log of ten classes
     assert float(epochs[1].split("accuracy ")[1].rstrip("%")) > 85
-    for name in ("fastce", "NumPy", "scikit-learn"):
-        assert any(line.split()[:1] == [name] for line in lines)
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")]
+    head, _, *losses, fit_head, _, fastce_fit, sklearn_fit = rows
+    assert (head[-1], fit_head[-1]) == ("agrees", "held-out accuracy")
+    assert [(row[0], row[-1]) for row in losses] == [(name, "yes") for name in ("fastce", "NumPy", "scikit-learn")]
     assert "all agree" in done.stdout
-    fits = [line.split() for line in lines if "iterations" in line]
-    assert [words[0] for words in fits] == ["fastce", "scikit-learn"]
-    assert all(float(words[-1].rstrip("%")) > 90 for words in fits)
+    for name, fit in {"fastce": fastce_fit, "scikit-learn": sklearn_fit}.items():
+        assert fit[0] == name and float(fit[-1].rstrip("%")) > 90
 
 
 def test_the_demo_needs_sensible_arguments():

@@ -46,15 +46,7 @@ FLOORS = {
 LAZY = {"cupy"}
 # Programs and integrations stand on the public functions, and on each other. They may bring their own packages.
 PROGRAMS = {
-    "__main__": {"_bench", "_demo", "_progress", "_steps"},
-    "_bench": {"_bench_plot", "_contenders", "_floor", "_machine", "_progress", "_steps"},
-    "_bench_plot": set(),
-    "_demo": {"_contenders", "_progress"},
-    "_contenders": {"_reference"},
-    "_floor": set(),
-    "_machine": set(),
-    "_progress": set(),
-    "_steps": set(),
+    "__main__": {"_benchmarks"},
     "boosting": {"_labels"},
     "torch": {"_torch_arrays", "_torch_linear", "_torch_operators"},
     "_torch_linear": {"_torch_arrays", "_torch_operators"},
@@ -110,6 +102,13 @@ def test_modules_import_from_the_floor_below(module):
 def test_programs_stand_on_the_public_functions(module):
     own, _ = imports(PACKAGE / f"{module}.py")
     assert own <= {"fastce", *PROGRAMS[module]}
+
+
+def test_the_benchmarks_stand_on_the_public_functions():
+    """And on instruction sets, and on the reference's NumPy expression, which is a peer."""
+    for path in sorted((PACKAGE / "_benchmarks").glob("*.py")):
+        own, _ = imports(path)
+        assert own <= {"fastce", "_benchmarks", "_cpu", "_reference"}, path.name
 
 
 @pytest.mark.parametrize("backend", ["_cpu", "_cuda"])

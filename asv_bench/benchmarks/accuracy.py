@@ -1,11 +1,12 @@
 """The worst error of a case, on fewer rows than are timed."""
 
+from dataclasses import replace
+
 import numpy as np
 
 import fastce
 from fastce import _cpu, _reference
-
-from .problems import make_arguments, make_logits
+from fastce._benchmarks.cases import make_arguments, make_logits
 
 SIZE_LIMIT = 1 << 18  # logits: the truth takes twenty float64 arrays of that size
 
@@ -38,20 +39,18 @@ def worst_ulp(case):
     of a gradient nearly cancel, a unit of the tiny rest says nothing. Few classes have targets that lead by far, and
     each unit of the lead may cost one ulp: compare commits, not shapes.
     """
-    shape, dtype, layout = case.logits_key
-    shape = shrink(shape)
-    logits = make_logits(shape, dtype, layout)
-    arguments = make_arguments(case.option, shape, dtype, layout)
+    case = replace(case, shape=shrink(case.shape))
+    logits, arguments = make_logits(case), make_arguments(case)
     stats = arguments.pop("return_stats", False)
     arguments["reduction"] = "none"
-    if dtype != "float64":
+    if case.dtype != "float64":
         right_loss, right_grad, _ = _reference.cross_entropy(logits, **arguments)
-    elif case.option == "plain" and len(shape) == 2 and np.finfo(np.longdouble).eps < np.finfo(np.float64).eps:
+    elif case.option == "plain" and logits.ndim == 2 and np.finfo(np.longdouble).eps < np.finfo(np.float64).eps:
         right_loss, right_grad = plain_truth(logits, arguments["target"])
     else:
         return float("nan")
     arguments |= {"return_stats": stats, "n_threads": case.n_threads}
-    with _cpu.use_isa(case.isa):
+    with _cpu.use_isa(case.isa or _cpu.isa):
         loss, grad, *_ = fastce.cross_entropy_with_grad(logits, out=logits, **arguments)
     loss_ulp = np.spacing(abs(right_loss).astype(loss.dtype))
     grad_ulp = np.spacing(abs(right_grad).max(axis=1, keepdims=True).astype(grad.dtype))

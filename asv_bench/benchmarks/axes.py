@@ -7,16 +7,27 @@ import contextlib
 from dataclasses import replace
 
 from fastce import _cpu
-from fastce._bench import PAUSE as STEP_PAUSE
-from fastce._contenders import CONTENDERS
-from fastce._steps import STEPS, make_step, run_in_turn
+from fastce._benchmarks.cases import (
+    CALLS,
+    DTYPES,
+    IMAGES,
+    ISAS,
+    LAYOUTS,
+    OPTIONS,
+    SHAPES,
+    Case,
+    make_logits,
+    name_shape,
+    parse_shape,
+)
+from fastce._benchmarks.measure import make_call, make_operands, measure, wake_threads
+from fastce._benchmarks.peers import PEERS
+from fastce._benchmarks.steps import STEPS, make_step, run_steps
 
 from .accuracy import worst_ulp
-from .measure import gigabytes_per_second, make_call, ratio_to_floor, wake_threads
-from .problems import CALLS, DTYPES, IMAGES, ISAS, LAYOUTS, OPTIONS, SHAPES, THREADS, Case, make_logits
 
+BASE = Case((65536, 1000), n_threads=2)
 STEP_ROUNDS = 7
-STEP_TURN = 0.2  # s: what each has in a round
 
 
 def round_for_table(number):
@@ -32,16 +43,16 @@ class _Axis:
     repeat = (5, 200, 1.0)
 
     def make_case(self, value):
-        return Case(**{self.param_names[0]: value})
+        return replace(BASE, **{self.param_names[0]: value})
 
     def setup(self, value):
         self.stack = contextlib.ExitStack()
         self.case = self.make_case(value)
         if not self.case.is_supported():
             raise NotImplementedError
-        self.logits = make_logits(*self.case.logits_key)
-        self.call = make_call(self.case, self.logits)
-        self.stack.enter_context(_cpu.use_isa(self.case.isa))
+        self.logits = make_logits(self.case)
+        self.call = make_call(self.case, self.logits, make_operands(self.case, self.logits))
+        self.stack.enter_context(_cpu.use_isa(self.case.isa or _cpu.isa))
         wake_threads(self.case.n_threads)
 
     def teardown(self, value):
@@ -54,10 +65,11 @@ class _Axis:
         self.call()
 
     def track_ratio_to_floor(self, value):
-        return round_for_table(ratio_to_floor(self.case))
+        return round_for_table(measure([self.case])[self.case].multiple)
 
     def track_gigabytes_per_second(self, value):
-        return round_for_table(gigabytes_per_second(self.case))
+        n_bytes = CALLS[self.case.call].n_passes * self.case.n_bytes
+        return round_for_table(1e-9 * n_bytes / measure([self.case])[self.case].seconds)
 
     def track_worst_ulp(self, value):
         return round_for_table(worst_ulp(self.case))
@@ -67,18 +79,39 @@ class _Axis:
     track_worst_ulp.unit = "ulp"
 
 
-class Shape(_Axis):
-    """Rows and classes; here also the loss alone, whose sweep differs."""
+class _Shapes(_Axis):
+    """Shapes by name, since asv would take tuples apart."""
 
-    params = SHAPES
+    def make_case(self, value):
+        return replace(BASE, shape=parse_shape(value))
+
+
+class Shape(_Shapes):
+    """Rows and classes; here also the loss alone, whose sweep differs, and the NumPy expression that is replaced."""
+
+    params = tuple(map(name_shape, SHAPES))
     param_names = ("shape",)
 
     def setup(self, value):
         super().setup(value)
-        self.loss = make_call(replace(self.case, call="loss"), self.logits)
+        loss = replace(self.case, call="loss")
+        operands = make_operands(loss, self.logits)
+        self.loss = make_call(loss, self.logits, operands)
+
+        self.numpy = PEERS["NumPy"].prepare(self.logits, operands["target"], None)
 
     def time_loss(self, value):
         self.loss()
+
+    def time_numpy(self, value):
+        self.numpy()
+
+
+class Image(_Shapes):
+    """Images, whose classes lie far apart."""
+
+    params = tuple(map(name_shape, IMAGES))
+    param_names = ("shape",)
 
 
 class Dtype(_Axis):
@@ -89,13 +122,10 @@ class Dtype(_Axis):
 
 
 class Layout(_Axis):
-    """Orders in memory, among them images, whose classes lie far apart and whose shape is another than the base's."""
+    """Orders in memory."""
 
-    params = LAYOUTS + IMAGES
+    params = LAYOUTS
     param_names = ("layout",)
-
-    def make_case(self, value):
-        return Case(shape=value) if value in IMAGES else Case(layout=value)
 
 
 class Option(_Axis):
@@ -115,44 +145,42 @@ class InstructionSet(_Axis):
 class Threads(_Axis):
     """At most so many threads."""
 
-    params = THREADS
+    params = (1, 2)
     param_names = ("n_threads",)
 
 
+class Call(_Axis):
+    """Loss alone, gradient in place or not, and second derivatives."""
+
+    params = tuple(CALLS)
+    param_names = ("call",)
+
+    track_worst_ulp = None  # of the library alone, and the same for its calls
+
+
 class Step:
-    """Training steps: a product, loss and gradient, two products; times in turn, see `fastce._steps`."""
+    """Training steps: a product, loss and gradient, two products; times in turn."""
 
     params = tuple(step.name for step in STEPS)
     param_names = ("step",)
-    case = Case()
+    case = BASE
 
     def setup(self, value):
         step = next(step for step in STEPS if step.name == value)
         losses = {"fastce": ("fastce", None), "one thread": ("fastce", 1), "NumPy": ("NumPy", None)}
-        self.runs = {
-            title: make_step(step, CONTENDERS[name].prepare, n_threads) for title, (name, n_threads) in losses.items()
-        }
+        self.steps = {title: make_step(step, *loss) for title, loss in losses.items()}
 
     def teardown(self, value):
         pass
 
     def time_fastce(self, value):
-        self.runs["fastce"]()
+        self.steps["fastce"]()
 
     def time_numpy(self, value):
-        self.runs["NumPy"]()
+        self.steps["NumPy"]()
 
     def track_ratio_to_the_better_of_numpy_and_one_thread(self, value):
-        seconds = run_in_turn(self.runs, STEP_ROUNDS, STEP_TURN, STEP_PAUSE)
+        seconds = run_steps(self.steps, STEP_ROUNDS)
         return round_for_table(seconds["fastce"] / min(seconds["one thread"], seconds["NumPy"]))
 
     track_ratio_to_the_better_of_numpy_and_one_thread.unit = "times"
-
-
-class Call(_Axis):
-    """Loss alone, gradient in place or not, what the library replaces, and the floor: how far its ratio is from 1."""
-
-    params = CALLS
-    param_names = ("call",)
-
-    track_worst_ulp = None  # of the library alone, and the same for its calls

@@ -1,4 +1,4 @@
-"""What the operating system tells of the machine."""
+"""What the operating system reports about the machine."""
 
 import os
 import platform
@@ -15,10 +15,15 @@ def read_proc(path: str, key: str) -> str | None:
     return next((line.partition(":")[2].strip() for line in lines if line.startswith(key)), None)
 
 
+def read_bytes(path: str, key: str) -> float:
+    """Return a number of bytes in one of Linux's lists; infinity where that is not known."""
+    value = read_proc(path, key)
+    return inf if value is None else int(value.split()[0]) * 1024
+
+
 def available_memory() -> float:
     """Return the bytes that can be had without swapping; infinity where that is not known."""
-    value = read_proc("meminfo", "MemAvailable")
-    return inf if value is None else int(value.split()[0]) * 1024
+    return read_bytes("meminfo", "MemAvailable")
 
 
 def describe_machine() -> dict[str, str | int | None]:

@@ -1,6 +1,6 @@
 """The memory floor: what NumPy takes to move the bytes that a call cannot do without.
 
-A floor has as many threads as what is held against it. Where one core fills the memory, one call of NumPy is the
+A floor has as many threads as what it is compared with. Where one core fills the memory, one call of NumPy is the
 fastest; elsewhere one call per thread is, each on an equal part. So both are timed, and the faster one counts.
 """
 
@@ -13,38 +13,39 @@ import numpy as np
 import numpy.typing as npt
 
 Array = npt.NDArray[Any]
-Floor = Callable[[], object]
 
 # What a call cannot do without: a loss reads the logits, a gradient in place also writes them, and one that goes into
 # another array is a copy.
 READ, IN_PLACE, COPY = "read", "in place", "copy"
 
 
-def floors_of(kind: str, logits: Array, n_threads: int, out: Array | None = None) -> list[Floor]:
-    """Return the ways to do it: by one call of NumPy and, with several threads, by one for each.
+def make_floors(kind: str, logits: Array, n_threads: int, out: Array | None = None) -> list[Callable[[], object]]:
+    """Return the ways to do it: by one call of NumPy and, with several threads, by one call for each.
 
-    `out` is for `COPY`, of the same shape and memory order.
+    `out`, of the same shape and memory order, is where `COPY` writes; by default a new array.
     """
+    if kind == COPY and out is None:
+        out = np.zeros_like(logits)
     x = _flatten(logits)
     y = x if out is None else _flatten(out)
-    one_call = functools.partial(_do, kind, x, y)
+    one_call = functools.partial(_move, kind, x, y)
     n_parts = min(n_threads, len(x))
     if n_parts < 2:
         return [one_call]
     first, *others = [
-        functools.partial(_do, kind, *parts)
+        functools.partial(_move, kind, *parts)
         for parts in zip(np.array_split(x, n_parts), np.array_split(y, n_parts), strict=True)
     ]
 
     def one_call_per_thread() -> None:
-        started = [_threads(n_parts - 1).submit(part) for part in others]
+        started = [_pool(n_parts - 1).submit(part) for part in others]
         first()
         wait(started)
 
     return [one_call, one_call_per_thread]
 
 
-def _do(kind: str, x: Array, y: Array) -> None:
+def _move(kind: str, x: Array, y: Array) -> None:
     if kind == READ:
         x.max()
     elif kind == COPY:
@@ -56,7 +57,7 @@ def _do(kind: str, x: Array, y: Array) -> None:
 def _flatten(array: Array) -> Array:
     """Return a view with one axis, if the array is without gaps.
 
-    NumPy computes with numbers of 16 bits one by one, far from the pace of memory; integers move the same bytes.
+    NumPy computes with 16-bit floats one by one, far from the pace of memory; integers move the same bytes.
     """
     if array.dtype.itemsize == 2:
         array = array.view(np.uint16)
@@ -65,5 +66,5 @@ def _flatten(array: Array) -> Array:
 
 
 @functools.cache
-def _threads(n: int) -> ThreadPoolExecutor:
+def _pool(n: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(n)

@@ -6,19 +6,19 @@ Design
 2. NumPy's and scikit-learn's losses get copies of the same logits in the same step, in turn, so that all three meet the
    same numbers and the same state of the machine. Times taken one after the other differ by more than the losses do.
 3. Only the loss is timed, not the copies, the matrix products or the update.
-4. Last the same classifier is fitted to its minimum, by the estimator that stands in for scikit-learn's and by that.
+4. Last the same classifier is fitted to its minimum, by scikit-learn's estimator and by the one that replaces it.
 """
 
 import sys
-from statistics import median
-from time import perf_counter
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
-from fastce._contenders import CONTENDERS, TOLERANCE, Contender, disagreement
-from fastce._progress import show_progress
+from fastce._benchmarks.peers import PEERS, TOLERANCE, disagreement
+from fastce._benchmarks.report import Table, show_progress
+from fastce._benchmarks.timing import Rounds, clock
 
 Floats = npt.NDArray[np.float32]
 Classes = npt.NDArray[np.int64]
@@ -38,59 +38,54 @@ class Digits(NamedTuple):
     held_out_target: Classes
 
 
-class Contest:
+class Comparison:
     """The same logits through several losses: seconds of each step and the largest disagreement with the first."""
 
-    def __init__(self, contenders: dict[str, Contender], n_threads: int | None) -> None:
-        self.contenders = contenders
+    NAMES = ("fastce", "NumPy", "scikit-learn")
+
+    def __init__(self, n_threads: int | None) -> None:
         self.n_threads = n_threads
-        self.seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        self.loss_error = dict.fromkeys(contenders, 0.0)
-        self.grad_error = dict.fromkeys(contenders, 0.0)
-        self.n_steps = 0
+        self.rounds: Rounds[str] = Rounds()
+        self.errors = {name: np.zeros(2) for name in self.NAMES}  # of loss and gradient
 
     def compare(self, logits: Floats, target: Classes) -> tuple[float, Floats]:
-        """Return loss and gradient by the first contender, which works on `logits` itself."""
-        names = list(self.contenders)
+        """Return loss and gradient by the first, which works on `logits` itself."""
+        first, *_ = self.NAMES
         calls = {
-            name: contender.prepare(logits if name == names[0] else logits.copy(), target, self.n_threads)
-            for name, contender in self.contenders.items()
+            name: PEERS[name].prepare(logits if name == first else logits.copy(), target, self.n_threads)
+            for name in self.NAMES
         }
         results = {}
-        # Each takes its turn at every position: the first in a step finds colder caches.
-        turn = self.n_steps % len(names)
-        for name in names[turn:] + names[:turn]:
-            before = perf_counter()
-            results[name] = calls[name]()
-            self.seconds[name].append(perf_counter() - before)
-        loss, grad = results[names[0]]
-        for name, result in results.items():
-            loss_error, grad_error = disagreement(result, (loss, grad), len(target))
-            # Python's max may drop a NaN; NumPy's keeps it, and then the comparison with the tolerance fails.
-            self.loss_error[name] = float(np.maximum(self.loss_error[name], loss_error))
-            self.grad_error[name] = float(np.maximum(self.grad_error[name], grad_error))
-        self.n_steps += 1
-        return float(loss), grad
 
-    def agrees(self, name: str) -> bool:
-        """Tell whether a loss stayed within the tolerance; NaN did not."""
-        return self.loss_error[name] <= TOLERANCE and self.grad_error[name] <= TOLERANCE
+        def take(name: str) -> float:
+            seconds, results[name] = clock(calls[name])
+            return seconds
+
+        self.rounds.run({name: partial(take, name) for name in self.NAMES})
+        for name, result in results.items():
+            # NumPy's maximum keeps a NaN, and then the comparison with the tolerance fails.
+            self.errors[name] = np.maximum(self.errors[name], disagreement(result, results[first], len(target)))
+        loss, grad = results[first]
+        return float(loss), grad
 
     def report(self, batch_shape: tuple[int, int]) -> bool:
         """Print times and disagreements; return whether all agree."""
-        first = next(iter(self.contenders))
-        yardstick = median(self.seconds[first])
-        print(f"\nloss and gradient of {self.n_steps} batches of up to {batch_shape[0]} x {batch_shape[1]}, float32:")
-        print(f"  {'':12}  sum, ms  median, us  ratio  differs by (loss, gradient)")
-        for name, seconds in self.seconds.items():
-            difference = "-" if name == first else f"{self.loss_error[name]:.1e}, {self.grad_error[name]:.1e}"
-            verdict = "" if self.agrees(name) else "  too much"
-            middle = median(seconds)
-            print(
-                f"  {name:12} {sum(seconds) * 1e3:8.2f} {middle * 1e6:11.1f} {middle / yardstick:6.2f}  "
-                f"{difference}{verdict}"
+        print(f"\nloss and gradient of {self.rounds.n} batches of up to {batch_shape[0]} x {batch_shape[1]}, float32:")
+        table = Table(
+            ["", "sum, ms", "lower quartile, us", "ratio", "differs by (loss, gradient)", "agrees"], self.NAMES
+        )
+        quartiles = self.rounds.lower_quartiles()
+        agree = {name: bool((errors <= TOLERANCE).all()) for name, errors in self.errors.items()}
+        for name in self.NAMES:
+            table.print(
+                name,
+                f"{sum(self.rounds.seconds[name]) * 1e3:.2f}",
+                f"{quartiles[name] * 1e6:.1f}",
+                f"{quartiles[name] / quartiles[self.NAMES[0]]:.2f}",
+                "{:.1e}, {:.1e}".format(*self.errors[name]),
+                "yes" if agree[name] else "no",
             )
-        if all(self.agrees(name) for name in self.contenders):
+        if all(agree.values()):
             print("all agree")
             return True
         print(f"they do not agree: {TOLERANCE:.0e} is allowed", file=sys.stderr)
@@ -108,10 +103,10 @@ def run(epochs: int, batch_size: int, seed: int, n_threads: int | None) -> int:
         print(f"the demo needs scikit-learn (pip install 'fastce[demo]'): {error}", file=sys.stderr)
         return 1
 
-    contest = Contest({name: CONTENDERS[name] for name in ("fastce", "NumPy", "scikit-learn")}, n_threads)
+    comparison = Comparison(n_threads)
     digits = split(load_digits(), seed)
-    train(digits, contest, epochs, batch_size, seed)
-    agree = contest.report((batch_size, 10))
+    train(digits, comparison, epochs, batch_size, seed)
+    agree = comparison.report((batch_size, 10))
     fit(
         digits,
         {
@@ -123,18 +118,14 @@ def run(epochs: int, batch_size: int, seed: int, n_threads: int | None) -> int:
 
 
 def fit(digits: Digits, models: dict[str, Any]) -> None:
-    """Fit estimators to the same images; print a line for each."""
+    """Fit estimators to the same images; print a row for each."""
     print("\nfitted to the minimum, as LogisticRegression().fit does:")
+    table = Table(["", "ms", "iterations", "held-out accuracy"], models)
     for name, model in models.items():
         model.fit(digits.images[:100], digits.target[:100])  # starts threads and looks for libraries
-        before = perf_counter()
-        model.fit(digits.images, digits.target)
-        seconds = perf_counter() - before
+        seconds, _ = clock(partial(model.fit, digits.images, digits.target))
         accuracy = model.score(digits.held_out_images, digits.held_out_target)
-        print(
-            f"  {name:12} {seconds * 1e3:8.2f} ms, {model.n_iter_[0]:4} iterations, held-out accuracy {accuracy:.1%}",
-            flush=True,
-        )
+        table.print(name, f"{seconds * 1e3:.2f}", str(model.n_iter_[0]), f"{accuracy:.1%}")
 
 
 def split(bunch: Any, seed: int) -> Digits:
@@ -145,7 +136,7 @@ def split(bunch: Any, seed: int) -> Digits:
     return Digits(images[HELD_OUT:], target[HELD_OUT:], images[:HELD_OUT], target[:HELD_OUT])
 
 
-def train(digits: Digits, contest: Contest, epochs: int, batch_size: int, seed: int) -> None:
+def train(digits: Digits, comparison: Comparison, epochs: int, batch_size: int, seed: int) -> None:
     """Train a linear classifier by gradient descent with momentum; print one line per epoch."""
     rng = np.random.default_rng(seed)
     n_images, n_pixels = digits.images.shape
@@ -163,7 +154,7 @@ def train(digits: Digits, contest: Contest, epochs: int, batch_size: int, seed: 
             images, target = digits.images[rows], digits.target[rows]
             logits = images @ weight
             logits += bias
-            loss, grad = contest.compare(logits, target)  # grad lies where the logits were
+            loss, grad = comparison.compare(logits, target)  # grad lies where the logits were
             total += loss * len(rows)
             weight_step = MOMENTUM * weight_step - LEARNING_RATE * (images.T @ grad)
             bias_step = MOMENTUM * bias_step - LEARNING_RATE * grad.sum(axis=0)

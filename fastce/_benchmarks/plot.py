@@ -1,4 +1,4 @@
-"""The figure of the benchmark: multiples of the floor, and of fastce's steps; a line per case, a mark per contender."""
+"""The figure of the benchmark: multiples of the floor, and of fastce's steps; a line per case, a mark per peer."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-# This library's marks are of one colour, and on top.
+# This library's marks have one colour and lie on top.
 MARKS = {"fastce": "o", "fastce, new": "o", "fastce, one thread": "o"}
 OTHER_MARKS = "Dsv^<>PX"
 OWN_COLOUR = "C3"
@@ -17,7 +17,7 @@ Multiples = dict[str, dict[str, float]]
 
 
 def save_plot(report: dict[str, Any], path: Path) -> None:
-    """Draw what `fastce._bench.run` reports."""
+    """Draw what `bench.run` reports."""
     cases: Multiples = {}
     for case, result in report["cases"].items():
         seconds = dict(result["seconds"])

@@ -1,4 +1,4 @@
-"""Mean cross-entropy of class indices and its gradient, by this library and by those it is compared with.
+"""Mean cross-entropy of class indices and its gradient, by this library and by its peers.
 
 Design
 ------
@@ -6,7 +6,7 @@ Design
 2. `prepare` does what a user does once: it converts types, wraps the memory of the logits, compiles. The call that it
    returns reads the logits as they are then, and may overwrite them; it does what a user does in every step. JAX, which
    takes no foreign memory that changes, works on a copy.
-3. Everybody gets the same number of threads, but for those who cannot be told: NumPy and SciPy have one, JAX chooses.
+3. All get the same number of threads, but for those that cannot be told: NumPy and SciPy have one, JAX chooses.
 """
 
 import functools
@@ -22,13 +22,13 @@ from fastce import _reference
 Array = npt.NDArray[Any]
 Call = Callable[[], tuple[Any, Any]]
 
-# How far two of them may differ: all round every step of float32 arithmetic, which leaves some units of 1.2e-7, or
-# results to 16 bits, of which some round the loss as well.
+# How far two of them may differ: all round in float32, which leaves some units of 1.2e-7, or round results to 16 bits,
+# and some the loss as well.
 TOLERANCE = 1e-5
-TOLERANCES_16_BIT = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
+_TOLERANCES_16_BIT = {"float16": 2.0**-10, "bfloat16": 2.0**-7}
 
 
-class Contender(NamedTuple):
+class Peer(NamedTuple):
     """What it takes to compute a loss and a gradient."""
 
     prepare: Callable[[Array, Array, int | None], Call]  # from logits, target, n_threads
@@ -42,6 +42,11 @@ def disagreement(one: tuple[Any, Any], other: tuple[Any, Any], n_rows: int) -> t
     difference = one[1] - other[1]
     grad_error = float(np.abs(difference, out=difference).max(initial=0)) * n_rows
     return abs(loss - other_loss) / (1 + abs(other_loss)), grad_error
+
+
+def tolerance(dtype: str) -> float:
+    """Return how far results from logits of this type may differ."""
+    return _TOLERANCES_16_BIT.get(dtype, TOLERANCE)
 
 
 def refuse_more_than_a_matrix(logits: Array) -> None:
@@ -182,14 +187,14 @@ def prepare_numba(logits: Array, target: Array, n_threads: int | None) -> Call:
     return lambda: (loop(logits, target), logits)
 
 
-CONTENDERS = {
-    "fastce": Contender(prepare_fastce),
-    "fastce, new": Contender(prepare_fastce_new, n_matrices=1),
-    "NumPy": Contender(prepare_numpy, n_matrices=2),
-    "SciPy": Contender(prepare_scipy, ("scipy",), n_matrices=3),
-    "scikit-learn": Contender(prepare_sklearn, ("sklearn",)),
-    "PyTorch": Contender(prepare_torch, ("torch",), n_matrices=3),
-    "torch.compile": Contender(functools.partial(prepare_torch, compiled=True), ("torch",), n_matrices=3),
-    "JAX + optax": Contender(prepare_jax, ("jax", "optax"), n_matrices=4),
-    "Numba": Contender(prepare_numba, ("numba",)),
+PEERS = {
+    "fastce": Peer(prepare_fastce),
+    "fastce, new": Peer(prepare_fastce_new, n_matrices=1),
+    "NumPy": Peer(prepare_numpy, n_matrices=2),
+    "SciPy": Peer(prepare_scipy, ("scipy",), n_matrices=3),
+    "scikit-learn": Peer(prepare_sklearn, ("sklearn",)),
+    "PyTorch": Peer(prepare_torch, ("torch",), n_matrices=3),
+    "torch.compile": Peer(functools.partial(prepare_torch, compiled=True), ("torch",), n_matrices=3),
+    "JAX + optax": Peer(prepare_jax, ("jax", "optax"), n_matrices=4),
+    "Numba": Peer(prepare_numba, ("numba",)),
 }
