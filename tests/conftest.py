@@ -1,7 +1,18 @@
-"""Fixtures, and what is done once or several times for a test.
+"""Fixtures, and how tests run.
 
 A test marked `every_isa` runs with each instruction set of this build and machine in turn, every time from the same
-inputs. What the definition says of these is computed once (see definition.py).
+inputs. What the definition says of these is computed once. A test marked `slow` is left out unless pytest is told
+`-m slow` (those alone) or `-m ""` (all); .ci/run runs both tiers.
+
+The other modules here that are no tests:
+
+cases         inputs: sizes, layouts, options, targets; `slow_except` for parameters of the slow tier
+definition    fastce/_reference.py, computed once for each problem
+oracle        comparison of results with the definition, and the tolerances
+guard         arrays that end at pages which nobody may touch
+device        the same calls on a GPU, or on what stands in for one: fake_cupy, which runs kernels by cuda_host/
+nvrtc         CUDA's compiler without a GPU
+fuzz*         random calls, and attack: calls while other threads change their inputs
 """
 
 import copy

@@ -30,14 +30,15 @@ __version__ = "14.0.0"
 
 HOST = Path(__file__).parent / "cuda_host"
 KINDS = "?bhilqBHILQefdFD"
-LIBC = ctypes.CDLL(None)
-LIBC.posix_memalign.argtypes = ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t
-LIBC.free.argtypes = (ctypes.c_void_p,)
-LIBC.free.restype = None
-LIBC.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long
-LIBC.mmap.restype = ctypes.c_void_p
-LIBC.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
-LIBC.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
+LIBC = ctypes.CDLL(None) if os.name == "posix" else None  # elsewhere no kernel runs
+if LIBC:
+    LIBC.posix_memalign.argtypes = ctypes.POINTER(ctypes.c_void_p), ctypes.c_size_t, ctypes.c_size_t
+    LIBC.free.argtypes = (ctypes.c_void_p,)
+    LIBC.free.restype = None
+    LIBC.mmap.argtypes = ctypes.c_void_p, ctypes.c_size_t, *(ctypes.c_int,) * 3, ctypes.c_long
+    LIBC.mmap.restype = ctypes.c_void_p
+    LIBC.mprotect.argtypes = ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int
+    LIBC.munmap.argtypes = ctypes.c_void_p, ctypes.c_size_t
 PATTERN = 0xA5  # around guarded memory
 
 # What the device says of itself, for tests to change.

@@ -91,7 +91,7 @@ def exact(row, y, scale, cap):
 
 @pytest.mark.parametrize("width", [4, 40], ids=["TILE", "WARP"])
 @pytest.mark.parametrize(("dtype", "cases"), [(np.float32, FLOAT32), (np.float64, FLOAT64)], ids=["float32", "float64"])
-@pytest.mark.parametrize("is_flushed", slow_except([True], [False, True]), ids=["kept", "flushed"])
+@pytest.mark.parametrize("is_flushed", slow_except([False], [False, True]), ids=["kept", "flushed"])
 def test_scale_and_softcap_out_of_range_of_their_quotient(xp, request, dtype, cases, is_flushed, width):
     if is_flushed:
         if dtype == np.float64:
@@ -285,9 +285,7 @@ def relatives(xp, logits, i):
 
 
 @pytest.mark.parametrize("dtype", slow_except([np.float32], DTYPES), ids=lambda t: np.dtype(t).name)
-@pytest.mark.parametrize(
-    "n_classes", slow_except([10, 100, 2003], [2, 10, 13, 32, 61, 100, 1000, 1003, 1020, 2003, 5008])
-)
+@pytest.mark.parametrize("n_classes", slow_except([100], [2, 10, 13, 32, 61, 100, 1000, 1003, 1020, 2003, 5008]))
 def test_a_row_has_the_same_bits_in_every_batch(xp, n_classes, dtype, rng):
     """Alone, at any place, with any gaps, and wherever its gradient goes.
 

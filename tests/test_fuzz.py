@@ -26,7 +26,7 @@ def fuzz_calls(calls, seed=0):
 
 
 def test_random_calls_match_the_definition():
-    fuzz_calls(2000)
+    fuzz_calls(1000)
 
 
 @pytest.mark.slow

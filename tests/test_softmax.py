@@ -14,7 +14,7 @@ from mpmath import mp, mpf
 
 import fastce
 import fastce._softmax
-from cases import LAYOUTS, finfo, make_logits, slow_except
+from cases import LAYOUTS, finfo, make_logits
 from definition import remember
 from device import call_on
 from fastce import _reference
@@ -671,8 +671,9 @@ def test_arguments_that_change_others_while_they_are_converted(change):
 # On a GPU, or on the machine that stands in for one.
 
 
-@pytest.mark.parametrize("layout", slow_except(["padded"], ["C", "F", "padded"]))
-@pytest.mark.parametrize("name", slow_except(["softmax"], NAMES))
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["C", "F", "padded"])
+@pytest.mark.parametrize("name", NAMES)
 def test_any_axes_on_a_gpu(xp, name, layout, rng):
     shape = (3, 5, 18)
     x = make_logits(rng, shape, np.float32)

@@ -1,5 +1,6 @@
 """Threads change nothing: not the bits, not when several Python threads call at once, not after a fork."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -193,36 +194,41 @@ def test_a_limit_from_threadpoolctl_is_obeyed(rng):
 
 
 COUNT = """
-import os, sys
+import os
 import numpy as np
 import fastce
 
-n_threads, n_rows = eval(sys.argv[1])
-logits = np.zeros((n_rows, 130), np.float32)
-before = len(os.listdir("/proc/self/task"))
-fastce.cross_entropy(logits, np.zeros(n_rows, int), n_threads=n_threads)
-print(1 + len(os.listdir("/proc/self/task")) - before)
+def count(n_threads, n_rows):
+    logits = np.zeros((n_rows, 130), np.float32)
+    before = len(os.listdir("/proc/self/task"))
+    fastce.cross_entropy(logits, np.zeros(n_rows, int), n_threads=n_threads)
+    return 1 + len(os.listdir("/proc/self/task")) - before
+"""
+# Each in a process that has not used threads yet.
+COUNT_EACH = """
+for case in {cases}:
+    if os.fork() == 0:
+        print(count(*case), flush=True)
+        os._exit(0)
+    os.wait()
 """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="only Linux lists a process's threads")
-@pytest.mark.parametrize("n_rows", [120, 10_000])
-@pytest.mark.parametrize("n_threads", [*N_THREADS, 2**30, 2**31, 2**70])
-def test_so_many_threads_run(n_threads, n_rows):
+def test_so_many_threads_run():
     """At most as many as asked for, and as can help: a processor each, or OMP_NUM_THREADS. None follows that."""
     if not fastce.show_config(mode="dicts")["build"]["openmp"]:
         pytest.skip("built without OpenMP")
-    done = run_counting(f"{n_threads}, {n_rows}", OMP_NUM_THREADS="4")
+    cases = list(itertools.product([*N_THREADS, 2**30, 2**31, 2**70], [120, 10_000]))
+    done = run_python(COUNT + COUNT_EACH.format(cases=cases), OMP_NUM_THREADS="4")
     most = max(4, len(os.sched_getaffinity(0)))
-    most = min(most, n_rows)
-    assert done.stdout.strip() == str(min(n_threads, most) if n_threads else (4 if n_rows == 10_000 else 1)), (
-        done.stderr
-    )
+    expected = [min(n, most, n_rows) if n else (4 if n_rows == 10_000 else 1) for n, n_rows in cases]
+    assert list(map(int, done.stdout.split())) == expected, done.stderr
 
 
-def run_counting(argument, before="", **environment):
+def run_python(code, **environment):
     return subprocess.run(
-        [sys.executable, "-c", before + COUNT, argument],
+        [sys.executable, "-c", code],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -253,6 +259,7 @@ def test_threads_that_cannot_be_started_are_not_missed(limit):
         pytest.skip("built without OpenMP")
     if "libomp" in Path("/proc/self/maps").read_text():
         pytest.skip("LLVM's OpenMP has stacks of a size of its own, for which nothing is known beforehand")
-    done = run_counting("None, 10_000", LIMIT[limit], OMP_NUM_THREADS="64", OPENBLAS_NUM_THREADS="1")
+    code = LIMIT[limit] + COUNT + "print(count(None, 10_000))"
+    done = run_python(code, OMP_NUM_THREADS="64", OPENBLAS_NUM_THREADS="1")
     assert done.returncode == 0, done.stderr
     assert 1 <= int(done.stdout) < 64

@@ -32,19 +32,21 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
-@pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("n_classes", [1, 2, 10, 70, 2500])
-def test_weights_of_any_sign_match_the_definition(rng, dtype, order, n_classes, kind, reduction, options):
+def test_weights_of_any_sign_match_the_definition(rng, dtype, order, n_classes, kind, options):
     shape = (ROWS, n_classes)
     logits, target = make_logits(rng, shape, dtype).copy(order=order), make_target(rng, kind, shape)
     for names in (["weight"], ["sample_weight"], ["weight", "sample_weight"]):
         lengths = {"weight": n_classes, "sample_weight": ROWS}
         factors = {name: signed(rng, lengths[name]).astype(rng.choice([np.float32, np.float64])) for name in names}
-        given = {**factors, **options, "reduction": reduction}
-        assert_matches_reference(fastce.cross_entropy_with_grad, logits, target, str(names), **given)
-        if n_classes <= 70:
-            assert_curvatures(logits, target, make_logits(rng, shape, dtype), str(names), **given)
+        v = make_logits(rng, shape, dtype)
+        for reduction in ("none", "mean", "sum"):
+            given = {**factors, **options, "reduction": reduction}
+            what = f"{names} {reduction}"
+            assert_matches_reference(fastce.cross_entropy_with_grad, logits, target, what, **given)
+            if n_classes <= 70:
+                assert_curvatures(logits, target, v, what, **given)
 
 
 @pytest.mark.parametrize("reduction", ["none", "mean", "sum"])
