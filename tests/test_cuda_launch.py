@@ -77,20 +77,52 @@ class Words:
     def __init__(self):
         self.words = np.full(_errors.N_WORDS, _errors.NONE)
         self.address = self.words.ctypes.data
-        self.makers = [None] * _errors.N_WORDS
-        self.n_used = 0
+        self.makers = {}
+        self.n_calls = 0
 
 
-def test_errors_are_told_in_the_order_of_their_calls(monkeypatch):
+@pytest.fixture
+def words(monkeypatch):
     words = Words()
     monkeypatch.setattr(_errors, "_words", words)
-    for call in range(_errors.N_WORDS + 5):  # the first words are in use again
-        address = _errors.word_for(lambda row, call=call: IndexError(f"call {call} row {row}"))
-        assert address == words.address + 8 * (call % _errors.N_WORDS)
+    return words
+
+
+def begin_calls(first, stop):
+    """Return what the kernels of some calls store for row 0, by the calls' numbers."""
+    tags = {}
+    for call in range(first, stop):
+        address, tags[call] = _errors.word_for(lambda row, call=call: IndexError(f"call {call} row {row}"))
+        assert address == _errors._words.address + 8 * (call % _errors.N_WORDS)
+    return tags
+
+
+def test_errors_are_told_in_the_order_of_their_calls(words):
+    n = _errors.N_WORDS
+    tags = begin_calls(0, n + 5)  # the first words are in use again
     _errors.raise_pending()
-    words.words[3], words.words[10] = 7, 1  # calls N + 3 and 10
+    words.words[3], words.words[10] = tags[n + 3] + 7, tags[10] + 1
     with pytest.raises(IndexError, match="call 10 row 1"):
         _errors.raise_pending()
-    with pytest.raises(IndexError, match=f"call {_errors.N_WORDS + 3} row 7"):
+    with pytest.raises(IndexError, match=f"call {n + 3} row 7"):
         _errors.raise_pending()
     _errors.raise_pending()
+
+
+def test_an_error_that_comes_late_is_never_told_as_another_calls(words):
+    """The word may be that of a later call by then, whose target may have fewer rows."""
+    n = _errors.N_WORDS
+    tags = begin_calls(0, n + 5)
+    words.words[3] = tags[3] + 2**39
+    with pytest.raises(IndexError, match=f"row {2**39} of a call more than {n} calls ago"):
+        _errors.raise_pending()
+    _errors.raise_pending()
+    assert len(words.makers) == n
+
+
+def test_call_numbers_begin_again(words):
+    words.n_calls = _errors.CALL_NUMBERS - 2
+    tags = begin_calls(_errors.CALL_NUMBERS - 2, _errors.CALL_NUMBERS)
+    assert max(tags.values()) + 2**_errors.ROW_BITS < _errors.NONE
+    address, tag = _errors.word_for(IndexError)
+    assert (address, tag) == (words.address, 0)

@@ -154,7 +154,7 @@ def run(
         elif reduction is not None:
             loss = space.losses_for(n_rows, loss_dtype)
             result = cupy.empty((), loss_dtype)
-        error = 0 if make_error is None else word_for(make_error)
+        error, error_call = (0, 0) if make_error is None else word_for(make_error)
         task = describe(
             logits,
             target,
@@ -176,6 +176,7 @@ def run(
             softcap=softcap,
             normalizer=space.normalizer if mean else 0,
             error=error,
+            error_call=error_call,
             slots=space.slots,
             counter=space.counter,
             total=space.normalizer,

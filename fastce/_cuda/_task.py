@@ -33,7 +33,9 @@ TASK = np.dtype(
         ("shape", "i8", DIMS),
         *((name, "f8") for name in ("factor", "label_smoothing", "z_loss", "logit_scale", "softcap")),
         *((name, "f8", 2) for name in ("scale_steps", "cap_steps")),
-        *((name, "u8") for name in ("normalizer", "error", "slots", "counter", "total", "result")),
+        *((name, "u8") for name in ("normalizer", "error")),
+        ("error_call", "i8"),
+        *((name, "u8") for name in ("slots", "counter", "total", "result")),
         ("on_empty", "f8"),
     ]
 )

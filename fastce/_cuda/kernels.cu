@@ -351,7 +351,7 @@ FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
             x += task.loss[row];
         } else {
             const Row r = read_row(task, row);
-            if (r.bad && task.error != nullptr) lower_word(task.error, row);
+            if (r.bad && task.error != nullptr) lower_word(task.error, task.error_call + row);
             if (r.weight != 0) x += r.weight * (r.y >= 0 ? (double)class_weight(task, r.y) : 1.0);
         }
     }

@@ -219,7 +219,7 @@ FC_DEVICE Finished finish_row(
             if (task.entropy != nullptr) task.entropy[row] = kept ? entropy : (real)0;
             if (task.argmax != nullptr) task.argmax[row] = kept && f.sumexp == f.sumexp ? a.argmax : -1;
         }
-        if (r.bad && task.error != nullptr) lower_word(task.error, row);
+        if (r.bad && task.error != nullptr) lower_word(task.error, task.error_call + row);
     }
     if (FC_OUT == 1) {
         const double normalizer = task.normalizer == nullptr ? 1 : *task.normalizer;

@@ -41,7 +41,8 @@ struct Task {
     double factor, label_smoothing, z_loss, logit_scale, softcap;
     double scale_steps[2], cap_steps[2]; /* logit_scale, and logit_scale / softcap, as products: see `_task.py` */
     const double* normalizer; /* NULL: 1 */
-    int64* error;             /* the first row with a target that does not exist */
+    int64* error;             /* the least error_call + row of those with a target that does not exist */
+    int64 error_call;
     /* Of sums over the rows alone: */
     double* slots;
     unsigned* counter;
