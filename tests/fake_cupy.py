@@ -475,12 +475,22 @@ class RawModule:
 
 
 class RawKernel:
-    """A kernel, which runs to its end when it is launched."""
+    """A kernel, which runs to its end when it is launched. All of one name and text are one function of the device."""
+
+    _shared_maxima = {}  # noqa: RUF012
 
     def __init__(self, name, code, library):
         cluster = re.search(r"^\s*#\s*define\s+FC_CLUSTER\s+(\d+)", code, re.MULTILINE)
-        self.name, self.max_dynamic_shared_size_bytes = name, 49152
+        self.name = name
         self._code, self._library, self._cluster = code, library, int(cluster[1]) if cluster else 1
+
+    @property
+    def max_dynamic_shared_size_bytes(self):
+        return self._shared_maxima.get((self.name, self._code), 49152)
+
+    @max_dynamic_shared_size_bytes.setter
+    def max_dynamic_shared_size_bytes(self, n_bytes):
+        self._shared_maxima[self.name, self._code] = n_bytes
 
     def __call__(self, grid, block, args, *, shared_mem=0):
         (task,) = args

@@ -3,6 +3,9 @@
 import numpy as np
 import pytest
 
+import fake_cupy
+import fastce
+from device import device
 from fastce._cuda import _errors
 from fastce._cuda._geometry import TOTAL_BLOCKS, Limits, choose_geometry, total_geometry
 from fastce._cuda._program import Variant, source_of
@@ -126,3 +129,14 @@ def test_call_numbers_begin_again(words):
     assert max(tags.values()) + 2**_errors.ROW_BITS < _errors.NONE
     address, tag = _errors.word_for(IndexError)
     assert (address, tag) == (words.address, 0)
+
+
+@pytest.mark.skipif(not fake_cupy.compiler(), reason="no C++ compiler")
+def test_rows_of_several_lengths_take_turns():
+    """A kernel that two numbers of classes share may use as much shared memory as the larger one needs."""
+    with device("host") as xp:
+        xp.settings.attributes = dict.fromkeys(xp.settings.attributes, 232448)
+        for n_classes in (16000, 13000, 16000):
+            fastce.softmax(xp.zeros((1, n_classes), "float32"))
+        assert {launch["shared_mem"] > 48 * 1024 for launch in fake_cupy.launches[-3:]} == {True}
+        assert len({launch["code"] for launch in fake_cupy.launches[-3:]}) == 1

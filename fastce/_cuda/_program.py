@@ -69,12 +69,15 @@ def source_of(variant: Variant, geometry: Geometry) -> str:
 
 @functools.cache
 def kernel_of(variant: Variant, geometry: Geometry, device: int) -> Callable[..., None]:
-    """Return a compiled kernel; `geometry` without its grid, which changes nothing."""
+    """Return a compiled kernel; `geometry` without its grid, which changes nothing.
+
+    Geometries with the same macros share one function, whose maximum of shared memory is therefore never lowered.
+    """
     import cupy
 
     module = cupy.RawModule(code=source_of(variant, geometry), options=("-std=c++17", f"-I{DIRECTORY}"))
     kernel: Any = module.get_function(NAME)
-    if geometry.shared_bytes > 48 * 1024:
+    if geometry.shared_bytes > kernel.max_dynamic_shared_size_bytes:
         kernel.max_dynamic_shared_size_bytes = geometry.shared_bytes
     function: Callable[..., None] = kernel
     return function
