@@ -1,5 +1,5 @@
-/* The primitives that the kernels stand on, in CUDA. Only this file holds intrinsics and PTX, so that another one can
-   run the same kernels on the host. */
+/* The primitives of the kernels, in CUDA. Only this file holds intrinsics and PTX, so that another one can run the same
+   kernels on the host. */
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -51,7 +51,7 @@ FC_DEVICE char* shared_memory() {
     return reinterpret_cast<char*>(fc_shared);
 }
 FC_DEVICE void sync_block() { __syncthreads(); }
-/* Shuffles bring a warp together too, but only this orders what its threads read and write. */
+/* Shuffles are barriers too, but only this one orders what the threads read and write. */
 FC_DEVICE void sync_warp() { __syncwarp(); }
 
 /* The value of the thread whose rank differs by `mask` < 32; all threads of a warp take part. */
@@ -80,11 +80,11 @@ FC_DEVICE unsigned cluster_rank() {
     asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
     return rank;
 }
-/* All threads of all blocks of a cluster; what was stored before is seen after. */
+/* For all threads of all blocks of a cluster; each then sees what others have stored before. */
 FC_DEVICE void sync_cluster() {
     asm volatile("barrier.cluster.arrive.release.aligned;\n\tbarrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-/* Store into another block's shared memory, at the place that `target` has in this one's. */
+/* Store into another block's shared memory, at the address of `target` in this one's. */
 FC_DEVICE void store_remote(float* target, float x, unsigned rank) {
     unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(target)), remote;
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(remote) : "r"(address), "r"(rank));
@@ -106,5 +106,5 @@ FC_DEVICE void store_remote(real* target, real x, unsigned) { *target = x; }
 FC_DEVICE void lower_word(int64* word, int64 x) { atomicMin(word, x); }
 /* Count one up and return what was there; wraps to 0 after `last`. */
 FC_DEVICE unsigned count_up(unsigned* counter, unsigned last) { return atomicInc(counter, last); }
-/* What this thread stored is seen before whatever it stores after. */
+/* Other threads see what this thread has stored before the fence no later than what it stores after it. */
 FC_DEVICE void fence() { __threadfence(); }

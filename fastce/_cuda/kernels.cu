@@ -1,28 +1,29 @@
-/* The kernels: one for each way of holding a row. Which of them this is, and for what, macros say that `_program.py`
-   writes in front:
+/* The kernels: one for each way of holding a row. Macros, which `_program.py` writes in front, choose one of them:
 
    FC_NAME             the kernel's name
    FC_FAMILY           TILE, WARP, BLOCK, STREAM, COLUMN or TOTAL, see below
-   FC_THREADS          of a block; FC_PER_SM of these blocks have to fit on a multiprocessor
+   FC_THREADS          threads of a block
+   FC_PER_SM           blocks that have to fit on a multiprocessor
    FC_LANES            (WARP) threads that share a row
-   FC_GRANULES         (WARP) 16 bytes, so many of which a thread holds
+   FC_GRANULES         (WARP) pieces of 16 bytes that a thread holds
    FC_CLUSTER          (BLOCK) blocks that share a row
-   FC_CLASSES          (COLUMN) how many there are if they fit into registers, else 0
+   FC_CLASSES          (COLUMN) the number of classes if they fit into registers, else 0
    FC_T, FC_DOUBLE     the logits' type, and whether it is double
    FC_PROB             the type of class probabilities
    FC_TARGET           the target: 0 an index, 1 an index with label smoothing, 2 probabilities
-   FC_OUT              what is written beside the losses: 0 nothing, 1 the gradient, 2 the softmax, 3 its logarithm
+   FC_OUT              the output beside the losses: 0 none, 1 the gradient, 2 the softmax, 3 the log-softmax
    FC_CAP, FC_STATS, FC_NORMALIZED    1 for a softcap, for statistics, for log-probabilities instead of logits
    FC_TASK_BYTES       sizeof(Task)
 
    Design
    ------
-   1. A row is read from memory once and written once. TILE, WARP and BLOCK hold it on chip in between; STREAM and COLUMN,
-      for rows that fit nowhere, read it once more.
-   2. Nothing of a row is written before all of it was read: the exchange of the maximum or of the sums is the barrier
-      between. So the gradient may take the logits' place.
-   3. Offsets have 64 bits; a class has 32.
-   4. The logits alone decide how a row is held and summed. Wherever its results go, they have the same bits.
+   1. A row is read from memory once and written once. TILE, WARP and BLOCK hold it on chip in between. STREAM and
+      COLUMN are for rows that do not fit there, and read them twice.
+   2. Nothing of a row is written before all of it has been read: the reduction of the maximum or of the sums is a
+      barrier between the two. So the gradient may overwrite the logits.
+   3. Offsets have 64 bits, classes 32.
+   4. How a row is held and summed depends on the logits alone. So its results have the same bits wherever they are
+      written.
 */
 #ifdef FC_HOST
 #include "host.hpp"
@@ -47,22 +48,22 @@ FC_DEVICE char* logits_of(const Task& task, int64 row) {
 FC_DEVICE char* out_of(const Task& task, int64 row) {
     return FC_OUT == 0 ? nullptr : task.out.data + row_offset(task, task.out.row_strides, row);
 }
-FC_DEVICE Place place_of(const Task& task, int64 row, const char* logits) {
-    return Place(out_of(task, row), task.out.class_stride, logits);
+FC_DEVICE OutRow out_row_of(const Task& task, int64 row, const char* logits) {
+    return OutRow(out_of(task, row), task.out.class_stride, logits);
 }
 
 #if FC_FAMILY == TILE
-/* Few classes: a block copies as many rows as it has threads through shared memory; each thread does one of them there.
-   Rows without gaps are one span. Others are copied number by number, neighbours by neighbours. */
+/* Few classes: a block copies as many rows as it has threads into shared memory, where each thread processes one. Rows
+   without gaps are copied as one span, others number by number, so that neighbouring threads read neighbours. */
 
-struct TileHome {
+struct TileRow {
     static constexpr bool ON_CHIP = true;
     number* x;
     int n_classes;
     bool is_read;
 
     template <class F>
-    FC_DEVICE void walk(F f) {
+    FC_DEVICE void for_each(F f) {
         if (!is_read) return;
         for (int k = 0; k < n_classes; k++) f(k, widen(x[k]));
     }
@@ -74,7 +75,7 @@ struct TileHome {
 
 /* Call f(place in the tile, address in the matrix) for each number of the rows of this block. */
 template <class F>
-FC_DEVICE void each_apart(const Task& task, const Matrix& matrix, int64 start, int n, F f) {
+FC_DEVICE void for_each_scattered(const Task& task, const Matrix& matrix, int64 start, int n, F f) {
     const int n_classes = (int)task.n_classes, rank = (int)thread_rank();
     int64* places = reinterpret_cast<int64*>(
             shared_memory() + ((int64)(sizeof(number) * FC_THREADS) * n_classes + 15) / 16 * 16 + 16);
@@ -103,38 +104,38 @@ FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
         }
         wait_for_copies();
     } else {
-        each_apart(task, task.logits, start, n, [&](int i, const number* x) { first[i] = *x; });
+        for_each_scattered(task, task.logits, start, n, [&](int i, const number* x) { first[i] = *x; });
     }
     sync_block();
     if ((int)thread_rank() < n) {
         const int64 row = start + thread_rank();
         const Row r = read_row(task, row);
         number* x = first + thread_rank() * task.n_classes;
-        TileHome home = {x, (int)task.n_classes, r.weight != 0};
+        TileRow held_row = {x, (int)task.n_classes, r.weight != 0};
         Team<1, 1, 1> team;
-        do_row(task, row, r, team, home, r.y < 0 ? (real)0 : widen(x[r.y]));
+        process_row(task, row, r, team, held_row, r.y < 0 ? (real)0 : widen(x[r.y]));
     }
     if (FC_OUT == 0) return;
     sync_block();
     if (task.out.is_dense) {
-        const Place out(out_of(task, start), sizeof(number), span.base + sizeof(number) * span.before);
+        const OutRow out(out_of(task, start), sizeof(number), span.base + sizeof(number) * span.before);
         for (int g = (int)thread_rank(); g < span.n_granules; g += FC_THREADS) span.store(g, tile[g], out);
     } else {
-        each_apart(task, task.out, start, n, [&](int i, number* y) { *y = first[i]; });
+        for_each_scattered(task, task.out, start, n, [&](int i, number* y) { *y = first[i]; });
     }
 }
 
 #elif FC_FAMILY == WARP
-/* Up to a few thousand classes: part of a warp, or a whole one, holds a row in registers. */
+/* Up to a few thousand classes: a warp, or a part of one, holds a row in registers. */
 
-struct RegisterHome {
+struct RegisterRow {
     static constexpr bool ON_CHIP = true;
     Span span;
     Granule held[FC_GRANULES];
-    Place out;
+    OutRow out;
     bool is_read, is_row;
 
-    FC_DEVICE RegisterHome(char* x, int64 n, const Place& to, bool read, bool row)
+    FC_DEVICE RegisterRow(char* x, int64 n, const OutRow& to, bool read, bool row)
         : span(x, n), out(to), is_read(read && row), is_row(row) {
         FC_UNROLL
         for (int i = 0; i < FC_GRANULES; i++)
@@ -142,10 +143,10 @@ struct RegisterHome {
     }
     FC_DEVICE static int granule(int i) { return (int)(thread_rank() % FC_LANES) + i * FC_LANES; }
     template <class F>
-    FC_DEVICE void walk(F f) {
+    FC_DEVICE void for_each(F f) {
         FC_UNROLL
         for (int i = 0; i < FC_GRANULES; i++)
-            if (is_read && granule(i) < span.n_granules) span.each(granule(i), held[i], f);
+            if (is_read && granule(i) < span.n_granules) span.for_each(granule(i), held[i], f);
     }
     template <class F>
     FC_DEVICE void write(F f) {
@@ -156,36 +157,36 @@ struct RegisterHome {
 };
 
 FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
-    /* Teams without a row of their own go through the last one, without reading or writing it: warps stay together. */
+    /* Teams without a row take part in the last one, without reading or writing it: all threads of a warp have to. */
     const int64 place = (int64)block_rank() * (FC_THREADS / FC_LANES) + thread_rank() / FC_LANES;
     const bool is_row = place < task.n_rows;
     const int64 row = is_row ? place : task.n_rows - 1;
     const Row r = read_row(task, row);
     char* x = logits_of(task, row);
     const real x_y = is_row ? target_logit(task, r, x) : (real)0;
-    RegisterHome home(x, task.n_classes, place_of(task, row, x), r.weight != 0, is_row);
+    RegisterRow held_row(x, task.n_classes, out_row_of(task, row, x), r.weight != 0, is_row);
     struct Member : Team<FC_LANES, 1, 1> {
         bool writes;
         FC_DEVICE bool is_first() const { return writes && this->rank() == 0; }
     } team;
     team.writes = is_row;
-    do_row(task, row, r, team, home, x_y);
+    process_row(task, row, r, team, held_row, x_y);
 }
 
 #elif FC_FAMILY == BLOCK
-/* Rows that the shared memory of a block holds, or that of a cluster of blocks, a slice each. */
+/* Rows that fit into the shared memory of a block, or of a cluster of blocks, each of which holds a slice. */
 
 typedef Team<32, FC_THREADS / 32, FC_CLUSTER> RowTeam;
 
-struct SharedHome {
+struct SharedRow {
     static constexpr bool ON_CHIP = true;
     Span span;
     Granule* held; /* of this block's slice */
     int first, last;
-    Place out;
+    OutRow out;
     bool is_read;
 
-    FC_DEVICE SharedHome(char* x, int64 n, const Place& to, bool read) : span(x, n), out(to), is_read(read) {
+    FC_DEVICE SharedRow(char* x, int64 n, const OutRow& to, bool read) : span(x, n), out(to), is_read(read) {
         const int slice = (span.n_granules + FC_CLUSTER - 1) / FC_CLUSTER;
         const int rank = FC_CLUSTER == 1 ? 0 : (int)cluster_rank();
         held = reinterpret_cast<Granule*>(shared_memory() + (RowTeam::BYTES + 15) / 16 * 16);
@@ -197,15 +198,15 @@ struct SharedHome {
             else
                 span.load_ends(g, held[g - first]);
         }
-        if (FC_CLUSTER > 1) sync_cluster(); /* no block may be written to before it has begun */
-        wait_for_copies();                  /* a thread reads only what it has copied itself */
+        if (FC_CLUSTER > 1) sync_cluster(); /* a block must have started before others store into its memory */
+        wait_for_copies();                  /* enough: a thread reads only what it has copied itself */
     }
     template <class F>
-    FC_DEVICE void walk(F f) {
+    FC_DEVICE void for_each(F f) {
         for (int g = first + (int)thread_rank(); is_read && g < last; g += FC_THREADS) {
             Granule x;
             x.bits = held[g - first].bits; /* at once, not number by number */
-            span.each(g, x, f);
+            span.for_each(g, x, f);
         }
     }
     template <class F>
@@ -223,27 +224,27 @@ FC_CLUSTER_KERNEL(FC_CLUSTER, FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
     const Row r = read_row(task, row);
     char* x = logits_of(task, row);
     const real x_y = target_logit(task, r, x);
-    SharedHome home(x, task.n_classes, place_of(task, row, x), r.weight != 0);
+    SharedRow held_row(x, task.n_classes, out_row_of(task, row, x), r.weight != 0);
     RowTeam team;
-    do_row(task, row, r, team, home, x_y);
+    process_row(task, row, r, team, held_row, x_y);
 }
 
 #elif FC_FAMILY == STREAM
-/* Longer rows, which are read twice. */
+/* Rows that are longer than that, read twice. */
 
-struct StreamHome {
+struct StreamRow {
     static constexpr bool ON_CHIP = false;
     Span span;
-    Place out;
+    OutRow out;
     bool is_read;
 
-    FC_DEVICE StreamHome(char* x, int64 n, const Place& to, bool read) : span(x, n), out(to), is_read(read) {}
+    FC_DEVICE StreamRow(char* x, int64 n, const OutRow& to, bool read) : span(x, n), out(to), is_read(read) {}
     template <class F>
-    FC_DEVICE void walk(F f) {
+    FC_DEVICE void for_each(F f) {
         for (int g = (int)thread_rank(); is_read && g < span.n_granules; g += FC_THREADS) {
             Granule x;
             span.load(g, x);
-            span.each(g, x, f);
+            span.for_each(g, x, f);
         }
     }
     template <class F>
@@ -261,15 +262,15 @@ FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
     const Row r = read_row(task, row);
     char* x = logits_of(task, row);
     const real x_y = target_logit(task, r, x);
-    StreamHome home(x, task.n_classes, place_of(task, row, x), r.weight != 0);
+    StreamRow held_row(x, task.n_classes, out_row_of(task, row, x), r.weight != 0);
     Team<32, FC_THREADS / 32, 1> team;
-    do_row(task, row, r, team, home, x_y);
+    process_row(task, row, r, team, held_row, x_y);
 }
 
 #elif FC_FAMILY == COLUMN
 /* Classes that are not side by side: a thread for each row, so that neighbours in memory are neighbours in a warp. */
 
-struct ColumnHome {
+struct ColumnRow {
     static constexpr bool ON_CHIP = FC_CLASSES > 0;
     const char* x;
     char* out;
@@ -285,7 +286,7 @@ struct ColumnHome {
             if (is_read) held[k] = at(k);
     }
     template <class F>
-    FC_DEVICE void walk(F f) {
+    FC_DEVICE void for_each(F f) {
         if (!is_read) return;
 #if FC_CLASSES > 0
         FC_UNROLL
@@ -313,21 +314,21 @@ FC_KERNEL(FC_THREADS, FC_PER_SM) FC_NAME(Task task) {
     const int64 row = (int64)block_rank() * FC_THREADS + thread_rank();
     if (row >= task.n_rows) return;
     const Row r = read_row(task, row);
-    ColumnHome home;
-    home.x = logits_of(task, row);
-    home.out = out_of(task, row);
-    home.stride = task.logits.class_stride;
-    home.out_stride = task.out.class_stride;
-    home.n_classes = (int)task.n_classes;
-    home.is_read = r.weight != 0;
-    home.load();
+    ColumnRow held_row;
+    held_row.x = logits_of(task, row);
+    held_row.out = out_of(task, row);
+    held_row.stride = task.logits.class_stride;
+    held_row.out_stride = task.out.class_stride;
+    held_row.n_classes = (int)task.n_classes;
+    held_row.is_read = r.weight != 0;
+    held_row.load();
     Team<1, 1, 1> team;
-    do_row(task, row, r, team, home, target_logit(task, r, home.x));
+    process_row(task, row, r, team, held_row, target_logit(task, r, held_row.x));
 }
 
 #elif FC_FAMILY == TOTAL
-/* A sum over rows in a fixed order: of the losses, or, without these, of what their mean divides by. Block b sums its
-   share of the rows, the last one to end sums the blocks. */
+/* A sum over rows in a fixed order: of the losses, or, if there are none, of the weights that make the normalizer. Each
+   block sums a part of the rows, and the last one to finish adds up the blocks' sums. */
 
 FC_DEVICE double total_of(double x) {
     typedef double Slot;

@@ -1,15 +1,16 @@
-/* What a row's loss, gradient and statistics are made of, whichever threads hold it.
+/* From a row's logits to its loss, gradient and statistics, whichever threads hold it.
 
    Design
    ------
-   1. A kernel's *home* knows where a row's numbers are and calls a function for each of them, or writes what one
-      returns; its *team* are the threads that share the row. `do_row` is all that there is to know of the formula.
+   1. A *held row* knows where a row's numbers are: it calls a function for each of them, or writes what one returns. A
+      *team* is the threads that share the row. `process_row` needs no more than these two.
    2. Exponentials are those of x - m, with m the maximum, never of less shifted numbers. Terms of the maximum are
       counted instead of added, so that all but one can be left out of the sum: see `formula.h`.
-   3. m starts at the lowest finite number: -inf needs no care then, and a row without any maximum is told by the count.
-   4. Where a row is on chip, the maximum is found first. Where it is not, sums are kept relative to the largest number
-      so far and moved whenever that grows, so that memory is read once for them and once for the gradient.
-   5. All of a team take the same path, rows that are skipped included: these have nothing to fold and write zeros.
+   3. m starts at the lowest finite number. So -inf needs no case of its own, and a row where all logits are -inf is one
+      whose count of maxima is 0.
+   4. Where a row is on chip, the maximum is found first. Elsewhere the sums are relative to the largest number so far
+      and are moved whenever that grows, so that memory is read once for them and once for the gradient.
+   5. All threads of a team take the same path, also for rows that are skipped: there they add nothing and write zeros.
 */
 
 #define FC_REAL real
@@ -29,16 +30,16 @@ enum {
     ALL_SUMS
 };
 FC_DEVICE constexpr bool is_summed(int k) {
-    return k <= N_MAXIMA || (k <= SUM_QD && FC_TARGET > 0) || (k >= SUM_T && k <= SUM_TD && FC_TARGET == 2 && FC_STATS) ||
-           (k == SUM_ED && FC_STATS);
+    return k <= N_MAXIMA || (k <= SUM_QD && FC_TARGET > 0) ||
+           (k >= SUM_T && k <= SUM_TD && FC_TARGET == 2 && FC_STATS) || (k == SUM_ED && FC_STATS);
 }
 
-/* Logits of 16 bits take the faster one: its error grows by half a unit in the last place for every unit of x, no more
-   than x itself may be off by its rounding, and saves a quarter of all instructions. */
+/* The fast exponential for logits of 16 bits saves a quarter of all instructions. Its error grows by half a unit in the
+   last place for every unit of x, which is no more than the rounding of x itself makes. */
 FC_DEVICE real exp_of(real x) {
     return sizeof(number) == 2 ? (real)exp_fast((float)x) : exp(x);
 }
-/* The other one where one is NaN. */
+/* The larger one; if one is NaN, the other. */
 FC_DEVICE real larger(real x, real y) { return fmax(x, y); }
 FC_DEVICE real lowest() {
 #if FC_DOUBLE
@@ -72,7 +73,7 @@ FC_DEVICE RowOptions read_options(const Task& task, const Row& r, int64 row) {
     return o;
 }
 
-/* What tanh is taken of under a softcap, without its sign. */
+/* The absolute value of the argument of tanh under a softcap. */
 FC_DEVICE real cap_part(const RowOptions& o, real x) {
     const real u = x * o.cap_step * o.cap_rest;
     return u < 0 ? -u : u;
@@ -82,8 +83,8 @@ FC_DEVICE real cap_part(const RowOptions& o, real x) {
    such. */
 FC_DEVICE bool is_uncapped(real u) { return !(u >= softcap_identity()); }
 
-/* A logit as the maximum is taken of it, and the difference of two of these. That of two logits may be twice the largest
-   number where the scaled one is not, so that `scale_rest` is 1/2 then: halves do not overflow, and are exact. */
+/* A logit's value, of which the maximum is taken, and the scaled difference of two values. The difference of two logits
+   may overflow where the scaled one does not. Then `scale_rest` is 1/2: halves are exact and do not overflow. */
 FC_DEVICE real value_of(const RowOptions& o, real x) {
     if (!FC_CAP) return x;
     const real u = cap_part(o, x), scaled = o.scale * x * o.scale_rest;
@@ -163,7 +164,7 @@ struct Sums {
     }
 };
 
-/* All that the gradient needs to know of a row. */
+/* What the gradient needs of a row's sums. */
 struct Finished {
     real row_max, sumexp_excl_max, sumexp, log_sumexp;
     real dloss_dlse;
@@ -195,7 +196,7 @@ FC_DEVICE Finished finish_row(
     f.log_sumexp = log1p(f.sumexp_excl_max);
     real lse = row_lse(FC_CAP ? a.row_max : o.scale * (o.scale_rest * a.row_max), f.log_sumexp);
     if (FC_TARGET < 2 && task.target == nullptr) {
-        /* Alone, it is more than a loss's: infinite where a maximum is, and where there is none. */
+        /* logsumexp: +inf where a logit is, -inf where all are. */
         if (a.sum[N_MAXIMA] == 0) lse = a.sum[SUMEXP_EXCL_MAXIMA] == 0 ? -infinity((real)0) : not_a_number();
         if (a.row_max == infinity((real)0)) lse = a.row_max + a.sum[SUMEXP_EXCL_MAXIMA];
     }
@@ -254,24 +255,24 @@ FC_DEVICE real grad_of(const Task& task, const RowOptions& o, const Finished& f,
     return f.factor * grad_of_class(e, sumexp_excl(f.sumexp_excl_max, 1, e), q, f.dloss_dlse - q) * slope_of(o, x);
 }
 
-template <class Team, class Home>
-FC_DEVICE void do_row(const Task& task, int64 row, const Row& r, Team& team, Home& home, real x_y) {
+template <class Team, class HeldRow>
+FC_DEVICE void process_row(const Task& task, int64 row, const Row& r, Team& team, HeldRow& held_row, real x_y) {
     const RowOptions o = read_options(task, r, row);
     Sums a;
     a.clear(lowest());
     if (!(FC_NORMALIZED && FC_TARGET == 0)) {
         if (FC_NORMALIZED) {
             a.row_max = 0;
-            home.walk([&](int k, real x) {
+            held_row.for_each([&](int k, real x) {
                 real q = smoothed_target(task, o, k, target_prob(task, o, k));
                 a.sum[SUM_QD] += times(q, x);
             });
-        } else if (Home::ON_CHIP) {
-            home.walk([&](int, real x) { a.row_max = larger(value_of(o, x), a.row_max); });
+        } else if (HeldRow::ON_CHIP) {
+            held_row.for_each([&](int, real x) { a.row_max = larger(value_of(o, x), a.row_max); });
             a.row_max = team.max(a.row_max);
-            home.walk([&](int k, real x) { a.add(task, o, k, value_of(o, x)); });
+            held_row.for_each([&](int k, real x) { a.add(task, o, k, value_of(o, x)); });
         } else {
-            home.walk([&](int k, real x) {
+            held_row.for_each([&](int k, real x) {
                 real v = value_of(o, x);
                 a.raise(o, v);
                 a.add(task, o, k, v);
@@ -285,12 +286,12 @@ FC_DEVICE void do_row(const Task& task, int64 row, const Row& r, Team& team, Hom
     if (FC_OUT == 0) return;
     team.sync();
     if (f.has_grad)
-        home.write([&](int k, real x) { return grad_of(task, o, f, k, x); });
+        held_row.write([&](int k, real x) { return grad_of(task, o, f, k, x); });
     else
-        home.write([](int, real) { return (real)0; });
+        held_row.write([](int, real) { return (real)0; });
 }
 
-/* The logit of an index target, which has to be read before anything is written. */
+/* The logit of an index target; read before anything is written. */
 FC_DEVICE real target_logit(const Task& task, const Row& r, const char* logits) {
     return r.y < 0 ? (real)0 : (real)widen(*reinterpret_cast<const number*>(logits + r.y * task.logits.class_stride));
 }

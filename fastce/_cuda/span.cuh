@@ -1,5 +1,5 @@
-/* Rows in memory: read and written in granules of 16 aligned bytes, wherever a row begins. Only the granules at its ends
-   are done number by number, so that no thread touches what is another row's. */
+/* Rows in memory: read and written in granules of 16 aligned bytes, wherever a row begins. Granules at its ends may
+   belong to other rows too, and are accessed number by number. */
 static constexpr int V = 16 / sizeof(number); /* numbers in a granule */
 
 union Granule {
@@ -8,23 +8,24 @@ union Granule {
     FC_DEVICE Granule() {}
 };
 
-/* Where a row's results go: side by side or not, and maybe in granules as the logits are. */
-struct Place {
+/* A row of the output: contiguous or strided, and in granules if it is aligned as the logits are. */
+struct OutRow {
     char* first;
     int64 class_stride;
     bool is_aligned;
 
-    FC_DEVICE Place(char* to, int64 stride, const char* logits)
+    FC_DEVICE OutRow(char* to, int64 stride, const char* logits)
         : first(to), class_stride(stride),
-          is_aligned(stride == sizeof(number) &&
-                     (reinterpret_cast<unsigned long long>(to) - reinterpret_cast<unsigned long long>(logits)) % 16 == 0) {}
+          is_aligned(
+              stride == sizeof(number) &&
+              (reinterpret_cast<unsigned long long>(to) - reinterpret_cast<unsigned long long>(logits)) % 16 == 0) {}
     FC_DEVICE number& at(int k) const { return *reinterpret_cast<number*>(first + k * class_stride); }
 };
 
-/* A row, or a part of one, in granules: number 0 begins at or before `first`. */
+/* A row, or several without gaps, in granules; the first of these begins at or before the row. */
 struct Span {
     char* base;    /* of granule 0, aligned */
-    int before;    /* numbers of it that belong to others */
+    int before;    /* numbers of it that are before the row */
     int n_classes;
     int n_granules;
 
@@ -51,7 +52,7 @@ struct Span {
             load_ends(g, to);
     }
     template <class F>
-    FC_DEVICE void each(int g, const Granule& from, F f) const {
+    FC_DEVICE void for_each(int g, const Granule& from, F f) const {
         const int k = first_class(g);
         if (is_whole(g)) {
             FC_UNROLL
@@ -62,10 +63,10 @@ struct Span {
                 if (has(k + i)) f(k + i, widen(from.x[i]));
         }
     }
-    /* Write f of a granule of this row to where `out` has it; without an array that is indexed by more than constants,
-       which would not stay in registers. */
+    /* Write f of each number of a granule to the output. No array is indexed by anything but constants: it would not
+       stay in registers. */
     template <class F>
-    FC_DEVICE void put(int g, const Granule& from, const Place& out, F f) const {
+    FC_DEVICE void put(int g, const Granule& from, const OutRow& out, F f) const {
         const int k = first_class(g);
         if (out.is_aligned && is_whole(g)) {
             Granule y;
@@ -78,8 +79,8 @@ struct Span {
                 if (has(k + i)) narrow(f(k + i, widen(from.x[i])), out.at(k + i));
         }
     }
-    /* Write a granule of this row to where `out` has it. */
-    FC_DEVICE void store(int g, const Granule& y, const Place& out) const {
+    /* Write a granule to the output. */
+    FC_DEVICE void store(int g, const Granule& y, const OutRow& out) const {
         const int k = first_class(g);
         if (out.is_aligned && is_whole(g)) {
             *reinterpret_cast<bits16*>(&out.at(k)) = y.bits;

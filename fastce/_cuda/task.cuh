@@ -1,8 +1,8 @@
-/* What a launch is told: one struct by value, and how its operands are read row by row.
+/* The argument of a kernel: one struct by value, and how its operands are read row by row.
 
-   Every field takes 8 bytes, so that its layout is the same for every compiler and for `_task.py`, which writes it. */
+   Every field has 8 bytes, so that its layout is the same for every compiler and for `_task.py`, which fills it. */
 
-#define FC_DIMS 8 /* row axes, after neighbours that can be one have been merged */
+#define FC_DIMS 8 /* row axes, after merging */
 
 typedef FC_T number; /* the logits' type, and that of the arithmetic */
 #if FC_DOUBLE
@@ -11,7 +11,7 @@ typedef double real;
 typedef float real;
 #endif
 
-struct Vector { /* factors of rows, or NULL; `step` is 0 if one number serves all rows, else 1 */
+struct Vector { /* one number per row, or NULL; `step` is 0 if all rows have the same one, else 1 */
     const void* data;
     int64 is_double, step;
 };
@@ -73,8 +73,8 @@ FC_DEVICE int64 read_once(const char* place) {
     return (int64)*reinterpret_cast<const volatile Integer*>(place);
 }
 
-/* Class indices of 64 bits without a sign keep their bits, as `ignore_index` does; the others keep their value. Read
-   once and for all: another stream may change them meanwhile, and what has been checked must be what is used. */
+/* Unsigned class indices of 64 bits keep their bits, as `ignore_index` does; the others keep their value. Each is read
+   once: another stream may change it meanwhile, and the index that is used must be the one that was checked. */
 FC_DEVICE int64 target_of(const Task& task, int64 row) {
     const char* place = task.target + row_offset(task, task.target_strides, row);
     switch (task.target_size) {

@@ -9,14 +9,15 @@
 
    Design
    ------
-   1. Sums of exponentials leave out one term: the largest, which is 1, or the target's. So log s = log1p(sumexp_excl_max)
-      and 1 - p_k = (sum of the others) / s keep their full relative accuracy however near to 0 they are.
-   2. For all classes at once the gradient is alpha e_k + beta w_k + gamma w_k t_k. That cancels where p_k is near to 1 and
-      the target is k: there `grad_of_class` is stored over it, at one class of a row, or used for all.
-   3. Arithmetic only. exp, log1p and tanh are not the same functions everywhere, so callers pass their values. There is no
-      branch, and a choice is a conditional expression between values that exist: loops over rows become vector code.
-   4. CUDA has one type per kernel: it defines FC_REAL, and FC_FUNCTION(name) as the name. C gets all functions for float
-      and double, with the type in their names, for this file then includes itself. */
+   1. Sums of exponentials leave out one term: the largest, which is 1, or the target's. So log s =
+      log1p(sumexp_excl_max) and 1 - p_k = (sum of the others) / s keep their full relative accuracy however near to 0
+      they are.
+   2. For all classes at once the gradient is alpha e_k + beta w_k + gamma w_k t_k. That cancels where p_k is near to 1
+      and the target is k: there `grad_of_class` is stored over it, at one class of a row, or used for all.
+   3. Arithmetic only. exp, log1p and tanh are not the same functions everywhere, so callers pass their values. There is
+      no branch, and a choice is a conditional expression between values that exist: loops over rows become vector code.
+   4. CUDA has one type per kernel: it defines FC_REAL, and FC_FUNCTION(name) as the name. C gets all functions for
+      float and double, with the type in their names, for this file then includes itself. */
 #ifndef FC_REAL
 
 #if defined(FC_INLINE)
@@ -102,7 +103,8 @@ FC_INLINE FC_REAL FC_FUNCTION(grad_gamma)(FC_REAL upstream, FC_REAL one_minus_ep
 
 /* p dloss_dlse - q where dloss_dlse is q: an index without label smoothing and z-loss. */
 FC_INLINE FC_REAL FC_FUNCTION(grad_of_only_class)(FC_REAL one_minus_p, FC_REAL q) { return -one_minus_p * q; }
-/* p dloss_dlse - q without cancellation, from dloss_dlse - q. From e and s - e instead of p and 1 - p it is s times that. */
+/* p dloss_dlse - q without cancellation, from dloss_dlse - q. From e and s - e instead of p and 1 - p it is s times
+   that. */
 FC_INLINE FC_REAL FC_FUNCTION(grad_of_class)(FC_REAL p, FC_REAL one_minus_p, FC_REAL q, FC_REAL dloss_dlse_less_q) {
     return p * dloss_dlse_less_q + FC_FUNCTION(grad_of_only_class)(one_minus_p, q);
 }
