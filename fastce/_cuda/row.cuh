@@ -202,7 +202,7 @@ FC_DEVICE Finished finish_row(
     }
 #endif
     if (FC_TARGET == 0 && indexed) {
-        sum_q = smoothed_target(task, o, r.y, 1);
+        sum_q = class_weight(task, r.y); /* no label smoothing */
         sum_qd = times(sum_q, d_y);
     }
     const real z = (real)task.z_loss;
@@ -250,7 +250,10 @@ FC_DEVICE real grad_of(const Task& task, const RowOptions& o, const Finished& f,
     if (FC_OUT == 3) return row_log_prob(1, v == f.row_max ? (real)0 : d, f.log_sumexp);
     const real e = exp_of(d);
     if (FC_OUT == 2) return e / f.sumexp;
-    if (FC_TARGET == 0) return k == o.y ? f.grad_patch : f.alpha * e * slope_of(o, x);
+    if (FC_TARGET == 0) {
+        const real g = f.alpha * e * slope_of(o, x); /* before the choice, which is no branch then */
+        return k == o.y ? f.grad_patch : g;
+    }
     const real q = smoothed_target(task, o, k, target_prob(task, o, k));
     return f.factor * grad_of_class(e, sumexp_excl(f.sumexp_excl_max, 1, e), q, f.dloss_dlse - q) * slope_of(o, x);
 }
