@@ -123,7 +123,7 @@ cdef inline void finish_lanes(
     for j in range(LANES):
         s[j] = f[j] * s[j]
     for j in range(LANES):
-        loss[j] = join_log1p(k[j], f[j], s[j], lost[j]) - d[j]
+        loss[j] = row_loss(<real>1, d[j], join_log1p(k[j], f[j], s[j], lost[j]))
     if has_skipped:
         for j in range(LANES):
             loss[j] = <real>0 if y[j] < 0 else loss[j]
