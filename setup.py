@@ -31,6 +31,7 @@ from setuptools.errors import CompileError
 SOURCE = Path("fastce/_cpu/_kernels.pyx")
 SHARED = Path("fastce/_shared")
 BASELINE = "baseline"
+NEON = "neon"
 
 # Here and not in the sources, because a .pyx does not pass its directives on to the .pxd files from which it inlines.
 DIRECTIVES = {
@@ -46,12 +47,15 @@ DIRECTIVES = {
 # What each instruction set adds for GCC and Clang. GCC prefers 256-bit vectors on many CPUs that have 512-bit ones.
 ISA_FLAGS = {
     BASELINE: [],
+    NEON: [],
     "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": [
         *["-mavx512f", "-mavx512dq", "-mavx512bw", "-mavx512vl", "-mfma", "-mf16c"],
         "-mprefer-vector-width=512",
     ],
 }
+# What the compiler defines where it can build for them. The baseline is what the architecture has: on 64-bit Arm, NEON.
+ISA_ARCHITECTURES = {NEON: "__aarch64__", "avx2": "__x86_64__", "avx512": "__x86_64__"}
 
 # The -fno flags allow vector code and change only what nobody looks at: errno, floating-point traps, the sign of zero.
 # -g0: Python's own flags ask for debug information, which makes a module seven times as large.
@@ -81,7 +85,7 @@ OPENMP_FLAGS = [
 
 ANY_PROGRAM = "int probe(void) { return 0; }\n"
 PYTHON_PROGRAM = "#include <Python.h>\n" + ANY_PROGRAM
-X86_64_PROGRAM = "#ifndef __x86_64__\n#error not x86-64\n#endif\n" + ANY_PROGRAM
+ARCHITECTURE_PROGRAM = "#ifndef %s\n#error another architecture\n#endif\n" + ANY_PROGRAM
 OPENMP_PROGRAM = "#include <omp.h>\nint probe(void) { return omp_get_max_threads(); }\n"
 
 
@@ -96,26 +100,35 @@ class BuildKernels(build_ext):
             self.parallel = min(len(ISA_FLAGS), os.cpu_count() or 1)
 
     def build_extensions(self):
-        """Build one module for each instruction set that the compiler knows."""
+        """Build one module for each instruction set that the compiler builds for."""
         self.refuse_unsafe_flags()
         is_msvc = self.compiler.compiler_type == "msvc"
         if not is_msvc:  # whose absence setuptools explains
             self.require_compiler()
         openmp_compile, openmp_link = self.choose_openmp(is_msvc)
         common = MSVC_FLAGS if is_msvc else [*UNIX_FLAGS, *(flag for flag in GCC_FLAGS if self.accepts([flag]))]
+        isas = [BASELINE] if is_msvc else self.choose_isas()
         built = []
         for extension in self.extensions:
             isa = extension.name.rpartition("_")[2]
-            isa_flags = ISA_FLAGS[isa]
-            if isa != BASELINE and (is_msvc or not self.accepts(isa_flags, X86_64_PROGRAM)):
-                self.announce(f"fastce: this compiler does not build for {isa}", level=logging.INFO)
+            if isa not in isas:
+                self.announce(f"fastce: not built for {isa}", level=logging.INFO)
                 continue
-            extension.extra_compile_args = [*common, *isa_flags, *openmp_compile]
+            extension.extra_compile_args = [*common, *ISA_FLAGS[isa], *openmp_compile]
             extension.extra_link_args = [*openmp_link]
             extension.sources = self.make_c(extension)
             built.append(extension)
         self.extensions = built
         super().build_extensions()
+
+    def choose_isas(self):
+        """Return the instruction sets that GCC or Clang builds for, the architecture's own among them."""
+        isas = [
+            isa
+            for isa, macro in ISA_ARCHITECTURES.items()
+            if self.accepts(ISA_FLAGS[isa], ARCHITECTURE_PROGRAM % macro)
+        ]
+        return isas if NEON in isas else [BASELINE, *isas]
 
     def make_c(self, extension):
         """Return the C source for one module. Cython builds the module's name into it, so each module has its own."""

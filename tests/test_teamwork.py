@@ -110,7 +110,7 @@ print(json.dumps([dict(os.environ) == before, fastce.show_config(mode="dicts")["
     ],
 )
 def test_how_threads_wait_is_the_users_choice_and_leaves_no_trace_in_the_environment(environment, expected):
-    is_llvm = _cpu._runtime.is_llvm(_cpu._kernels_baseline.__file__)
+    is_llvm = _cpu._runtime.is_llvm(_cpu._narrowest.__file__)
     name, brief, own = ("KMP_BLOCKTIME", "1", "7") if is_llvm else ("GOMP_SPINCOUNT", "2000", "77")
     unchanged, waiting = run(WAITING.format(first=""), **environment)
     assert unchanged
@@ -159,7 +159,7 @@ def test_waiting_threads_leave_the_processors_soon():
 
 
 def _gnu_runtime():
-    if _cpu._runtime.is_llvm(_cpu._kernels_baseline.__file__):
+    if _cpu._runtime.is_llvm(_cpu._narrowest.__file__):
         pytest.skip("built for LLVM's runtime")
     maps = Path("/proc/self/maps")
     if not maps.exists():

@@ -27,15 +27,16 @@ from numpy.typing import NDArray
 from fastce._cpu import _runtime
 from fastce._cpu._quota import cpu_quota
 
-with _runtime.starting():
-    from fastce._cpu import _kernels_baseline
-
-    _MAXIMUM = _kernels_baseline.max_threads()  # the first call of OpenMP, which starts it
-
-_ISAS = ("baseline", "avx2", "avx512")  # narrowest first
+_ISAS = ("baseline", "neon", "avx2", "avx512")  # narrowest first
 compiled_isas = tuple(isa for isa in _ISAS if importlib.util.find_spec(f"{__name__}._kernels_{isa}"))
-supported_isas = tuple(isa for isa in compiled_isas if isa in _kernels_baseline.cpu_supports())
-build_info = _kernels_baseline.build_info()
+
+with _runtime.starting():
+    # Runs on every processor of this architecture, and asks this one about the others.
+    _narrowest = importlib.import_module(f"{__name__}._kernels_{compiled_isas[0] if compiled_isas else _ISAS[0]}")
+    _MAXIMUM = _narrowest.max_threads()  # the first call of OpenMP, which starts it
+
+supported_isas = compiled_isas[:1] + tuple(isa for isa in compiled_isas[1:] if isa in _narrowest.cpu_supports())
+build_info = _narrowest.build_info()
 
 _used_threads = False
 
@@ -125,7 +126,7 @@ def _choose_n_threads(n_threads: int | None) -> int:
 
 def describe_waiting() -> str:
     """Return how long threads without work wait before they sleep, and what decided that."""
-    return _runtime.describe_waiting(str(_kernels_baseline.__file__)) if build_info["openmp"] else "no threads"
+    return _runtime.describe_waiting(str(_narrowest.__file__)) if build_info["openmp"] else "no threads"
 
 
 def most_threads() -> int:
@@ -199,7 +200,7 @@ def total(values: NDArray[Any]) -> float:
 
 def _release_threads() -> None:
     """End the calling thread's OpenMP team, where the runtime is GNU's: LLVM's sees to forks itself."""
-    extension = str(_kernels_baseline.__file__)
+    extension = str(_narrowest.__file__)
     if not _runtime.is_llvm(extension):
         with contextlib.suppress(AttributeError):  # OpenMP before 5.0 cannot
             ctypes.CDLL(extension).omp_pause_resource_all(1)  # 1: omp_pause_soft

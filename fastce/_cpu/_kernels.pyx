@@ -37,8 +37,8 @@ def build_info():
 
 
 def cpu_supports():
-    """Return the instruction sets, by this package's names, that CPU and operating system support."""
-    return ("baseline",) + (("avx2",) if fastce_has_avx2() else ()) + (("avx512",) if fastce_has_avx512() else ())
+    """Return the instruction sets beyond the architecture's own that CPU and operating system support."""
+    return (("avx2",) if fastce_has_avx2() else ()) + (("avx512",) if fastce_has_avx512() else ())
 
 
 def max_threads():

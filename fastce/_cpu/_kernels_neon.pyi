@@ -1,0 +1,1 @@
+from fastce._cpu._kernels_baseline import *
