@@ -60,9 +60,9 @@ ISA_ARCHITECTURES = {NEON: "__aarch64__", "avx2": "__x86_64__", "avx512": "__x86
 # The -fno flags allow vector code and change only what nobody looks at: errno, floating-point traps, the sign of zero.
 # -g0: Python's own flags ask for debug information, which makes a module seven times as large.
 UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
-# A kernel is many small functions that must become one loop; left to itself, GCC calls some of them. All that is
-# `inline` in Cython passes through this macro.
-UNIX_FLAGS += ["-DCYTHON_INLINE=inline __attribute__((always_inline, unused))"]
+# The compiler chooses what of Cython's functions it inlines; only those of a tile, in C, are inlined always, see
+# compiler.h. To force all took twice as long to compile.
+UNIX_FLAGS += ["-DCYTHON_INLINE=inline __attribute__((unused))"]
 # GCC turns selects into jumps, after which it leaves the loop scalar: six times slower with the same results. And it
 # would unroll loops over 16 lanes before it vectorises, which then fails: up to three times slower.
 GCC_FLAGS = ["-fno-thread-jumps", "--param=max-completely-peel-times=15"]

@@ -177,7 +177,7 @@ cdef inline void write_classes(
             copy(e, x)
             continue
         if from_logits:
-            exp_tile(x, top, scale, x)
+            exp_and_fold(x, LANES, 4, top, scale, x, LANES, NULL, NULL)
         if extras:
             load_weights(task, start + 4 * k, stop, w)
             if task.sum_prob:
@@ -185,10 +185,11 @@ cdef inline void write_classes(
             write_gradient(x, alpha, beta, w, gamma, t if task.sum_prob else NULL, e)
             copy(e, x)
         else:
-            scale_exp_in_place(x, alpha)
+            scale_exp(x, alpha, x)
         if cap_factor != 0:
             load_classes(logits, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, e)
-            multiply_cap_slope(e, cap_factor, x)
+            cap_slopes(e, cap_factor, e)
+            product(x, e, x)
     for j in range(rows.n):
         if rows.n_kept < LANES and rows.kept[j] == 0:
             for k in range(stop - start):

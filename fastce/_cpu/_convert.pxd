@@ -1,28 +1,27 @@
-"""Between the number formats in memory and the arithmetic's.
-
-Design
-------
-1. Numbers of 16 bits are converted 16 at a time, exactly or to the nearest, of two the even one. Subnormals are numbers
-   like any other, whatever the CPU's flush modes; AVX-512's instruction for bfloat16 is not used, for it takes them for
-   zero.
-2. AVX2 and AVX-512 have code of their own: binary16 has instructions, and of loops over 16-bit integers GCC used half
-   of each register (bfloat16 took 3 cycles more per 16 numbers). The loops for everybody else vectorise too.
-3. Rounding to bfloat16 works on 32 numbers at a time in registers of 512 bits, in halves that are taken apart, and
-   leaves NaN out of account where there cannot be any: 5 instead of 10 instructions per 16 numbers.
-"""
+"""Between the number formats in memory and the arithmetic's; those of 16 bits in C, see `simd/convert.h`."""
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._math cimport bits_of_float, float_of_bits, real
+from fastce._cpu._math cimport real
 from fastce._cpu._platform cimport own_function
-from fastce._cpu._registers cimport BFLOAT16, DOUBLE, FLOAT, HALF, HAS_REGISTERS, NATIVE, Format
 
 cdef extern from "simd/convert.h" nogil:
-    void widen_16_floats "fastce_widen_16"(Format format, const uint16_t* source, float* target)
+    ctypedef enum Format "fastce_format":
+        NATIVE "FASTCE_NATIVE"      # the arithmetic's
+        FLOAT "FASTCE_FLOAT"
+        DOUBLE "FASTCE_DOUBLE"
+        HALF "FASTCE_HALF"          # IEEE binary16
+        BFLOAT16 "FASTCE_BFLOAT16"  # the upper half of a float
+    const bint SWEEPS_16_BITS "FASTCE_SWEEPS_16_BITS"
+    float float_of_half "fastce_float_of_half"(uint32_t half)
+    float float_of_bfloat16 "fastce_float_of_bfloat16"(uint32_t bits)
+    uint32_t half_of_float "fastce_half_of_float"(float value)
+    uint32_t bfloat16_of_float "fastce_bfloat16_of_float"(float value)
+    void widen_16_of "fastce_widen_16"(Format format, const uint16_t* source, float* target)
     # Rounds 16 or 32 floats times a factor; NaN may become infinity or a number unless it is said that it may be there.
-    void narrow_16_floats "fastce_narrow_16"(
+    void narrow_16_of "fastce_narrow_16"(
         Format format, const float* source, float factor, bint may_be_nan, uint16_t* target)
-    void narrow_32_floats "fastce_narrow_32"(
+    void narrow_32_of "fastce_narrow_32"(
         Format format, const float* source, float factor, bint may_be_nan, uint16_t* target)
 
 
@@ -43,66 +42,20 @@ cdef inline bint is_16_bit(Format format) noexcept nogil:
     return format == HALF or format == BFLOAT16
 
 
-cdef inline float float_of_half(uint32_t half) noexcept nogil:
-    """Return the value of a binary16: exponent and fraction moved into place, then the exponent's bias made good."""
-    cdef uint32_t bits = (half & 0x7FFF) << 13
-    cdef uint32_t sign = (half & 0x8000) << 16
-    cdef uint32_t finite = bits_of_float(float_of_bits(bits) * <float>5.192296858534828e33)  # 2^112
-    # infinity and NaN: the largest exponent of either format
-    return float_of_bits(sign | (finite if bits < <uint32_t>0x0F800000 else bits | <uint32_t>0x7F800000))
-
-
-cdef inline uint32_t half_of_float(float value) noexcept nogil:
-    """Return the nearest binary16, of two the even one."""
-    cdef uint32_t sign = bits_of_float(value) >> 16 & 0x8000
-    cdef uint32_t bits = bits_of_float(value) & <uint32_t>0x7FFFFFFF
-    # Normal numbers: the bias of the exponent, half a unit in the last place, and one bit more if the place is odd.
-    cdef uint32_t normal = (bits - <uint32_t>0x38000000 + <uint32_t>0xFFF + (bits >> 13 & 1)) >> 13
-    # Others: in a sum with 1/2 the last place has the weight 2^-24 of the smallest subnormal, and the sum is rounded.
-    cdef uint32_t subnormal = bits_of_float(float_of_bits(bits) + <float>0.5) - <uint32_t>0x3F000000
-    # From 65520 on infinity, and NaN stays NaN.
-    cdef uint32_t huge = 0x7E00 if bits > <uint32_t>0x7F800000 else 0x7C00
-    cdef uint32_t finite = subnormal if bits < <uint32_t>0x38800000 else normal
-    return sign | (huge if bits >= <uint32_t>0x477FF000 else finite)
-
-
-cdef inline uint32_t bfloat16_of_float(float value) noexcept nogil:
-    """Return the nearest bfloat16, of two the even one."""
-    cdef uint32_t bits = bits_of_float(value)
-    cdef uint32_t rounded = (bits + <uint32_t>0x7FFF + (bits >> 16 & 1)) >> 16
-    return (bits >> 16 | 0x40) if (bits & <uint32_t>0x7FFFFFFF) > <uint32_t>0x7F800000 else rounded
-
-
 cdef inline void widen_16(const uint16_t* source, Format format, float* target) noexcept nogil:
     """Convert 16 numbers of 16 bits to float."""
-    cdef int j
-    if HAS_REGISTERS:
-        if format == HALF:
-            widen_16_floats(HALF, source, target)
-        else:
-            widen_16_floats(BFLOAT16, source, target)
-    elif format == HALF:
-        for j in range(16):
-            target[j] = float_of_half(source[j])
+    if format == HALF:
+        widen_16_of(HALF, source, target)
     else:
-        for j in range(16):
-            target[j] = float_of_bits(<uint32_t>source[j] << 16)
+        widen_16_of(BFLOAT16, source, target)
 
 
 cdef inline void narrow_16(const float* source, Format format, uint16_t* target) noexcept nogil:
     """Round 16 floats to 16 bits."""
-    cdef int j
-    if HAS_REGISTERS:
-        if format == HALF:
-            narrow_16_floats(HALF, source, 1, True, target)
-        else:
-            narrow_16_floats(BFLOAT16, source, 1, True, target)
-    elif format == HALF:
-        for j in range(16):
-            target[j] = <uint16_t>half_of_float(source[j])
+    if format == HALF:
+        narrow_16_of(HALF, source, 1, True, target)
     else:
-        for j in range(16):
-            target[j] = <uint16_t>bfloat16_of_float(source[j])
+        narrow_16_of(BFLOAT16, source, 1, True, target)
 
 
 cdef inline void widen_array(const char* source, Format format, Py_ssize_t n, float* target) noexcept nogil:
@@ -122,21 +75,19 @@ cdef inline void widen_array(const char* source, Format format, Py_ssize_t n, fl
 cdef inline Py_ssize_t narrow_pairs(
     const float* source, float factor, Format format, bint may_be_nan, Py_ssize_t n, uint16_t* target
 ) noexcept nogil:
-    """Round the first of n floats times a factor, 32 at a time, where there are registers; return how many."""
+    """Round the first of n floats times a factor, 32 at a time; return how many."""
     cdef Py_ssize_t k = 0
-    if not HAS_REGISTERS:
-        return 0
     if format == HALF:
         while k + 32 <= n:
-            narrow_32_floats(HALF, source + k, factor, may_be_nan, target + k)
+            narrow_32_of(HALF, source + k, factor, may_be_nan, target + k)
             k += 32
     elif may_be_nan:
         while k + 32 <= n:
-            narrow_32_floats(BFLOAT16, source + k, factor, True, target + k)
+            narrow_32_of(BFLOAT16, source + k, factor, True, target + k)
             k += 32
     else:
         while k + 32 <= n:
-            narrow_32_floats(BFLOAT16, source + k, factor, False, target + k)
+            narrow_32_of(BFLOAT16, source + k, factor, False, target + k)
             k += 32
     return k
 
@@ -190,7 +141,7 @@ cdef inline real read_converted(const char* address, Format format, real like) n
         memcpy(&wide, address, sizeof(wide))
         return <real>wide
     memcpy(&half, address, sizeof(half))
-    return <real>(float_of_half(half) if format == HALF else float_of_bits(<uint32_t>half << 16))
+    return <real>(float_of_half(half) if format == HALF else float_of_bfloat16(half))
 
 
 cdef inline void write_converted(char* address, Format format, real value) noexcept nogil:

@@ -4,7 +4,6 @@ from libc.stdint cimport int32_t, int64_t
 
 from fastce._cpu._math cimport real
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_l2
-from fastce._cpu._registers cimport HAS_REGISTERS
 from fastce._cpu._rows cimport GROUP_BYTES
 from fastce._cpu._scalars cimport Scalars, scale_of
 from fastce._cpu._task cimport ALL, REST, WT, Task
@@ -25,24 +24,6 @@ cdef struct Moments:
     double w_scale[LANES]  # what w was multiplied by in both, a power of two; 1 but where they would overflow
 
 
-cdef inline void fold_max_and_w(const real* x, const real* w, real* top, real* w_top) noexcept nogil:
-    """Do the maximum's pass over a tile, and take w along."""
-    cdef real a, b, c, d, t, w_a, w_b, w_c, w_d, w_t
-    cdef Py_ssize_t j
-    for j in range(LANES):
-        # All are read before any is chosen: else the baseline's loop becomes jumps between loads.
-        a, b, c, d, t = x[j], x[j + 16], x[j + 32], x[j + 48], top[j]
-        w_a, w_b, w_c, w_d, w_t = w[j], w[j + 16], w[j + 32], w[j + 48], w_top[j]
-        w_a = w_a if a > b else w_b
-        a = a if a > b else b
-        w_c = w_c if c > d else w_d
-        c = c if c > d else d
-        w_a = w_a if a > c else w_c
-        a = a if a > c else c
-        w_top[j] = w_a if a > t else w_t
-        top[j] = a if a > t else t
-
-
 cdef inline bint has_larger(const Unit* unit, Py_ssize_t start, Py_ssize_t stop, const real* top) noexcept nogil:
     """Tell whether a row has logits in some of its tiles that are larger than all before."""
     cdef real largest[LANES]
@@ -51,14 +32,6 @@ cdef inline bint has_larger(const Unit* unit, Py_ssize_t start, Py_ssize_t stop,
     for t in range(start, stop):
         fold_max(tile_of(&unit.x, t, top[0]), largest)
     return lane_max(largest) > lane_max(top)
-
-
-cdef inline void fold_moment(const real* e, const real* w, const real* w_top, real* total) noexcept nogil:
-    """Add e * (w - w_top) to a sum."""
-    cdef Py_ssize_t j
-    for j in range(LANES):
-        total[j] += (e[j] * (w[j] - w_top[j]) + e[j + 16] * (w[j + 16] - w_top[j])) + (
-            e[j + 32] * (w[j + 32] - w_top[j]) + e[j + 48] * (w[j + 48] - w_top[j]))
 
 
 cdef inline void spread_top(real* top, real* w_top) noexcept nogil:
@@ -115,7 +88,7 @@ cdef inline void sum_unit(
     cdef Py_ssize_t step = classes_of_tile(task)
     fill(top, 0, LANES, <real>-INFINITY)
     fill(w_top, 0, LANES, <real>0)
-    if is_product and task.by_rows and HAS_REGISTERS:
+    if is_product and task.by_rows and IS_WIDE:
         t = 0
         while t < n_tiles:
             stop = min(t + PIECE_TILES, n_tiles)

@@ -224,8 +224,8 @@ def solve_ordinary(
 
 
 def scan(
-    const int64_t[::1] target, int64_t ignore_index, int64_t n_classes,
-    cnp.ndarray weight, cnp.ndarray sample_weight, int n_threads,
+    cnp.ndarray target not None, int64_t ignore_index, int64_t n_classes, cnp.ndarray weight, cnp.ndarray sample_weight,
+    int n_threads,
 ):
     """Return the first row with an invalid target, or -1, and the normalizer: the sum of a_i w_y over kept rows."""
     cdef Vector a, w
@@ -233,7 +233,9 @@ def scan(
     cdef Py_ssize_t bad
     set_vector(&a, sample_weight)
     set_vector(&w, weight)
-    bad = scan_targets(&target[0], target.shape[0], ignore_index, n_classes, &w, &a, n_threads, &normalizer)
+    bad = scan_targets(
+        <const int64_t*>address(target), cnp.PyArray_SIZE(target), ignore_index, n_classes, &w, &a, n_threads,
+        &normalizer)
     return bad, normalizer
 
 

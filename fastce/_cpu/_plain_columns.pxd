@@ -5,7 +5,7 @@ Design
 1. With few classes the scalars of a row weigh more than its classes. So they are vectors here as well, of the logits'
    own type: float64 would double their cost and, without options, none of them needs it.
 2. 64 rows are a few independent vectors, whatever the instruction set. Maxima and exponentials are separate passes over
-   all of them, so that the latency of one vector hides behind the others. The loops are those of `_plain_tile`.
+   all of them, so that the latency of one vector hides behind the others. The loops are those of `simd/few.h`.
 3. Exponentials are relative to the largest logit, but their sum leaves out the target: -(1 - p) of the target is that
    sum over the whole, without cancellation, and the loss has what it needs in it as well. One sum does where `_columns`
    needs two, for a comparison with the class is all that it takes.
@@ -18,14 +18,15 @@ from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
 from fastce._cpu._convert cimport NATIVE, is_array
+from fastce._cpu._few cimport (
+    Feed, exp_and_sum, exp_pairs, fetch_piece, find_tops_and_peaks, pick_peaks, put_pairs, scale_and_put,
+    shift_and_scale
+)
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_scalars cimport finish_lanes, read_targets, sum_losses
 from fastce._cpu._plain_stage cimport (
-    GAP, MAX_ROWS, PLAIN_STAGE_BYTES, Feed, begin_feed, fetch_piece, load_rows, plain_group, plan_feed, rows_to_line,
-    run_length, store_rows
-)
-from fastce._cpu._plain_tile cimport (
-    exp_and_sum, exp_pairs, find_tops_and_peaks, pick_peaks, put_pairs, scale_and_put, shift_and_scale
+    GAP, MAX_ROWS, PLAIN_STAGE_BYTES, begin_feed, load_rows, plain_group, plan_feed, rows_to_line, run_length,
+    store_rows
 )
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
 from fastce._cpu._tiles cimport LANES, TILE, fill

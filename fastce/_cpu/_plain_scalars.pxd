@@ -2,26 +2,20 @@
 
 Design
 ------
-1. Every plain loop over rows stores one array, as in `_plain_tile`; for 16 rows that is one vector or two, which stay
-   in registers from loop to loop.
+1. Every plain loop over rows stores one array, or GCC leaves it scalar; for 16 rows that is one vector or two, which
+   stay in registers from loop to loop.
 2. Nothing is divided that need not be: with 10 classes this file is a quarter of all work, and a division of 512 bits
    keeps Zen 4 busy for ten cycles, an estimate and its correction for three.
 """
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._exp_tile cimport LANES, TILE, exp_and_fold
+from fastce._cpu._few cimport any_negative, invert
 from fastce._cpu._formula cimport grad_alpha, grad_of_only_class, nan_unless_finite, row_loss, sumexp_excl
 from fastce._cpu._math cimport HAS_FMA, exp_unit, join_log1p, real, split_log1p
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
-from fastce._cpu._registers cimport HAS_REGISTERS
 from fastce._cpu._task cimport Task
-from fastce._cpu._tiles cimport fill, wide_lane_sum
-
-cdef extern from "simd/few.h" nogil:
-    bint any_negative "fastce_any_negative"(const int32_t* y)  # of 64
-    # 1 / x within 1 ulp for 16 normal numbers
-    void invert_floats "fastce_invert"(const float* x, float* inverse)
+from fastce._cpu._tiles cimport LANES, TILE, exp_and_fold, fill, wide_lane_sum
 
 cdef enum:
     TARGETS_AHEAD = 256  # rows; they come from memory, for nothing has read them for the length of a sweep
@@ -50,16 +44,6 @@ cdef inline bint read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, 
         is_kept = <int>(target[j] != ignored) & <int>(<uint32_t>k < n_classes)
         y[j] = k if is_kept else -1
     return any_negative(y)
-
-
-cdef inline void invert(const real* x, real* inverse) noexcept nogil:
-    """Write 1 / x for 16 rows."""
-    cdef Py_ssize_t j
-    if real is float:
-        invert_floats(x, inverse)
-    else:
-        for j in range(LANES):
-            inverse[j] = <real>1 / x[j]
 
 
 cdef inline void finish_lanes(

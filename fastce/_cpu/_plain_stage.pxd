@@ -14,30 +14,12 @@ Design
 from libc.string cimport memcpy, memset
 
 from fastce._cpu._convert cimport NATIVE, load_array, magnitude, size_of, store_array
+from fastce._cpu._few cimport Feed, Walk
 from fastce._cpu._math cimport real
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport TILE
 from fastce._cpu._transpose cimport transpose, transpose_from, transpose_to
-
-cdef extern from "simd/few.h" nogil:
-    # A way through memory in pieces: 64 numbers of a class.
-    ctypedef struct Walk "fastce_walk":
-        const char* at
-        Py_ssize_t n_left    # pieces
-        Py_ssize_t run       # pieces that follow each other in memory, and of them
-        Py_ssize_t run_left
-        Py_ssize_t jump      # from the end of a run to the next
-    # The rows to come: their logits are fetched piece by piece while exponentials are computed.
-    ctypedef struct Feed "fastce_feed":
-        Walk logits
-        Walk asked           # the strip that is asked for
-        char* stage          # where the next piece goes; NULL: the logits are only asked for
-        Py_ssize_t stage_jump
-        Py_ssize_t strip     # rows
-        Py_ssize_t ahead     # rows from what is fetched to what is asked for
-        Py_ssize_t turn      # the row that begins the next strip
-    void fetch_piece "fastce_fetch_piece"(Feed* feed, Py_ssize_t size)
 
 cdef enum:
     PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats

@@ -11,11 +11,9 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._convert cimport NATIVE, is_16_bit, is_array, size_of
-from fastce._cpu._exp_tile cimport exp_row_floats
+from fastce._cpu._convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_row, prefetch_to_l2
-from fastce._cpu._registers cimport HAS_REGISTERS, max_of_doubles, max_of_floats
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, sum_factor
 from fastce._cpu._spans cimport Row, Span, logit_tile, prob_at, prob_tile, row_tile, span_at, weight_tile
 from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task
@@ -28,7 +26,7 @@ cdef enum:
 cdef inline bint sweeps_16_bits(const Task* task, real like) noexcept nogil:
     """Tell whether the sweep can read logits of 16 bits that are an array, which need not be widened then."""
     return (
-        real is float and HAS_REGISTERS and not task.extras and not task.find_argmax and not task.normalized
+        real is float and SWEEPS_16_BITS and not task.extras and not task.find_argmax and not task.normalized
         and task.softcap == 0 and task.logit_scale == 1 and task.out_kind != LOG_SOFTMAX)
 
 
@@ -72,12 +70,11 @@ cdef inline void exp_plain(
     cdef bint in_place = <const real*>out == x and not entropy
     cdef Span span
     cdef Py_ssize_t j, k = 0
-    if real is float:
-        if HAS_REGISTERS and not extras and n >= TILE:
-            exp_row_floats(
-                row.format, row.logits + start * size_of(row.format, scale), n, top[0], scale, out, row.ahead_logits,
-                row.size_logits, row.is_long, sums + 16 * ALL)
-            return
+    if not extras and n >= TILE:
+        exp_row(
+            row.format, row.logits + start * size_of(row.format, scale), n, top[0], scale, out, row.ahead_logits,
+            row.size_logits, row.is_long, sums + 16 * ALL)
+        return
     if task.weight != NULL:
         w = <const real*>task.weight + start
         w_step = 1
@@ -131,15 +128,15 @@ cdef inline real find_top(
     cdef real cap_factor = <real>cap_factor_of(task)
     cdef Py_ssize_t stride = task.logits.class_stride
     cdef Py_ssize_t k = start
+    cdef const char* first
     if task.normalized:
         return 0
-    if real is float:
-        if HAS_REGISTERS and stop - start >= TILE and cap_factor == 0 and (
-                row.format != NATIVE or is_plain(row.logits, stride, like)):
-            return max_of_floats(
-                row.format, row.logits + start * size_of(row.format, like), stop - start)
-    elif HAS_REGISTERS and stop - start >= TILE and cap_factor == 0 and is_plain(row.logits, stride, like):
-        return max_of_doubles(<const double*>row.logits + start, stop - start)
+    if stop - start >= TILE and cap_factor == 0 and (row.format != NATIVE or is_plain(row.logits, stride, like)):
+        first = row.logits + start * size_of(row.format, like)
+        if real is float:
+            return max_of_floats(row.format, first, stop - start)
+        else:
+            return max_of_doubles(NATIVE, first, stop - start)
     fill(top, 0, LANES, <real>-INFINITY)
     if is_plain(row.logits, stride, like) and cap_factor == 0:
         max_plain(<const real*>row.logits + start, stop - start, top)
@@ -216,7 +213,7 @@ cdef inline bint sweep_block(
     elif needs_rest(all_terms, m):
         k = 0
         while k < stop - start:
-            fold_rest(row_tile(row.exps, exp_stride, span_at(k, stop - start), <real>0, e), sums)
+            fold_rest(row_tile(row.exps, exp_stride, span_at(k, stop - start), <real>0, e), sums + 16 * REST)
             k += TILE
         block.rest[0] = lane_sum(sums + 16 * REST) / exp_unit(m)
     else:

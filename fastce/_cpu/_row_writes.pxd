@@ -11,8 +11,8 @@ from fastce._cpu._spans cimport (
 from fastce._cpu._staged cimport store_block
 from fastce._cpu._task cimport LOG_SOFTMAX, OutKind, Task
 from fastce._cpu._tiles cimport (
-    LANES, TILE, exp_tile, fill, multiply, multiply_cap_slope, scale_exp, store,
-    write_gradient, write_gradient_in_place, write_log
+    LANES, TILE, cap_slopes, exp_and_fold, fill, multiply, product, scale_exp, store, write_gradient,
+    write_gradient_in_place, write_log
 )
 
 
@@ -98,7 +98,7 @@ cdef inline void write_row(
             write_log(x, top, scale, alpha, g)
         else:
             if cap_factor != 0:
-                exp_tile(x, top, scale, e)
+                exp_and_fold(x, LANES, 4, top, scale, e, LANES, NULL, NULL)
                 x = e
             if extras:
                 write_gradient(
@@ -107,8 +107,8 @@ cdef inline void write_row(
             else:
                 scale_exp(x, alpha, g)
             if cap_factor != 0:
-                multiply_cap_slope(
-                    row_tile(row.logits, task.logits.class_stride, span, <real>0, x_buffer), cap_factor, g)
+                cap_slopes(row_tile(row.logits, task.logits.class_stride, span, <real>0, x_buffer), cap_factor, e)
+                product(g, e, g)
         store(row.out + (span.k + span.first) * stride, stride, span.limit - span.first, g + span.first)
 
 

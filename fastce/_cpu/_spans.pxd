@@ -2,8 +2,7 @@
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 
-from fastce._cpu._convert cimport NATIVE, load_array, size_of
-from fastce._cpu._registers cimport Format
+from fastce._cpu._convert cimport NATIVE, Format, load_array, size_of
 from fastce._cpu._math cimport real
 from fastce._cpu._task cimport Task, row_offset
 from fastce._cpu._tiles cimport TILE, cap, copy, fill, gather, is_plain, keep_lanes

@@ -13,10 +13,8 @@ from fastce._cpu._convert cimport Format, load_array, store_array
 from fastce._cpu._math cimport real
 
 cdef extern from "simd/transpose.h" nogil:
-    void transpose_floats "fastce_transpose_floats"(
-        const float* x, Py_ssize_t x_step, Py_ssize_t m, Py_ssize_t n, float* y, Py_ssize_t y_step)
-    void transpose_doubles "fastce_transpose_doubles"(
-        const double* x, Py_ssize_t x_step, Py_ssize_t m, Py_ssize_t n, double* y, Py_ssize_t y_step)
+    void transpose_strip "fastce_transpose"(
+        const void* x, Py_ssize_t x_step, Py_ssize_t m, Py_ssize_t n, void* y, Py_ssize_t y_step)
 
 
 cdef enum:
@@ -61,10 +59,7 @@ cdef inline void transpose(
     if m >= side and n >= side:
         while i < m:
             i = min(i, m - side)
-            if real is float:
-                transpose_floats(x + i * x_step, x_step, min(STRIP, m - i), n, y + i, y_step)
-            else:
-                transpose_doubles(x + i * x_step, x_step, min(STRIP, m - i), n, y + i, y_step)
+            transpose_strip(x + i * x_step, x_step, min(STRIP, m - i), n, y + i, y_step)
             i += STRIP
     elif x_step == n and (n == 2 or n == 3):
         split(x, m, n, y, y_step)

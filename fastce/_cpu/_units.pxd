@@ -11,14 +11,14 @@ from libc.string cimport memcpy
 
 from fastce._cpu._columns cimport MAX_GROUPS, column_block, load_weights, prefetch_group
 from fastce._cpu._convert cimport NATIVE, load_array, store_array
-from fastce._cpu._math cimport real, sech2
+from fastce._cpu._math cimport real
 from fastce._cpu._rows cimport AHEAD_BYTES, row_group
 from fastce._cpu._scalars cimport cap_factor_of
 from fastce._cpu._stage cimport (
     SIDE_BY_SIDE, Lanes, load_classes, load_planes, locate, pad, store_classes, store_planes
 )
 from fastce._cpu._task cimport Matrix, Task, row_offset
-from fastce._cpu._tiles cimport LANES, TILE, cap, copy, fill, is_plain, product
+from fastce._cpu._tiles cimport LANES, TILE, cap, cap_slopes, fill, is_plain, product
 
 
 # Arrays of the workspace, each with room for all units that are done together.
@@ -160,14 +160,9 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
 cdef inline void find_slopes(const Task* task, const Unit* unit, real like) noexcept nogil:
     """Write the slopes of the softcap."""
     cdef real factor = <real>cap_factor_of(task)
-    cdef real y[TILE]
-    cdef const real* x
-    cdef Py_ssize_t j, t
+    cdef Py_ssize_t t
     for t in range(task.n_tiles):
-        x = tile_of(&unit.x, t, like)
-        for j in range(TILE):
-            y[j] = sech2(x[j] * factor)
-        copy(y, tile_of(&unit.slopes, t, like))
+        cap_slopes(tile_of(&unit.x, t, like), factor, tile_of(&unit.slopes, t, like))
 
 
 cdef inline void load_unit(const Task* task, const Unit* unit, real like) noexcept nogil:

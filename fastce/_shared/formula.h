@@ -111,8 +111,11 @@ FC_INLINE FC_REAL FC_FUNCTION(grad_of_class)(FC_REAL p, FC_REAL one_minus_p, FC_
 
 /* ---- softcap: f(x) = cap tanh(u) with u = logit_scale x / cap ---- */
 
-/* The slope 1 - tanh(u)^2 without that difference, from e = exp(-2 |u|). */
-FC_INLINE FC_REAL FC_FUNCTION(softcap_slope)(FC_REAL e) { return 4 * e / ((1 + e) * (1 + e)); }
+/* The slope 1 - tanh(u)^2 without that difference, from e = exp(-2 |u|); a macro for vectors. */
+#ifndef FC_SOFTCAP_SLOPE
+#define FC_SOFTCAP_SLOPE(e) (4 * (e) / ((1 + (e)) * (1 + (e))))
+#endif
+FC_INLINE FC_REAL FC_FUNCTION(softcap_slope)(FC_REAL e) { return FC_SOFTCAP_SLOPE(e); }
 
 /* From which |u| on downwards tanh(u) is u, and the slope 1, to rounding: u^2 / 3 is less than half a unit in the last
    place. */

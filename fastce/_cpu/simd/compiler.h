@@ -15,4 +15,13 @@
 #define FASTCE_NOINLINE static
 #endif
 
+/* Before a loop over vectors that shall stay in registers. */
+#if defined(__clang__)
+#define FASTCE_UNROLL _Pragma("unroll")
+#elif defined(__GNUC__)
+#define FASTCE_UNROLL _Pragma("GCC unroll 16")
+#else
+#define FASTCE_UNROLL
+#endif
+
 #endif

@@ -1,4 +1,14 @@
-/* The loops of the kernel of few classes over 64 staged rows, in registers. */
+/* The loops of the kernel of few classes over a tile of 64 staged rows, class by class.
+
+   Design
+   ------
+   1. What is multiplied or compared row by row stays in registers: a few vectors of rows at a time, all classes of
+      them.
+   2. The gradients of the targets are put in by comparing each class with them: GCC would make scatter instructions
+      of indexed stores, which are slow. The targets' logits are picked likewise, unless the classes are many.
+   3. Of two classes, one is the largest and the other the rest: one exponential does, and one gradient is the other's
+      negative.
+   4. The next rows' logits are fetched piece by piece while exponentials are computed; see `_plain_stage.pxd`. */
 #ifndef FASTCE_FEW_H
 #define FASTCE_FEW_H
 
@@ -6,21 +16,32 @@
 #include <stdint.h>
 #include <string.h>
 
+#include "simd/math.h"
 #include "simd/prefetch.h"
 #include "simd/simd.h"
 #include "simd/tile.h"
 
 #define FASTCE_PIECE 64
+
+/* A way through memory in pieces: 64 numbers of a class. */
 typedef struct {
     const char* at;
-    ptrdiff_t n_left, run, run_left, jump;
+    ptrdiff_t n_left;        /* pieces */
+    ptrdiff_t run, run_left; /* pieces that follow each other in memory, and of them */
+    ptrdiff_t jump;          /* from the end of a run to the next */
 } fastce_walk;
+
+/* The rows to come: their logits are fetched piece by piece while exponentials are computed. */
 typedef struct {
-    fastce_walk logits, asked;
-    char* stage;
-    ptrdiff_t stage_jump, strip, ahead, turn;
+    fastce_walk logits, asked; /* `asked`: the strip that is asked for */
+    char* stage;               /* where the next piece goes; NULL: the logits are only asked for */
+    ptrdiff_t stage_jump;
+    ptrdiff_t strip; /* rows */
+    ptrdiff_t ahead; /* rows from what is fetched to what is asked for */
+    ptrdiff_t turn;  /* the row that begins the next strip */
 } fastce_feed;
-/* Go a piece of so many bytes further; tell whether a run ended. */
+
+/* Goes a piece of so many bytes further; returns 1 if a run ended. */
 FASTCE_INLINE int fastce_step(fastce_walk* walk, ptrdiff_t n_bytes) {
     walk->at += n_bytes;
     walk->n_left--;
@@ -29,7 +50,8 @@ FASTCE_INLINE int fastce_step(fastce_walk* walk, ptrdiff_t n_bytes) {
     walk->at += walk->jump;
     return 1;
 }
-/* Fetch 64 numbers of so many bytes. In C, where the loop in `_plain_tile` needs it. */
+
+/* Fetches 64 numbers of so many bytes. */
 FASTCE_INLINE void fastce_fetch_piece(fastce_feed* feed, ptrdiff_t size) {
     const ptrdiff_t n_bytes = FASTCE_PIECE * size;
     if (feed->asked.n_left > 0) {
@@ -47,112 +69,212 @@ FASTCE_INLINE void fastce_fetch_piece(fastce_feed* feed, ptrdiff_t size) {
     if (fastce_step(&feed->logits, n_bytes)) feed->stage += feed->stage_jump;
 }
 
-#if FASTCE_HAS_REGISTERS
-#define FASTCE_TOGETHER 4 /* registers of rows */
-FASTCE_INLINE void fastce_tops_and_peaks(
-    const float* x, ptrdiff_t pitch, int n_classes, const int32_t* y, int pick, float* top, float* x_peak) {
-    for (int i = 0; i < 64; i += FASTCE_TOGETHER * FASTCE_WIDTH) {
-        fastce_floats m[FASTCE_TOGETHER], p[FASTCE_TOGETHER], logit;
-        fastce_ints t[FASTCE_TOGETHER];
-        for (int g = 0; g < FASTCE_TOGETHER; g++) {
-            t[g] = fastce_load_ints(y + i + g * FASTCE_WIDTH);
-            m[g] = fastce_load(x + i + g * FASTCE_WIDTH);
-            p[g] = fastce_fill(0);
+/* Whether there is a negative one among 64 numbers. */
+FASTCE_INLINE int fastce_any_negative(const int32_t* y) {
+    fastce_ints_floats signs = fastce_load_ints_floats(y);
+    int32_t lanes[FASTCE_FLOATS], sign = 0;
+    for (int i = FASTCE_FLOATS; i < 64; i += FASTCE_FLOATS) signs |= fastce_load_ints_floats(y + i);
+#if FASTCE_VECTOR_BYTES == 64
+    (void)lanes, (void)sign;
+    return _mm512_movepi32_mask((__m512i)signs) != 0;
+#else
+    memcpy(lanes, &signs, sizeof(lanes));
+    for (int i = 0; i < FASTCE_FLOATS; i++) sign |= lanes[i];
+    return sign < 0;
+#endif
+}
+
+#define FASTCE_TEMPLATE "simd/few.h"
+#include "simd/for_types.h"
+
+#define fastce_tops_and_peaks(x, pitch, n_classes, y, top, x_peak)               \
+    FASTCE_OF_VECTORS(tops_and_peaks, *(x))(x, pitch, n_classes, y, top, x_peak)
+#define fastce_pick_peaks(x, pitch, n_classes, y, x_peak)               \
+    FASTCE_OF_VECTORS(pick_peaks, *(x))(x, pitch, n_classes, y, x_peak)
+#define fastce_shift_and_scale(x, pitch, n_classes, scale, shift)               \
+    FASTCE_OF_VECTORS(shift_and_scale, *(x))(x, pitch, n_classes, scale, shift)
+#define fastce_exp_and_sum(x, pitch, n_rows, n_classes, top, y, others, feed)               \
+    FASTCE_OF_VECTORS(exp_and_sum, *(x))(x, pitch, n_rows, n_classes, top, y, others, feed)
+#define fastce_scale_and_put(x, pitch, n, n_classes, alpha, y, grad_peak, out, out_pitch)               \
+    FASTCE_OF_VECTORS(scale_and_put, *(x))(x, pitch, n, n_classes, alpha, y, grad_peak, out, out_pitch)
+#define fastce_exp_pairs(x, pitch, scale, top, rest) FASTCE_OF_VECTORS(exp_pairs, *(x))(x, pitch, scale, top, rest)
+#define fastce_put_pairs(grad_peak, y, x, pitch) FASTCE_OF_VECTORS(put_pairs, *(x))(grad_peak, y, x, pitch)
+#define fastce_invert(x, inverse) FASTCE_OF_VECTORS(invert, *(x))(x, inverse)
+
+#elif defined(REAL)
+
+enum {
+    /* Classes up to which comparing all with the target is faster than 64 indexed loads. */
+    F(few_to_pick) = 16,
+    /* Vectors of rows at a time. */
+    F(together) = 4
+};
+#define FEW_TO_PICK F(few_to_pick)
+#define TOGETHER F(together)
+
+/* The maximum of 64 rows and, if `pick`, the logits of their targets, 0 for rows without. */
+FASTCE_INLINE void F(tops_and_picks)(
+    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, int pick, REAL* top, REAL* x_peak) {
+    for (int i = 0; i < 64; i += TOGETHER * WIDTH) {
+        VEC m[TOGETHER], p[TOGETHER], logit;
+        INTS t[TOGETHER];
+        FASTCE_UNROLL
+        for (int g = 0; g < TOGETHER; g++) {
+            t[g] = F(load_ints)(y + i + g * WIDTH);
+            m[g] = F(load)(x + i + g * WIDTH);
+            p[g] = F(fill)(0);
         }
-        for (int k = 0; k < n_classes; k++)
-            for (int g = 0; g < FASTCE_TOGETHER; g++) {
-                logit = fastce_load(x + k * pitch + i + g * FASTCE_WIDTH);
-                m[g] = FASTCE_V(max_ps)(logit, m[g]);
-                if (pick) p[g] = fastce_choose(t[g], k, logit, p[g]);
+        for (int k = 0; k < n_classes; k++) {
+            FASTCE_UNROLL
+            for (int g = 0; g < TOGETHER; g++) {
+                logit = F(load)(x + k * pitch + i + g * WIDTH);
+                m[g] = F(max)(logit, m[g]);
+                if (pick) p[g] = F(select)(F(is)(t[g], k), logit, p[g]);
             }
-        for (int g = 0; g < FASTCE_TOGETHER; g++) {
-            fastce_store(top + i + g * FASTCE_WIDTH, m[g]);
-            if (pick) fastce_store(x_peak + i + g * FASTCE_WIDTH, p[g]);
+        }
+        FASTCE_UNROLL
+        for (int g = 0; g < TOGETHER; g++) {
+            F(store)(top + i + g * WIDTH, m[g]);
+            if (pick) F(store)(x_peak + i + g * WIDTH, p[g]);
         }
     }
 }
-FASTCE_INLINE void fastce_gather_peaks(const float* x, ptrdiff_t pitch, const int32_t* y, float* x_peak) {
+
+/* The maximum of 64 rows, and the logits of their targets, anything finite for rows without. */
+FASTCE_INLINE void F(tops_and_peaks)(
+    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* top, REAL* x_peak) {
     int32_t place[64];
+    if (n_classes <= FEW_TO_PICK) {
+        F(tops_and_picks)(x, pitch, n_classes, y, 1, top, x_peak);
+        return;
+    }
+    F(tops_and_picks)(x, pitch, n_classes, y, 0, top, x_peak);
     for (int i = 0; i < 64; i++) place[i] = (y[i] > 0 ? y[i] : 0) * (int32_t)pitch + i;
-    for (int i = 0; i < 64; i += FASTCE_WIDTH) fastce_store(x_peak + i, fastce_gather(x, fastce_load_ints(place + i)));
+#if IS_FLOAT && FASTCE_VECTOR_BYTES == 64
+    for (int i = 0; i < 64; i += 16) F(store)(x_peak + i, _mm512_i32gather_ps((__m512i)F(load_ints)(place + i), x, 4));
+#elif IS_FLOAT && FASTCE_VECTOR_BYTES == 32
+    for (int i = 0; i < 64; i += 8) F(store)(x_peak + i, _mm256_i32gather_ps(x, (__m256i)F(load_ints)(place + i), 4));
+#else
+    for (int i = 0; i < 64; i++) x_peak[i] = x[place[i]];
+#endif
 }
-/* n = 4, 2 or 1 classes from class k on */
-FASTCE_INLINE void fastce_exp_classes(float* x, ptrdiff_t pitch, int n_rows, int n, const float* top, const int32_t* y,
-    int32_t k, float* others, fastce_feed* feed) {
-    for (int i = 0; i < n_rows; i += FASTCE_WIDTH) {
-        fastce_floats e[4];
-        const fastce_floats m = fastce_load(top + i);
-        const fastce_ints t = fastce_load_ints(y + i);
-        for (int g = 0; g < n; g++)
-            e[g] = fastce_exp_of_other(FASTCE_V(sub_ps)(fastce_load(x + (k + g) * pitch + i), m), t, k + g);
-        for (int g = 0; g < n; g++) fastce_store(x + (k + g) * pitch + i, e[g]);
-        fastce_add_to(others + i, fastce_total(e, n));
-        if ((i + FASTCE_WIDTH) % (64 / n) == 0) fastce_fetch_piece(feed, sizeof(float));
+
+/* The logits of the targets of 64 rows, 0 for rows without. */
+FASTCE_INLINE void F(pick_peaks)(const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* x_peak) {
+    for (int i = 0; i < 64; i += WIDTH) {
+        const INTS t = F(load_ints)(y + i);
+        VEC p = F(fill)(0);
+        for (int k = 0; k < n_classes; k++) p = F(select)(F(is)(t, k), F(load)(x + k * pitch + i), p);
+        F(store)(x_peak + i, p);
     }
 }
-FASTCE_INLINE void fastce_exp_and_sum(float* x, ptrdiff_t pitch, int n_rows, int n_classes, const float* top,
-    const int32_t* y, float* others, fastce_feed* feed) {
+
+/* x becomes scale * (x - shift), and the shift 0. */
+FASTCE_INLINE void F(shift_and_scale)(REAL* x, ptrdiff_t pitch, int n_classes, REAL scale, REAL* shift) {
+    for (int k = 0; k < n_classes; k++)
+        for (int i = 0; i < 64; i += WIDTH)
+            F(store)(x + k * pitch + i, scale * (F(load)(x + k * pitch + i) - F(load)(shift + i)));
+    for (int i = 0; i < 64; i += WIDTH) F(store)(shift + i, F(fill)(0));
+}
+
+/* n = 4, 2 or 1 classes from class k on, and as many pieces fetched, spread evenly. */
+FASTCE_INLINE void F(exp_classes)(REAL* x, ptrdiff_t pitch, int n_rows, int n, const REAL* top, const int32_t* y,
+    int32_t k, REAL* others, fastce_feed* feed) {
+    for (int i = 0; i < n_rows; i += WIDTH) {
+        VEC e[4];
+        const VEC m = F(load)(top + i);
+        const INTS t = F(load_ints)(y + i);
+        FASTCE_UNROLL
+        for (int g = 0; g < n; g++) {
+            e[g] = F(unless)(t, k + g, F(exp)(F(load)(x + (k + g) * pitch + i) - m));
+        }
+        FASTCE_UNROLL
+        for (int g = 0; g < n; g++) F(store)(x + (k + g) * pitch + i, e[g]);
+        F(add_to)(others + i, F(total)(e, n));
+        if ((i + WIDTH) % (64 / n) == 0) fastce_fetch_piece(feed, sizeof(REAL));
+    }
+}
+
+FASTCE_INLINE void F(exp_and_sum_of)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* top,
+    const int32_t* y, REAL* others, fastce_feed* feed) {
     int32_t k = 0;
-    for (int i = 0; i < n_rows; i += FASTCE_WIDTH) fastce_store(others + i, fastce_fill(0)); /* no call of memset */
-    for (; k + 4 <= n_classes; k += 4) fastce_exp_classes(x, pitch, n_rows, 4, top, y, k, others, feed);
+    for (int i = 0; i < n_rows; i += WIDTH) F(store)(others + i, F(fill)(0)); /* no call of memset */
+    for (; k + 4 <= n_classes; k += 4) F(exp_classes)(x, pitch, n_rows, 4, top, y, k, others, feed);
     if (k + 2 <= n_classes) {
-        fastce_exp_classes(x, pitch, n_rows, 2, top, y, k, others, feed);
+        F(exp_classes)(x, pitch, n_rows, 2, top, y, k, others, feed);
         k += 2;
     }
-    if (k < n_classes) fastce_exp_classes(x, pitch, n_rows, 1, top, y, k, others, feed);
+    if (k < n_classes) F(exp_classes)(x, pitch, n_rows, 1, top, y, k, others, feed);
 }
+
 /* Of fewer rows than a tile: code of its own, for the loops of whole tiles must be short of no register. */
-FASTCE_NOINLINE void fastce_exp_and_sum_part(float* x, ptrdiff_t pitch, int n_rows, int n_classes, const float* top,
-    const int32_t* y, float* others, fastce_feed* feed) {
-    fastce_exp_and_sum(x, pitch, n_rows, n_classes, top, y, others, feed);
+FASTCE_NOINLINE void F(exp_and_sum_part)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* top,
+    const int32_t* y, REAL* others, fastce_feed* feed) {
+    F(exp_and_sum_of)(x, pitch, n_rows, n_classes, top, y, others, feed);
 }
-FASTCE_INLINE void fastce_scale_and_put(const float* x, ptrdiff_t pitch, ptrdiff_t n, int n_classes, const float* alpha,
-    const int32_t* y, const float* grad_peak, float* out, ptrdiff_t out_pitch) {
-    for (ptrdiff_t i = 0; i < n; i += FASTCE_TOGETHER * FASTCE_WIDTH) {
-        fastce_floats a[FASTCE_TOGETHER], p[FASTCE_TOGETHER], e;
-        fastce_ints t[FASTCE_TOGETHER];
-        for (int g = 0; g < FASTCE_TOGETHER; g++) {
-            t[g] = fastce_load_ints(y + i + g * FASTCE_WIDTH);
-            a[g] = fastce_load(alpha + i + g * FASTCE_WIDTH);
-            p[g] = fastce_load(grad_peak + i + g * FASTCE_WIDTH);
+
+/* The logits of 16, 32, 48 or 64 rows become exponentials, but 0 for the targets; writes their sums. */
+FASTCE_INLINE void F(exp_and_sum)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* top,
+    const int32_t* y, REAL* others, fastce_feed* feed) {
+    if (n_rows == 64)
+        F(exp_and_sum_of)(x, pitch, 64, n_classes, top, y, others, feed);
+    else
+        F(exp_and_sum_part)(x, pitch, n_rows, n_classes, top, y, others, feed);
+}
+
+/* The exponentials of n rows, whole tiles of them, become gradients. */
+FASTCE_INLINE void F(scale_and_put)(const REAL* x, ptrdiff_t pitch, ptrdiff_t n, int n_classes, const REAL* alpha,
+    const int32_t* y, const REAL* grad_peak, REAL* out, ptrdiff_t out_pitch) {
+    for (ptrdiff_t i = 0; i < n; i += TOGETHER * WIDTH) {
+        VEC a[TOGETHER], p[TOGETHER], e;
+        INTS t[TOGETHER];
+        FASTCE_UNROLL
+        for (int g = 0; g < TOGETHER; g++) {
+            t[g] = F(load_ints)(y + i + g * WIDTH);
+            a[g] = F(load)(alpha + i + g * WIDTH);
+            p[g] = F(load)(grad_peak + i + g * WIDTH);
         }
-        for (int k = 0; k < n_classes; k++)
-            for (int g = 0; g < FASTCE_TOGETHER; g++) {
-                e = fastce_load(x + k * pitch + i + g * FASTCE_WIDTH);
-                fastce_store(out + k * out_pitch + i + g * FASTCE_WIDTH,
-                    fastce_choose(t[g], k, p[g], FASTCE_V(mul_ps)(e, a[g])));
+        for (int k = 0; k < n_classes; k++) {
+            FASTCE_UNROLL
+            for (int g = 0; g < TOGETHER; g++) {
+                e = F(load)(x + k * pitch + i + g * WIDTH);
+                F(store)(out + k * out_pitch + i + g * WIDTH, F(select)(F(is)(t[g], k), p[g], e * a[g]));
             }
+        }
     }
 }
-#else
-#define fastce_tops_and_peaks(x, pitch, n_classes, y, pick, top, x_peak) ((void)0)
-#define fastce_gather_peaks(x, pitch, y, x_peak) ((void)0)
-#define fastce_exp_and_sum(x, pitch, n_rows, n_classes, top, y, others, feed) ((void)0)
-#define fastce_exp_and_sum_part(x, pitch, n_rows, n_classes, top, y, others, feed) ((void)0)
-#define fastce_scale_and_put(x, pitch, n, n_classes, alpha, y, grad_peak, out, out_pitch) ((void)0)
-#endif
 
-FASTCE_INLINE int fastce_any_negative(const int32_t* y) {
-#if FASTCE_WIDTH == 16
-    const __m512i low = _mm512_or_si512(fastce_load_ints(y), fastce_load_ints(y + 16));
-    const __m512i high = _mm512_or_si512(fastce_load_ints(y + 32), fastce_load_ints(y + 48));
-    return _mm512_movepi32_mask(_mm512_or_si512(low, high)) != 0;
-#else
-    int32_t signs = 0;
-    for (int i = 0; i < 64; i++) signs |= y[i];
-    return signs < 0;
-#endif
+/* What `tops_and_peaks` and `exp_and_sum` do, for 64 rows of two classes: the rest is the smaller one's term. */
+FASTCE_INLINE void F(exp_pairs)(const REAL* x, ptrdiff_t pitch, REAL scale, REAL* top, REAL* rest) {
+    for (int i = 0; i < 64; i += WIDTH) {
+        const VEC a = F(load)(x + i), b = F(load)(x + pitch + i);
+        const VEC m = F(max)(b, a), other = F(select)(F(is_greater)(b, a), a, b);
+        F(store)(top + i, m);
+        F(store)(rest + i, F(exp)(scale * (other - m)));
+    }
 }
-#if FASTCE_WIDTH == 16
-/* An estimate of 14 bits and one step of Newton's. */
-FASTCE_INLINE void fastce_invert(const float* x, float* inverse) {
-    const fastce_floats y = fastce_load(x), r = _mm512_rcp14_ps(y);
-    fastce_store(inverse, _mm512_fmadd_ps(r, _mm512_fnmadd_ps(y, r, fastce_fill(1)), r));
-}
-#else
-FASTCE_INLINE void fastce_invert(const float* x, float* inverse) {
-    for (int i = 0; i < 16; i++) inverse[i] = 1 / x[i];
-}
-#endif
 
+/* The gradients of 64 rows of two classes: one is the other's negative. */
+FASTCE_INLINE void F(put_pairs)(const REAL* grad_peak, const int32_t* y, REAL* x, ptrdiff_t pitch) {
+    for (int i = 0; i < 64; i += WIDTH) {
+        const VEC g = F(load)(grad_peak + i);
+        const VEC first = F(select)(F(is)(F(load_ints)(y + i), 0), g, -g);
+        F(store)(x + i, first);
+        F(store)(x + pitch + i, -first);
+    }
+}
+
+/* 1 / x within 1 ulp for 16 normal numbers. */
+FASTCE_INLINE void F(invert)(const REAL* x, REAL* inverse) {
+#if IS_FLOAT && FASTCE_VECTOR_BYTES == 64
+    /* An estimate of 14 bits and one step of Newton's. */
+    const VEC y = F(load)(x), r = _mm512_rcp14_ps(y);
+    F(store)(inverse, (1 - y * r) * r + r);
+#else
+    for (int i = 0; i < 16; i += WIDTH) F(store)(inverse + i, 1 / F(load)(x + i));
+#endif
+}
+
+#undef TOGETHER
+#undef FEW_TO_PICK
 #endif

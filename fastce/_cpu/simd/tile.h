@@ -1,147 +1,493 @@
-/* Exponentials of a tile and their sums, in registers. */
+/* One tile: straight loops over 64 numbers. Cython's loops over rows and blocks call these; see `_tiles.pxd`.
+
+   Design
+   ------
+   1. A tile is 4 groups of 16 lanes. A row kernel fills it with 64 consecutive classes of one row; a column kernel
+      with 4 consecutive classes of 16 rows. Sums and maxima fold the groups into 16 lanes, which are partial results
+      of one row in the first case and the results of 16 rows in the second. So both kernel families run this code.
+   2. Trip counts are constants and every result lands in a local array, so that compilers vectorise without remainder
+      loops and without checks for overlap. Short tiles are padded by the caller: logits with -inf, weights with 0.
+   3. Loops over exponentials and maxima name their vectors, which compilers else store and load again between
+      exponentials and sums: that took a third of the time of floats and half of that of doubles. The others are
+      plain.
+   4. Folding four groups before touching the accumulator keeps the chain through it short: one chain per element was
+      3 times slower. Summing per lane also bounds the rounding error: n classes are at most n / 64 additions deep. */
 #ifndef FASTCE_TILE_H
 #define FASTCE_TILE_H
 
 #include <math.h>
 
+#include "simd/convert.h"
 #include "simd/math.h"
 #include "simd/prefetch.h"
 #include "simd/simd.h"
 
-#if FASTCE_HAS_REGISTERS
-/* e^x * 2^32 for FASTCE_EXP_FLOOR <= x <= 1, within 2 ulp; NaN gives NaN. */
-FASTCE_INLINE fastce_floats fastce_exp_in_range(fastce_floats x) {
-    /* The bits of 2^(32 + j/16) or 2^(32 + j/4), less what j adds when n is shifted into the exponent's place; the
-       numbers whose sum's low bits count such fractions; and (e^r - 1 - r) / r^2. Errors: 4.7e-9 and 1.1e-8. */
-#if FASTCE_WIDTH == 16
-    const fastce_ints powers =
-        _mm512_setr_epi32(0x4F800000, 0x4F7DAAC3, 0x4F7B95C2, 0x4F79C3D3, 0x4F7837F0, 0x4F76F532, 0x4F75FED7,
-            0x4F75583F, 0x4F7504F3, 0x4F7508A4, 0x4F75672A, 0x4F76248C, 0x4F7744FD, 0x4F78CCDF, 0x4F7AC0C7, 0x4F7D257D);
-    const fastce_floats magic = fastce_fill(786432.0f); /* 1.5 * 2^19 */
-    const int shift = 19;
+#define FASTCE_LANES 16
+#define FASTCE_TILE 64
+#define FASTCE_NO_CLASS 0x7FFFFFFF
+
+#if FASTCE_SWEEPS_16_BITS
+#if FASTCE_VECTOR_BYTES == 64
+typedef __m512i fastce_words;
 #else
-    const fastce_ints powers = _mm256_setr_epi32(
-        0x4F800000, 0x4F7837F0, 0x4F7504F3, 0x4F7744FD, 0x4F800000, 0x4F7837F0, 0x4F7504F3, 0x4F7744FD);
-    const fastce_floats magic = fastce_fill(3145728.0f); /* 1.5 * 2^21 */
-    const int shift = 21;
+typedef __m256i fastce_words;
 #endif
-    fastce_floats sum = FASTCE_V(fmadd_ps)(x, fastce_fill(1.4426950408889634f), magic);
-    fastce_floats n = FASTCE_V(sub_ps)(sum, magic);
-    fastce_floats r = FASTCE_V(fnmadd_ps)(n, fastce_fill(0.6931471805599453f), x);
-    fastce_ints bits = fastce_bits(sum);
-    fastce_floats power =
-        fastce_floats_of(FASTCE_V(add_epi32)(fastce_look_up(powers, bits), FASTCE_V(slli_epi32)(bits, shift)));
-#if FASTCE_WIDTH == 16
-    fastce_floats p = FASTCE_V(fmadd_ps)(fastce_fill(0.16666862360138368816f), r, fastce_fill(0.50000978469546839687f));
+#endif
+
+/* The sum of 16 lanes, halves added to each other. */
+FASTCE_INLINE double fastce_wide_lane_sum(const double* lanes) {
+    double t[8];
+    for (int j = 0; j < 8; j++) t[j] = lanes[j] + lanes[j + 8];
+    return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
+}
+
+#define FASTCE_TEMPLATE "simd/tile.h"
+#include "simd/for_types.h"
+
+#define fastce_fill_range(tile, start, stop, value) FASTCE_OF_VECTORS(fill_range, *(tile))(tile, start, stop, value)
+#define fastce_gather(data, stride, n, tile) FASTCE_OF_VECTORS(gather, *(tile))(data, stride, n, tile)
+#define fastce_keep_lanes(first, source, other, tile) FASTCE_OF_VECTORS(keep_lanes, *(tile))(first, source, other, tile)
+#define fastce_store_lanes(first, tile, out) FASTCE_OF_VECTORS(store_lanes, *(tile))(first, tile, out)
+#define fastce_widen(lanes, wide) FASTCE_OF_VECTORS(widen, *(lanes))(lanes, wide)
+#define fastce_narrow(wide, lanes) FASTCE_OF_VECTORS(narrow, *(lanes))(wide, lanes)
+#define fastce_copy(source, tile) FASTCE_OF_VECTORS(copy, *(tile))(source, tile)
+#define fastce_store_tile(data, stride, n, tile) FASTCE_OF_VECTORS(store_tile, *(tile))(data, stride, n, tile)
+#define fastce_cap(x, factor) FASTCE_OF_VECTORS(cap, *(x))(x, factor)
+#define fastce_cap_slopes(x, factor, out) FASTCE_OF_VECTORS(cap_slopes, *(x))(x, factor, out)
+#define fastce_fold_max(x, top) FASTCE_OF_VECTORS(fold_max, *(x))(x, top)
+#define fastce_lane_max(lanes) FASTCE_OF_VECTORS(lane_max, *(lanes))(lanes)
+#define fastce_lane_sum(lanes) FASTCE_OF_VECTORS(lane_sum, *(lanes))(lanes)
+#define fastce_exp_and_fold(x, pitch, n_groups, top, scale, e, e_pitch, all, rest)               \
+    FASTCE_OF_VECTORS(exp_and_fold, *(x))(x, pitch, n_groups, top, scale, e, e_pitch, all, rest)
+#define fastce_exp_row(format, x, n, top, scale, e, ahead, size, is_long, sums)               \
+    FASTCE_OF_VECTORS(exp_row, *(e))(format, x, n, top, scale, e, ahead, size, is_long, sums)
+#define fastce_fold(a, sums) FASTCE_OF_VECTORS(fold, *(a))(a, sums)
+#define fastce_fold_rest(e, sums) FASTCE_OF_VECTORS(fold_rest, *(e))(e, sums)
+#define fastce_fold_shifted(a, x, top, has_zeros, sums)               \
+    FASTCE_OF_VECTORS(fold_shifted, *(a))(a, x, top, has_zeros, sums)
+#define fastce_fold_argmax(x, top, base, group_step, lane_step, first)               \
+    FASTCE_OF_VECTORS(fold_argmax, *(x))(x, top, base, group_step, lane_step, first)
+#define fastce_fold_max_and_w(x, w, top, w_top) FASTCE_OF_VECTORS(fold_max_and_w, *(x))(x, w, top, w_top)
+#define fastce_fold_moment(e, w, w_top, sums) FASTCE_OF_VECTORS(fold_moment, *(e))(e, w, w_top, sums)
+#define fastce_product(a, b, out) FASTCE_OF_VECTORS(product, *(a))(a, b, out)
+#define fastce_scale_exp(e, alpha, out) FASTCE_OF_VECTORS(scale_exp, *(e))(e, alpha, out)
+#define fastce_multiply(e, n, factor) FASTCE_OF_VECTORS(multiply, *(e))(e, n, factor)
+#define fastce_write_gradient(e, alpha, beta, w, gamma, t, out)               \
+    FASTCE_OF_VECTORS(write_gradient, *(e))(e, alpha, beta, w, gamma, t, out)
+#define fastce_write_gradient_in_place(e, n, alpha, beta, w, gamma, t)               \
+    FASTCE_OF_VECTORS(write_gradient_in_place, *(e))(e, n, alpha, beta, w, gamma, t)
+#define fastce_write_log(x, top, scale, log_sum, out) FASTCE_OF_VECTORS(write_log, *(x))(x, top, scale, log_sum, out)
+
+#if FASTCE_SWEEPS_16_BITS
+/* The smallest of integers without a sign, the largest of those with one. */
+FASTCE_INLINE uint16_t fastce_min_word(fastce_words x) {
+#if FASTCE_VECTOR_BYTES == 64
+    __m256i y = _mm256_min_epu16(_mm512_castsi512_si256(x), _mm512_extracti64x4_epi64(x, 1));
 #else
-    fastce_floats p =
-        FASTCE_V(fmadd_ps)(fastce_fill(0.041674488890576340227f), r, fastce_fill(0.16671360158338996951f));
-    p = FASTCE_V(fmadd_ps)(p, r, fastce_fill(0.5f));
+    __m256i y = x;
 #endif
-    p = FASTCE_V(fmadd_ps)(p, FASTCE_V(mul_ps)(r, r), r);
-    return FASTCE_V(fmadd_ps)(p, power, power);
+    __m128i z = _mm_min_epu16(_mm256_castsi256_si128(y), _mm256_extracti128_si256(y, 1));
+    return (uint16_t)_mm_cvtsi128_si32(_mm_minpos_epu16(z));
 }
-/* fastce_exp: likewise for all x <= 1; -inf gives 0. fastce_exp_of_other: likewise, but 0 where y is k. */
-#if FASTCE_WIDTH == 16 /* masks cost nothing: the last instruction takes them */
-FASTCE_INLINE fastce_floats fastce_exp(fastce_floats x) {
-    __mmask16 is_in_range = _mm512_cmp_ps_mask(x, fastce_fill(FASTCE_EXP_FLOOR), _CMP_NLT_UQ);
-    return _mm512_maskz_mov_ps(is_in_range, fastce_exp_in_range(x));
+
+FASTCE_INLINE uint16_t fastce_max_word(fastce_words x) {
+    return 0x7FFF - fastce_min_word(FASTCE_X86(sub_epi16)(FASTCE_X86(set1_epi16)(0x7FFF), x));
 }
-FASTCE_INLINE fastce_floats fastce_exp_of_other(fastce_floats x, fastce_ints y, int32_t k) {
-    __mmask16 is_other = _mm512_cmpneq_epi32_mask(y, _mm512_set1_epi32(k));
-    is_other = _mm512_mask_cmp_ps_mask(is_other, x, fastce_fill(FASTCE_EXP_FLOOR), _CMP_NLT_UQ);
-    return _mm512_maskz_mov_ps(is_other, fastce_exp_in_range(x));
-}
-#else /* the power of the least argument is 0; max keeps NaN */
-FASTCE_INLINE fastce_floats fastce_exp(fastce_floats x) {
-    return fastce_exp_in_range(_mm256_max_ps(fastce_fill(FASTCE_EXP_FLOOR), x));
-}
-FASTCE_INLINE fastce_floats fastce_exp_of_other(fastce_floats x, fastce_ints y, int32_t k) {
-    __m256i is_target = _mm256_cmpeq_epi32(y, _mm256_set1_epi32(k));
-    return _mm256_andnot_ps(_mm256_castsi256_ps(is_target), fastce_exp(x));
+
+/* The maximum of n >= 64 numbers of 16 bits, taken for integers, 2 instructions for a register of them. With a sign,
+   the largest is the maximum unless all are negative; then it is the smallest without. Where that is NaN, NaN must be
+   left out. */
+FASTCE_INLINE float fastce_max_of_16_bits(fastce_format format, const uint16_t* x, ptrdiff_t n) {
+    enum { WORDS = FASTCE_VECTOR_BYTES / 2, N = 64 / WORDS };
+    fastce_words high[N], low[N];
+    uint16_t found;
+    FASTCE_UNROLL
+    for (int g = 0; g < N; g++) {
+        high[g] = FASTCE_X86(set1_epi16)(-0x8000);
+        low[g] = FASTCE_X86(set1_epi16)(-1);
+    }
+    for (ptrdiff_t k = 0; k < n; k += 64) {
+        if (k > n - 64) k = n - 64;
+        FASTCE_UNROLL
+        for (int g = 0; g < N; g++) {
+            fastce_words words;
+            memcpy(&words, x + k + WORDS * g, sizeof(words));
+            high[g] = FASTCE_X86(max_epi16)(high[g], words);
+            low[g] = FASTCE_X86(min_epu16)(low[g], words);
+        }
+    }
+    FASTCE_UNROLL
+    for (int g = 1; g < N; g++) {
+        high[0] = FASTCE_X86(max_epi16)(high[0], high[g]);
+        low[0] = FASTCE_X86(min_epu16)(low[0], low[g]);
+    }
+    found = fastce_max_word(high[0]);
+    if (found & 0x8000) found = fastce_min_word(low[0]);
+    if ((found & 0x7FFF) > (format == FASTCE_HALF ? 0x7C00 : 0x7F80)) return fastce_max_of_floats(format, x, n);
+    return format == FASTCE_HALF ? fastce_float_of_half(found) : fastce_float_of_bfloat16(found);
 }
 #endif
-FASTCE_INLINE fastce_floats fastce_exp_of(fastce_floats x, fastce_floats top, float scale) {
-    fastce_floats d = FASTCE_V(sub_ps)(x, top);
-    return fastce_exp(scale == 1 ? d : FASTCE_V(mul_ps)(fastce_fill(scale), d));
+
+/* The maximum of n >= 64 classes of a row, floats or of 16 bits; NaN is left out. */
+FASTCE_INLINE float fastce_max_of_row(fastce_format format, const void* x, ptrdiff_t n) {
+#if FASTCE_SWEEPS_16_BITS
+    if (format == FASTCE_HALF) return fastce_max_of_16_bits(FASTCE_HALF, (const uint16_t*)x, n);
+    if (format == FASTCE_BFLOAT16) return fastce_max_of_16_bits(FASTCE_BFLOAT16, (const uint16_t*)x, n);
+#endif
+    return fastce_max_of_floats(format, x, n);
 }
+
+#elif defined(REAL)
+
+/* ---- copies ---- */
+
+FASTCE_INLINE void F(fill_range)(REAL* tile, ptrdiff_t start, ptrdiff_t stop, REAL value) {
+    for (ptrdiff_t j = start; j < stop; j++) tile[j] = value;
+}
+
+/* n numbers that lie `stride` bytes apart, on any alignment. */
+FASTCE_INLINE void F(gather)(const char* data, ptrdiff_t stride, ptrdiff_t n, REAL* tile) {
+    if (stride == sizeof(REAL))
+        memcpy(tile, data, n * sizeof(REAL));
+    else
+        for (ptrdiff_t j = 0; j < n; j++) memcpy(tile + j, data + j * stride, sizeof(REAL));
+}
+
+/* A tile but for the lanes before `first`, which become `other`. */
+FASTCE_INLINE void F(keep_lanes)(int32_t first, const REAL* source, REAL other, REAL* tile) {
+    for (int j = 0; j < 64; j += WIDTH) F(store)(tile + j, F(from_lane)(j, first, F(load)(source + j), F(fill)(other)));
+}
+
+/* Overwrites `out` but for the lanes before `first`. */
+FASTCE_INLINE void F(store_lanes)(int32_t first, const REAL* tile, REAL* out) {
+    for (int j = 0; j < 64; j += WIDTH) F(store)(out + j, F(from_lane)(j, first, F(load)(tile + j), F(load)(out + j)));
+}
+
+FASTCE_INLINE void F(widen)(const REAL* lanes, double* wide) {
+    for (int j = 0; j < 16; j++) wide[j] = lanes[j];
+}
+
+FASTCE_INLINE void F(narrow)(const double* wide, REAL* lanes) {
+    for (int j = 0; j < 16; j++) lanes[j] = (REAL)wide[j];
+}
+
+FASTCE_INLINE void F(copy)(const REAL* source, REAL* tile) {
+    for (int j = 0; j < 64; j += WIDTH) F(store)(tile + j, F(load)(source + j));
+}
+
+/* n numbers of a tile to places `stride` bytes apart, on any alignment. */
+FASTCE_INLINE void F(store_tile)(char* data, ptrdiff_t stride, ptrdiff_t n, const REAL* tile) {
+    if (stride != sizeof(REAL))
+        for (ptrdiff_t j = 0; j < n; j++) memcpy(data + j * stride, tile + j, sizeof(REAL));
+    else if (n == 64)
+        F(copy)(tile, (REAL*)data);
+    else
+        memcpy(data, tile, n * sizeof(REAL));
+}
+
+/* ---- softcap ---- */
+
+/* x becomes tanh(x * factor). */
+FASTCE_INLINE void F(cap)(REAL* x, REAL factor) {
+    for (int j = 0; j < 64; j += WIDTH) F(store)(x + j, F(tanh)(F(load)(x + j) * factor));
+}
+
+/* 1 - tanh(x * factor)^2 */
+FASTCE_INLINE void F(cap_slopes)(const REAL* x, REAL factor, REAL* out) {
+    for (int j = 0; j < 64; j += WIDTH) F(store)(out + j, F(sech2)(F(load)(x + j) * factor));
+}
+
+/* ---- maxima; NaN is left out ---- */
+
+/* The numbers of a row in memory: of REAL, or floats of 16 bits. */
+FASTCE_INLINE VEC F(load_as)(fastce_format format, const void* x, ptrdiff_t k) {
+#if IS_FLOAT && FASTCE_SWEEPS_16_BITS
+    if (format == FASTCE_HALF) return fastce_load_halves((const uint16_t*)x + k);
+    if (format == FASTCE_BFLOAT16) return fastce_load_bfloat16s((const uint16_t*)x + k);
+#else
+    (void)format;
+#endif
+    return F(load)((const REAL*)x + k);
+}
+
+FASTCE_INLINE void F(fold_max)(const REAL* x, REAL* top) {
+    for (int j = 0; j < 16; j += WIDTH) {
+        const VEC a = F(max)(F(load)(x + j), F(load)(x + j + 16));
+        const VEC b = F(max)(F(load)(x + j + 32), F(load)(x + j + 48));
+        F(store)(top + j, F(max)(F(max)(a, b), F(load)(top + j)));
+    }
+}
+
+FASTCE_INLINE REAL F(lane_max)(const REAL* lanes) {
+#if IS_FLOAT && FASTCE_IS_WIDE
+    __m256 eight = _mm256_max_ps(_mm256_loadu_ps(lanes), _mm256_loadu_ps(lanes + 8));
+    __m128 four = _mm_max_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
+    __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    return _mm_cvtss_f32(_mm_max_ss(two, _mm_shuffle_ps(two, two, 1)));
+#else
+    REAL t[8];
+    for (int j = 0; j < 8; j++) t[j] = lanes[j] > lanes[j + 8] ? lanes[j] : lanes[j + 8];
+    for (int n = 4; n > 0; n /= 2)
+        for (int j = 0; j < n; j++) t[j] = t[j] > t[j + n] ? t[j] : t[j + n];
+    return t[0];
+#endif
+}
+
+/* Of n >= 64 numbers; the last vectors overlap those before. */
+FASTCE_INLINE REAL F(max_of)(fastce_format format, const void* x, ptrdiff_t n) {
+    enum { N = WIDTH > 8 ? 64 / WIDTH : 8 };
+    VEC m[N];
+    REAL lanes[WIDTH], top;
+    FASTCE_UNROLL
+    for (int g = 0; g < N; g++) m[g] = F(fill)(-INFINITY);
+    for (ptrdiff_t k = 0; k < n; k += N * WIDTH) {
+        if (k > n - N * WIDTH) k = n - N * WIDTH;
+        FASTCE_UNROLL
+        for (int g = 0; g < N; g++) {
+            m[g] = F(max)(F(load_as)(format, x, k + g * WIDTH), m[g]);
+            FASTCE_KEEP_ORDER(m[g]);
+        }
+    }
+    FASTCE_UNROLL
+    for (int g = 1; g < N; g++) m[0] = F(max)(m[g], m[0]);
+    F(store)(lanes, m[0]);
+    top = lanes[0];
+    for (int j = 1; j < WIDTH; j++) top = lanes[j] > top ? lanes[j] : top;
+    return top;
+}
+
+/* The smallest class whose logit is `top`; classes count from `base` by group and by lane. */
+FASTCE_INLINE void F(fold_argmax)(
+    const REAL* x, const REAL* top, int32_t base, int32_t group_step, int32_t lane_step, int32_t* first) {
+    FASTCE_UNROLL
+    for (int g = 0; g < 4; g++)
+        for (int j = 0; j < 16; j++) {
+            int32_t k = base + g * group_step + j * lane_step;
+            k = x[16 * g + j] == top[j] ? k : FASTCE_NO_CLASS;
+            first[j] = k < first[j] ? k : first[j];
+        }
+}
+
+/* The maximum, and the w that belongs to it. */
+FASTCE_INLINE void F(fold_max_and_w)(const REAL* x, const REAL* w, REAL* top, REAL* w_top) {
+    for (int j = 0; j < 16; j += WIDTH) {
+        VEC m = F(load)(top + j), w_m = F(load)(w_top + j);
+        VEC a = F(load)(x + j), b = F(load)(x + j + 16), c = F(load)(x + j + 32), d = F(load)(x + j + 48);
+        VEC w_a = F(load)(w + j), w_b = F(load)(w + j + 16), w_c = F(load)(w + j + 32), w_d = F(load)(w + j + 48);
+        w_a = F(select)(F(is_greater)(a, b), w_a, w_b);
+        a = F(max)(a, b);
+        w_c = F(select)(F(is_greater)(c, d), w_c, w_d);
+        c = F(max)(c, d);
+        w_a = F(select)(F(is_greater)(a, c), w_a, w_c);
+        a = F(max)(a, c);
+        F(store)(w_top + j, F(select)(F(is_greater)(a, m), w_a, w_m));
+        F(store)(top + j, F(max)(a, m));
+    }
+}
+
+/* ---- exponentials and sums; e is exp(scale * (x - top)) * EXP_UNIT, and the largest term is exactly EXP_UNIT ---- */
+
+FASTCE_INLINE VEC F(exp_of)(VEC x, VEC top, REAL scale) {
+    const VEC d = x - top;
+    return F(exp)(scale == 1 ? d : scale * d);
+}
+
 /* The sum of 4, 2 or 1 groups. */
-FASTCE_INLINE fastce_floats fastce_total(const fastce_floats* y, int n_groups) {
-    fastce_floats total = y[0];
-    if (n_groups > 1) total = FASTCE_V(add_ps)(total, y[1]);
-    return n_groups < 4 ? total : FASTCE_V(add_ps)(total, FASTCE_V(add_ps)(y[2], y[3]));
+FASTCE_INLINE VEC F(total)(const VEC* y, int n_groups) {
+    VEC total = y[0];
+    if (n_groups > 1) total = total + y[1];
+    return n_groups < 4 ? total : total + (y[2] + y[3]);
 }
-FASTCE_INLINE void fastce_add_to(float* sum, fastce_floats x) {
-    fastce_store(sum, FASTCE_V(add_ps)(fastce_load(sum), x));
-}
-FASTCE_INLINE void fastce_exp_and_fold(const float* x, ptrdiff_t pitch, int n_groups, const float* top, float scale,
-    float* e, ptrdiff_t e_pitch, float* all, float* rest) {
-    const fastce_floats one = fastce_fill(4294967296.0f);
-    for (int j = 0; j < 16; j += FASTCE_WIDTH) {
-        fastce_floats y[4], z[4];
-        fastce_floats m = fastce_load(top + j);
-        for (int g = 0; g < n_groups; g++) y[g] = fastce_exp_of(fastce_load(x + g * pitch + j), m, scale);
-        for (int g = 0; g < n_groups; g++) fastce_store(e + g * e_pitch + j, y[g]);
-        if (rest != NULL)
-            for (int g = 0; g < n_groups; g++) z[g] = fastce_zero_if_equal(y[g], one);
-        if (all != NULL) fastce_add_to(all + j, fastce_total(y, n_groups));
-        if (rest != NULL) fastce_add_to(rest + j, fastce_total(z, n_groups));
+
+FASTCE_INLINE void F(add_to)(REAL* sum, VEC x) { F(store)(sum, F(load)(sum) + x); }
+
+FASTCE_INLINE VEC F(unless_largest)(VEC e) { return F(keep)(F(differs)(e, F(fill)(EXP_UNIT)), e); }
+
+/* Writes the exponentials of 4, 2 or 1 groups of 16 lanes, `pitch` numbers apart, and adds them to sums that are not
+   NULL: to `rest` without the terms that are 1. `e` may be `x`. */
+FASTCE_INLINE void F(exp_and_fold)(const REAL* x, ptrdiff_t pitch, int n_groups, const REAL* top, REAL scale, REAL* e,
+    ptrdiff_t e_pitch, REAL* all, REAL* rest) {
+    for (int j = 0; j < 16; j += WIDTH) {
+        VEC y[4];
+        const VEC m = F(load)(top + j);
+        FASTCE_UNROLL
+        for (int g = 0; g < n_groups; g++) y[g] = F(exp_of)(F(load)(x + g * pitch + j), m, scale);
+        FASTCE_UNROLL
+        for (int g = 0; g < n_groups; g++) F(store)(e + g * e_pitch + j, y[g]);
+        if (all != NULL) F(add_to)(all + j, F(total)(y, n_groups));
+        if (rest != NULL) {
+            FASTCE_UNROLL
+            for (int g = 0; g < n_groups; g++) y[g] = F(unless_largest)(y[g]);
+            F(add_to)(rest + j, F(total)(y, n_groups));
+        }
     }
 }
+
 /* 64 classes of a row, from class k on; the lanes before `first` were done before and stay what they are in `e`. */
-FASTCE_INLINE void fastce_exp_lanes(fastce_format format, const void* x, ptrdiff_t k, int first, fastce_floats top,
-    float scale, float* e, fastce_floats* sums) {
-    for (int j = 0; j < 16; j += FASTCE_WIDTH) {
-        fastce_floats y[4];
+FASTCE_INLINE void F(exp_lanes)(
+    fastce_format format, const void* x, ptrdiff_t k, int first, VEC top, REAL scale, REAL* e, VEC* sums) {
+    for (int j = 0; j < 16; j += WIDTH) {
+        VEC y[4];
+        FASTCE_UNROLL
         for (int g = 0; g < 4; g++) {
-            y[g] = fastce_load_as(format, x, k + 16 * g + j);
-            if (first > 0) y[g] = fastce_from_lane(16 * g + j, first, y[g], fastce_fill(-INFINITY));
-            y[g] = fastce_exp_of(y[g], top, scale);
+            y[g] = F(load_as)(format, x, k + 16 * g + j);
+            if (first > 0) y[g] = F(from_lane)(16 * g + j, first, y[g], F(fill)(-INFINITY));
+            y[g] = F(exp_of)(y[g], top, scale);
         }
+        FASTCE_UNROLL
         for (int g = 0; g < 4; g++) {
-            fastce_floats all = y[g];
-            if (first > 0) all = fastce_from_lane(16 * g + j, first, all, fastce_load(e + k + 16 * g + j));
-            fastce_store(e + k + 16 * g + j, all);
+            VEC all = y[g];
+            if (first > 0) all = F(from_lane)(16 * g + j, first, all, F(load)(e + k + 16 * g + j));
+            F(store)(e + k + 16 * g + j, all);
         }
-        sums[j / FASTCE_WIDTH] = FASTCE_V(add_ps)(sums[j / FASTCE_WIDTH], fastce_total(y, 4));
+        sums[j / WIDTH] = sums[j / WIDTH] + F(total)(y, 4);
     }
 }
-FASTCE_INLINE void fastce_exp_row_of(fastce_format format, const void* x, ptrdiff_t n, float top, float scale, float* e,
-    const char* ahead, ptrdiff_t size, int is_long, float* sums) {
-    fastce_floats s[16 / FASTCE_WIDTH];
-    const fastce_floats m = fastce_fill(top);
+
+FASTCE_INLINE void F(exp_row_of)(fastce_format format, const void* x, ptrdiff_t n, REAL top, REAL scale, REAL* e,
+    const char* ahead, ptrdiff_t size, int is_long, REAL* sums) {
+    VEC s[16 / WIDTH];
+    const VEC m = F(fill)(top);
     ptrdiff_t k;
-    for (int j = 0; j < 16; j += FASTCE_WIDTH) s[j / FASTCE_WIDTH] = fastce_load(sums + j);
+    for (int j = 0; j < 16; j += WIDTH) s[j / WIDTH] = F(load)(sums + j);
     for (k = 0; k + 64 <= n; k += 64) {
-        for (int j = 0; j < (format == FASTCE_NATIVE ? 256 : 128); j += 64)
+        for (int j = 0; j < (format == FASTCE_NATIVE ? 64 * (int)sizeof(REAL) : 128); j += 64)
             FASTCE_PREFETCH_ROW(ahead + k * size + j, is_long);
         if (format != FASTCE_NATIVE) /* in place, what is written has just been read */
             for (int j = 0; j < 64; j += 16) FASTCE_PREFETCH_L1(e + k + 256 + j);
-        fastce_exp_lanes(format, x, k, 0, m, scale, e, s);
+        F(exp_lanes)(format, x, k, 0, m, scale, e, s);
     }
     for (ptrdiff_t j = k * size; j < n * size; j += 64) FASTCE_PREFETCH_ROW(ahead + j, is_long);
-    if (k < n) fastce_exp_lanes(format, x, n - 64, (int)(64 - (n - k)), m, scale, e, s);
-    for (int j = 0; j < 16; j += FASTCE_WIDTH) fastce_store(sums + j, s[j / FASTCE_WIDTH]);
+    if (k < n) F(exp_lanes)(format, x, n - 64, (int)(64 - (n - k)), m, scale, e, s);
+    for (int j = 0; j < 16; j += WIDTH) F(store)(sums + j, s[j / WIDTH]);
 }
-FASTCE_INLINE void fastce_exp_row(fastce_format format, const void* x, ptrdiff_t n, float top, float scale, float* e,
-    const char* ahead, ptrdiff_t size, int is_long, float* sums) {
-    /* Constants, each a function of its own: a choice within the loop took a tenth of the time with AVX2. */
-    if (format == FASTCE_HALF)
-        fastce_exp_row_of(FASTCE_HALF, x, n, top, 1, e, ahead, size, 0, sums);
-    else if (format == FASTCE_BFLOAT16)
-        fastce_exp_row_of(FASTCE_BFLOAT16, x, n, top, 1, e, ahead, size, 0, sums);
-    else if (scale == 1 && is_long)
-        fastce_exp_row_of(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, 1, sums);
-    else if (scale == 1)
-        fastce_exp_row_of(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, 0, sums);
-    else if (is_long)
-        fastce_exp_row_of(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, 1, sums);
-    else
-        fastce_exp_row_of(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, 0, sums);
-}
+
+/* n >= 64 classes of a row, of REAL or of 16 bits; asks for what lies as far behind `ahead`, numbers of so many bytes.
+   Formats and scales are constants, each a function of its own: a choice within the loop took a tenth of the time with
+   AVX2. */
+FASTCE_INLINE void F(exp_row)(fastce_format format, const void* x, ptrdiff_t n, REAL top, REAL scale, REAL* e,
+    const char* ahead, ptrdiff_t size, int is_long, REAL* sums) {
+#if IS_FLOAT && FASTCE_SWEEPS_16_BITS
+    if (format == FASTCE_HALF) {
+        F(exp_row_of)(FASTCE_HALF, x, n, top, 1, e, ahead, size, 0, sums);
+        return;
+    }
+    if (format == FASTCE_BFLOAT16) {
+        F(exp_row_of)(FASTCE_BFLOAT16, x, n, top, 1, e, ahead, size, 0, sums);
+        return;
+    }
 #else
-#define fastce_exp_row(format, x, n, top, scale, e, ahead, size, is_long, sums) ((void)0)
-#define fastce_exp_and_fold(x, pitch, n_groups, top, scale, e, e_pitch, all, rest) ((void)0)
+    (void)format;
 #endif
+    if (scale == 1 && is_long)
+        F(exp_row_of)(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, 1, sums);
+    else if (scale == 1)
+        F(exp_row_of)(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, 0, sums);
+    else if (is_long)
+        F(exp_row_of)(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, 1, sums);
+    else
+        F(exp_row_of)(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, 0, sums);
+}
+
+FASTCE_INLINE void F(fold)(const REAL* a, REAL* sums) {
+    for (int j = 0; j < 16; j += WIDTH) {
+        VEC y[4];
+        FASTCE_UNROLL
+        for (int g = 0; g < 4; g++) y[g] = F(load)(a + 16 * g + j);
+        F(add_to)(sums + j, F(total)(y, 4));
+    }
+}
+
+/* Exponentials without the terms that are 1. */
+FASTCE_INLINE void F(fold_rest)(const REAL* e, REAL* sums) {
+    for (int j = 0; j < 16; j += WIDTH) {
+        VEC z[4];
+        FASTCE_UNROLL
+        for (int g = 0; g < 4; g++) z[g] = F(unless_largest)(F(load)(e + 16 * g + j));
+        F(add_to)(sums + j, F(total)(z, 4));
+    }
+}
+
+/* The sum of 16 lanes in double, halves added to each other. */
+FASTCE_INLINE double F(lane_sum)(const REAL* lanes) {
+    double wide[16];
+    F(widen)(lanes, wide);
+    return fastce_wide_lane_sum(wide);
+}
+
+/* a * d, where nothing of an infinite d is nothing. */
+FASTCE_INLINE VEC F(times)(VEC a, VEC d) { return F(keep)(F(differs)(a, F(fill)(0)), a * d); }
+
+/* a * (x - top) at 2^-16 of its size, so that a block of 3e38 in one lane does not overflow. */
+FASTCE_INLINE void F(fold_shifted)(const REAL* a, const REAL* x, const REAL* top, int has_zeros, REAL* sums) {
+    const REAL u = (REAL)1.52587890625e-05;
+    for (int j = 0; j < 16; j += WIDTH) {
+        VEC y[4];
+        FASTCE_UNROLL
+        for (int g = 0; g < 4; g++) {
+            const VEC w = F(load)(a + 16 * g + j), d = F(load)(x + 16 * g + j) * u - F(load)(top + j) * u;
+            y[g] = has_zeros ? F(times)(w, d) : w * d;
+        }
+        F(add_to)(sums + j, F(total)(y, 4));
+    }
+}
+
+/* e * (w - w_top) */
+FASTCE_INLINE void F(fold_moment)(const REAL* e, const REAL* w, const REAL* w_top, REAL* sums) {
+    for (int j = 0; j < 16; j += WIDTH) {
+        VEC y[4];
+        FASTCE_UNROLL
+        for (int g = 0; g < 4; g++) y[g] = F(load)(e + 16 * g + j) * (F(load)(w + 16 * g + j) - F(load)(w_top + j));
+        F(add_to)(sums + j, F(total)(y, 4));
+    }
+}
+
+/* ---- results ---- */
+
+FASTCE_INLINE void F(product)(const REAL* a, const REAL* b, REAL* out) {
+    for (int j = 0; j < 64; j += WIDTH) F(store)(out + j, F(load)(a + j) * F(load)(b + j));
+}
+
+/* e * alpha, freed of EXP_UNIT: first that, for a tiny alpha must not become subnormal. `out` may be `e`. */
+FASTCE_INLINE void F(scale_exp)(const REAL* e, const REAL* alpha, REAL* out) {
+    for (int g = 0; g < 64; g += 16)
+        for (int j = 0; j < 16; j += WIDTH)
+            F(store)(out + g + j, F(load)(e + g + j) * (1 / EXP_UNIT) * F(load)(alpha + j));
+}
+
+FASTCE_INLINE void F(multiply)(REAL* e, ptrdiff_t n, REAL factor) {
+    for (ptrdiff_t j = 0; j < n; j++) e[j] *= factor;
+}
+
+/* alpha e + beta w, or alpha e + (beta + gamma t) w if t is not NULL. */
+FASTCE_INLINE void F(write_gradient)(
+    const REAL* e, const REAL* alpha, const REAL* beta, const REAL* w, const REAL* gamma, const REAL* t, REAL* out) {
+    for (int g = 0; g < 64; g += 16)
+        for (int j = 0; j < 16; j += WIDTH) {
+            const VEC p = F(load)(e + g + j) * (1 / EXP_UNIT) * F(load)(alpha + j), b = F(load)(beta + j);
+            const VEC v = F(load)(w + g + j);
+            F(store)(out + g + j, t == NULL ? p + b * v : p + (b + F(load)(gamma + j) * F(load)(t + g + j)) * v);
+        }
+}
+
+/* The same for n classes of one row over e itself; alpha is freed of EXP_UNIT, NULL for w means 1. */
+FASTCE_INLINE void F(write_gradient_in_place)(
+    REAL* e, ptrdiff_t n, REAL alpha, REAL beta, const REAL* w, REAL gamma, const REAL* t) {
+    if (w == NULL && t == NULL)
+        for (ptrdiff_t j = 0; j < n; j++) e[j] = e[j] * alpha + beta;
+    else if (t == NULL)
+        for (ptrdiff_t j = 0; j < n; j++) e[j] = e[j] * alpha + beta * w[j];
+    else if (w == NULL)
+        for (ptrdiff_t j = 0; j < n; j++) e[j] = e[j] * alpha + (beta + gamma * t[j]);
+    else
+        for (ptrdiff_t j = 0; j < n; j++) e[j] = e[j] * alpha + (beta + gamma * t[j]) * w[j];
+}
+
+/* scale * (x - top) - log_sum */
+FASTCE_INLINE void F(write_log)(const REAL* x, const REAL* top, REAL scale, const REAL* log_sum, REAL* out) {
+    for (int g = 0; g < 64; g += 16)
+        for (int j = 0; j < 16; j += WIDTH)
+            F(store)(out + g + j, scale * (F(load)(x + g + j) - F(load)(top + j)) - F(load)(log_sum + j));
+}
 
 #endif

@@ -5,10 +5,7 @@
 #include <stddef.h>
 #include <string.h>
 
-#include "simd/compiler.h"
-#if defined(__AVX__)
-#include <immintrin.h>
-#endif
+#include "simd/simd.h"
 
 #if defined(__has_builtin)
 #if __has_builtin(__builtin_shufflevector)
@@ -104,5 +101,7 @@ FASTCE_NOINLINE void fastce_transpose_doubles(
     const double* x, ptrdiff_t from, ptrdiff_t m, ptrdiff_t n, double* y, ptrdiff_t to) {
     FASTCE_TRANSPOSE_STRIP(2, fastce_transpose_2)
 }
+
+#define fastce_transpose(x, from, m, n, y, to) FASTCE_OF_VECTORS(transpose, *(x))(x, from, m, n, y, to)
 
 #endif

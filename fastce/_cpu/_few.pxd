@@ -1,0 +1,38 @@
+"""The loops of the kernel of few classes over a tile of 64 staged rows, in C: see `simd/few.h`."""
+from libc.stdint cimport int32_t
+
+cdef extern from "simd/few.h" nogil:
+    # A way through memory in pieces: 64 numbers of a class.
+    ctypedef struct Walk "fastce_walk":
+        const char* at
+        Py_ssize_t n_left    # pieces
+        Py_ssize_t run       # pieces that follow each other in memory, and of them
+        Py_ssize_t run_left
+        Py_ssize_t jump      # from the end of a run to the next
+    # The rows to come: their logits are fetched piece by piece while exponentials are computed.
+    ctypedef struct Feed "fastce_feed":
+        Walk logits
+        Walk asked           # the strip that is asked for
+        char* stage          # where the next piece goes; NULL: the logits are only asked for
+        Py_ssize_t stage_jump
+        Py_ssize_t strip     # rows
+        Py_ssize_t ahead     # rows from what is fetched to what is asked for
+        Py_ssize_t turn      # the row that begins the next strip
+    void fetch_piece "fastce_fetch_piece"(Feed* feed, Py_ssize_t size)
+    # The next rows are fetched meanwhile.
+    void find_tops_and_peaks "fastce_tops_and_peaks"(
+        const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* top, void* x_peak)
+    void pick_peaks "fastce_pick_peaks"(
+        const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* x_peak)
+    void shift_and_scale "fastce_shift_and_scale"(
+        void* x, Py_ssize_t pitch, int n_classes, double scale, void* shift)
+    void exp_and_sum "fastce_exp_and_sum"(
+        void* x, Py_ssize_t pitch, int n_rows, int n_classes, const void* top, const int32_t* y, void* others,
+        Feed* feed)
+    void scale_and_put "fastce_scale_and_put"(
+        const void* x, Py_ssize_t pitch, Py_ssize_t n, int n_classes, const void* alpha, const int32_t* y,
+        const void* grad_peak, void* out, Py_ssize_t out_pitch)
+    void exp_pairs "fastce_exp_pairs"(const void* x, Py_ssize_t pitch, double scale, void* top, void* rest)
+    void put_pairs "fastce_put_pairs"(const void* grad_peak, const int32_t* y, void* x, Py_ssize_t pitch)
+    bint any_negative "fastce_any_negative"(const int32_t* y)  # of 64
+    void invert "fastce_invert"(const void* x, void* inverse)  # 1 / x within 1 ulp for 16 normal numbers
