@@ -130,7 +130,7 @@ FC_INLINE FC_REAL FC_FUNCTION(softcap_identity)(void) {
 FC_INLINE void FC_FUNCTION(softcap_scales)(
         double logit_scale, double softcap, double least_normal, double largest, double* scale, double* cap_factor) {
     const double factor = softcap == 0 ? 0 : logit_scale / softcap;
-    const int has_cap = factor * largest >= FC_FUNCTION(softcap_identity)();
+    const int has_cap = factor * largest >= (double)FC_FUNCTION(softcap_identity)();
     *cap_factor = has_cap ? (double)(FC_REAL)factor : 0;
     *scale = !has_cap ? logit_scale : factor >= least_normal ? softcap : logit_scale / *cap_factor;
 }
