@@ -41,6 +41,16 @@
 #undef FC_FUNCTION
 #undef FC_REAL
 
+/* For both types: C chooses by the first argument. */
+#define FC_OF(name, x) _Generic((x), float: fastce_##name##_float, double: fastce_##name##_double)
+#define fastce_times(a, d) FC_OF(times, a)(a, d)
+#define fastce_nan_unless_finite(x) FC_OF(nan_unless_finite, x)(x)
+#define fastce_sumexp_excl(sumexp, left_out, now) FC_OF(sumexp_excl, sumexp)(sumexp, left_out, now)
+#define fastce_row_loss(sum_q, sum_qd, log_sumexp) FC_OF(row_loss, sum_q)(sum_q, sum_qd, log_sumexp)
+#define fastce_grad_alpha(upstream, dloss_dlse, inverse_sumexp) \
+    FC_OF(grad_alpha, upstream)(upstream, dloss_dlse, inverse_sumexp)
+#define fastce_grad_of_only_class(one_minus_p, q) FC_OF(grad_of_only_class, one_minus_p)(one_minus_p, q)
+
 #else
 
 /* ---- sums ---- */
