@@ -18,7 +18,7 @@ from fastce._cpu._convert cimport NATIVE
 from fastce._cpu._math cimport real, sech2
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_l2
 from fastce._cpu._scalars cimport (
-    Scalars, begin, cap_factor_of, describe_argmax_peaks, finish, merge, scale_of, sum_factor, take, unscaled_exp
+    Scalars, begin, cap_factor_of, describe_argmax_patches, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
 from fastce._cpu._stage cimport (
     SIDE_BY_SIDE, TRANSPOSED, Lanes, load_classes, load_planes, locate, pad, store_classes, store_planes
@@ -50,25 +50,25 @@ cdef inline void load_weights(const Task* task, Py_ssize_t start, Py_ssize_t sto
              weight_of(task, start + g, tile[0]) if start + g < stop else <real>0)
 
 
-cdef inline void note_peaks(
+cdef inline void note_patch_logits(
     const Task* task, Scalars* rows, Py_ssize_t start, Py_ssize_t stop, real* stage
 ) noexcept nogil:
-    """Take the peaks' logits from a block of them, and apply the softcap to the block."""
+    """Take the patch classes' logits from a block of them, and apply the softcap to the block."""
     cdef real factor = <real>cap_factor_of(task)
     cdef Py_ssize_t j, k
     if factor != 0:
         for j in range(rows.n):
-            k = rows.peak[j] - start
+            k = rows.patch_class[j] - start
             if 0 <= k and k < stop - start:
-                rows.slope_peak[j] = sech2(<double>(stage[k * LANES + j] * factor))
+                rows.slope_patch[j] = sech2(<double>(stage[k * LANES + j] * factor))
         for k in range((stop - start + 3) // 4):
             cap(stage + k * TILE, factor)
         fill(stage, (stop - start) * LANES, (stop - start + 3) // 4 * TILE, <real>-INFINITY)
     if task.target != NULL:
         for j in range(rows.n):
-            k = rows.peak[j] - start
+            k = rows.patch_class[j] - start
             if 0 <= k and k < stop - start:
-                rows.x_peak[j] = stage[k * LANES + j]
+                rows.x_patch[j] = stage[k * LANES + j]
 
 
 cdef inline void sweep_classes(
@@ -86,7 +86,7 @@ cdef inline void sweep_classes(
     cdef int32_t first[LANES]
     cdef real scale = <real>scale_of(task)
     cdef bint extras = task.extras, entropy = task.sum_entropy, normalized = task.normalized
-    cdef bint find_argmax = task.find_argmax or task.find_peak
+    cdef bint find_argmax = task.find_argmax or task.needs_argmax_patch
     cdef bint in_place = not keep_logits and not entropy and not find_argmax
     cdef real* x
     cdef Py_ssize_t j, k, n_tiles = (stop - start + 3) // 4
@@ -94,7 +94,7 @@ cdef inline void sweep_classes(
     if not normalized:
         for k in range(n_tiles):
             fold_max(stage + k * TILE, top)
-    widen(top, block.top)
+    widen(top, block.row_max)
     for j in range(LANES):
         top[j] = <real>0 if top[j] == -INFINITY else top[j]
     fill(sums, 0, (REST + 1) * LANES, <real>0)
@@ -131,7 +131,7 @@ cdef inline void sweep_classes(
     widen(sums + 16 * ALL, all_terms)
     widen(sums + 16 * REST, rest)
     for j in range(LANES):
-        block.rest[j] = rest_of(all_terms[j], rest[j], scale)
+        block.sumexp_excl_max[j] = rest_of(all_terms[j], rest[j], scale)
     for k in range(task.n_sums):
         for j in range(LANES):
             block.sums[task.sums[k]][j] = sums[16 * task.sums[k] + j] * sum_factor(task.sums[k], scale)
@@ -142,9 +142,9 @@ cdef inline void sweep_classes(
 
 cdef inline void write_classes(
     const Task* task, const Scalars* rows, const Lanes* logits, const Lanes* prob, Py_ssize_t start, Py_ssize_t stop,
-    bint from_logits, const double* tops, real* stage
+    bint from_logits, const double* block_max, real* stage
 ) noexcept nogil:
-    """Turn a staged block, exponentials relative to `tops` or logits, into what `out` shall hold."""
+    """Turn a staged block, exponentials relative to `block_max` or logits, into what `out` shall hold."""
     cdef real e[TILE]
     cdef real w[TILE]
     cdef real t[TILE]
@@ -159,17 +159,17 @@ cdef inline void write_classes(
     cdef real* x
     cdef Py_ssize_t j, k
     if log_softmax:
-        narrow(rows.log_sum, alpha)
+        narrow(rows.log_sumexp, alpha)
     else:
         narrow(rows.alpha, alpha)
     if from_logits:
-        narrow(rows.top, top)
+        narrow(rows.row_max, top)
     if extras:
         narrow(rows.beta, beta)
         narrow(rows.gamma, gamma)
-    if not from_logits and tops != rows.top:
+    if not from_logits and block_max != rows.row_max:
         for j in range(LANES):
-            alpha[j] = <real>(rows.alpha[j] * unscaled_exp(scale_of(task) * (tops[j] - rows.top[j])))
+            alpha[j] = <real>(rows.alpha[j] * unscaled_exp(scale_of(task) * (block_max[j] - rows.row_max[j])))
     for k in range((stop - start + 3) // 4):
         x = stage + k * TILE
         if log_softmax:
@@ -194,9 +194,9 @@ cdef inline void write_classes(
         if rows.n_kept < LANES and rows.kept[j] == 0:
             for k in range(stop - start):
                 stage[k * LANES + j] = 0
-        k = rows.peak[j] - start
+        k = rows.patch_class[j] - start
         if 0 <= k and k < stop - start:
-            stage[k * LANES + j] = <real>rows.grad_peak[j]
+            stage[k * LANES + j] = <real>rows.grad_patch[j]
 
 
 cdef inline bint keeps_logits(const Task* task) noexcept nogil:
@@ -204,13 +204,13 @@ cdef inline bint keeps_logits(const Task* task) noexcept nogil:
     return task.softcap != 0 or task.out_kind == LOG_SOFTMAX
 
 
-cdef inline void find_peaks(const Task* task, Scalars* rows, real like) noexcept nogil:
-    """Take the arg-max for the peak under class probabilities."""
+cdef inline void choose_argmax_patches(const Task* task, Scalars* rows, real like) noexcept nogil:
+    """Take the arg-max for the patch class under class probabilities."""
     cdef Py_ssize_t j
-    if task.find_peak:
+    if task.needs_argmax_patch:
         for j in range(rows.n):
-            rows.peak[j] = -1 if rows.kept[j] == 0 else rows.argmax[j]
-        describe_argmax_peaks(task, rows, like)
+            rows.patch_class[j] = -1 if rows.kept[j] == 0 else rows.argmax[j]
+        describe_argmax_patches(task, rows, like)
 
 
 cdef inline void process_staged(
@@ -222,19 +222,19 @@ cdef inline void process_staged(
     cdef Py_ssize_t n = logits.n
     locate(task, &task.prob, start, n, &prob, stage[0])
     begin(task, &rows, start, n, stage[0])
-    note_peaks(task, &rows, 0, task.n_classes, stage)
+    note_patch_logits(task, &rows, 0, task.n_classes, stage)
     if task.extras or not task.normalized:
         sweep_classes(task, &prob, 0, task.n_classes, keeps_logits(task), stage, &rows)
-    find_peaks(task, &rows, stage[0])
+    choose_argmax_patches(task, &rows, stage[0])
     finish(task, &rows, stage[0])
     if task.out.data != NULL:
-        write_classes(task, &rows, logits, &prob, 0, task.n_classes, keeps_logits(task), rows.top, stage)
+        write_classes(task, &rows, logits, &prob, 0, task.n_classes, keeps_logits(task), rows.row_max, stage)
 
 
 cdef inline void process_blocks(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* tops
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* block_max
 ) noexcept nogil:
-    """Do n <= 16 rows of more classes than the stage holds; `tops` has room for 16 numbers per block."""
+    """Do n <= 16 rows of more classes than the stage holds; `block_max` has room for 16 numbers per block."""
     cdef Scalars rows
     cdef Scalars block
     cdef Lanes logits
@@ -250,10 +250,10 @@ cdef inline void process_blocks(
     while k < task.n_classes:
         stop = min(k + step, task.n_classes)
         load_classes(&logits, k, stop, <real>-INFINITY, stage)
-        note_peaks(task, &rows, k, stop, stage)
+        note_patch_logits(task, &rows, k, stop, stage)
         sweep_classes(task, &prob, k, stop, keep_logits, stage, &block)
         for j in range(LANES):
-            tops[k // step * LANES + j] = block.top[j]
+            block_max[k // step * LANES + j] = block.row_max[j]
         if k == 0:
             take(task, &rows, 0, &block, LANES)
         else:
@@ -261,7 +261,7 @@ cdef inline void process_blocks(
         if not keep_logits:
             store_classes(&out, k, stop, stage)
         k = stop
-    find_peaks(task, &rows, stage[0])
+    choose_argmax_patches(task, &rows, stage[0])
     finish(task, &rows, stage[0])
     if task.out.data == NULL:
         return
@@ -275,7 +275,7 @@ cdef inline void process_blocks(
                     cap(stage + j * TILE, <real>cap_factor_of(task))
         else:
             load_classes(&out, k, stop, <real>0, stage)
-        write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, tops + k // step * LANES, stage)
+        write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, block_max + k // step * LANES, stage)
         store_classes(&out, k, stop, stage)
         k = stop
 
@@ -297,7 +297,7 @@ cdef inline void prefetch_group(const Lanes* lanes, Py_ssize_t ahead, Py_ssize_t
 
 
 cdef inline void process_columns(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* tops
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* block_max
 ) noexcept nogil:
     """Do n rows, at most `column_group` of them."""
     cdef Lanes lanes[MAX_GROUPS]
@@ -306,7 +306,7 @@ cdef inline void process_columns(
     cdef Py_ssize_t g
     cdef bint side_by_side = True
     if task.n_classes > column_block(stage[0]):
-        process_blocks(task, start, n, stage, tops)
+        process_blocks(task, start, n, stage, block_max)
         return
     for g in range(n_groups):
         locate(task, &task.logits, start + g * LANES, min(n - g * LANES, LANES), &lanes[g], stage[0])

@@ -17,11 +17,11 @@ Design
 4. The diagonal has p (1 - p) = e (s - e) / s^2, where s - e is `rest` for the largest term and at least 1 for others.
 5. Gradient and scalars are those of the other kernels, `begin` and `finish`, which here leaves out the losses.
 """
-from fastce._cpu._columns cimport note_peaks
+from fastce._cpu._columns cimport note_patch_logits
 from fastce._cpu._curvature_sweep cimport Moments, sweep_unit
 from fastce._cpu._curvature_writes cimport Factors, clear_unit, find_factors, needs_gradient, write_unit
 from fastce._cpu._math cimport real
-from fastce._cpu._scalars cimport Scalars, begin, describe_argmax_peaks, finish, read_peaks
+from fastce._cpu._scalars cimport Scalars, begin, describe_argmax_patches, finish, read_patch_logits
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, NO_CLASS, fill
 from fastce._cpu._units cimport (
@@ -45,7 +45,7 @@ cdef inline void process_units(
     fill(moments.moment, 0, LANES, <double>0)
     fill(moments.w_scale, 0, LANES, <double>1)
     if by_rows and task.target != NULL and needs_gradient(task):
-        read_peaks(task, &rows, like)
+        read_patch_logits(task, &rows, like)
     for i in range(n_units):
         locate_unit(task, start + i, u + i, arrays, &units[i])
         if by_rows and rows.kept[i] == 0:
@@ -55,14 +55,14 @@ cdef inline void process_units(
         if task.softcap != 0:
             find_slopes(task, &units[i], like)
         if not by_rows and needs_gradient(task):
-            note_peaks(task, &rows, 0, task.n_classes, <real*>units[i].x.stage)
+            note_patch_logits(task, &rows, 0, task.n_classes, <real*>units[i].x.stage)
         elif task.softcap != 0:
             cap_row(task, &units[i], like)
         sweep_unit(task, &units[i], i, &rows, &moments, like)
-    if task.find_peak:
+    if task.needs_argmax_patch:
         for i in range(n):
-            rows.peak[i] = -1 if rows.kept[i] == 0 or rows.argmax[i] == NO_CLASS else rows.argmax[i]
-        describe_argmax_peaks(task, &rows, like)
+            rows.patch_class[i] = -1 if rows.kept[i] == 0 or rows.argmax[i] == NO_CLASS else rows.argmax[i]
+        describe_argmax_patches(task, &rows, like)
     finish(task, &rows, like)
     find_factors(task, &rows, &moments, &factors, like)
     for i in range(n_units):

@@ -51,7 +51,7 @@ cdef inline bint overflows(const Task* task, const Scalars* rows, Py_ssize_t lan
     cdef Py_ssize_t j, start = lane if task.by_rows else 0, stop = lane + 1 if task.by_rows else LANES
     cdef bint found = False
     for j in range(start, stop):
-        if moments.moment[j] - moments.moment[j] != 0 and rows.rest[j] - rows.rest[j] == 0:
+        if moments.moment[j] - moments.moment[j] != 0 and rows.sumexp_excl_max[j] - rows.sumexp_excl_max[j] == 0:
             moments.w_scale[j] = small_scale(task)
             moments.w_top[j] *= moments.w_scale[j]
             found = True
@@ -104,15 +104,15 @@ cdef inline void sum_unit(
             fold_max(tile_of(&unit.x, t, like), top)
     if task.by_rows:
         spread_top(top, w_top)
-        rows.top[lane] = top[0]
+        rows.row_max[lane] = top[0]
         moments.w_top[lane] = w_top[0]
     else:
-        widen(top, rows.top)
+        widen(top, rows.row_max)
         widen(w_top, moments.w_top)
     # A row without a largest logit has none that equals 0 either: else its arg-max would be padding, which is -inf.
     for j in range(LANES):
         top[j] = <real>0 if top[j] == -INFINITY else top[j]
-    if task.find_peak:
+    if task.needs_argmax_patch:
         for j in range(LANES):
             first[j] = NO_CLASS
         for t in range(n_tiles):
@@ -150,10 +150,10 @@ cdef inline void sum_unit(
             wide[j] += sums[j]
         t = stop
     if task.by_rows:
-        rows.rest[lane] = rest_of(wide_lane_sum(wide + 16 * ALL), wide_lane_sum(wide + 16 * REST), like)
+        rows.sumexp_excl_max[lane] = rest_of(wide_lane_sum(wide + 16 * ALL), wide_lane_sum(wide + 16 * REST), like)
     else:
         for j in range(LANES):
-            rows.rest[j] = rest_of(wide[16 * ALL + j], wide[16 * REST + j], like)
+            rows.sumexp_excl_max[j] = rest_of(wide[16 * ALL + j], wide[16 * REST + j], like)
     take_sum(task, wide + 2 * LANES, lane, moments.moment)
     if has_prob:
         take_sum(task, wide + 3 * LANES, lane, rows.sums[WT])

@@ -14,7 +14,7 @@ cdef enum:
     ALPHA = 0    # of the gradient, as in `_scalars`
     BETA = 1
     GAMMA = 2
-    PEAK = 3     # the gradient at the peak
+    GRAD_PATCH = 3     # the gradient at the patch class
     FIRST = 4    # of w - w_top, at most 1; of e (s - e)
     OTHER = 5    # what is added to that; of e^2
     W_TOP = 6
@@ -27,7 +27,7 @@ cdef enum:
 
 cdef struct Factors:
     double of[N_FACTORS][LANES]
-    int32_t peak[LANES]
+    int32_t patch_class[LANES]
     int32_t kept[LANES]
 
 
@@ -49,11 +49,11 @@ cdef inline void find_factors(
         factors.of[ALPHA][j] = rows.alpha[j]
         factors.of[BETA][j] = rows.beta[j]
         factors.of[GAMMA][j] = rows.gamma[j]
-        factors.of[PEAK][j] = rows.grad_peak[j]
+        factors.of[GRAD_PATCH][j] = rows.grad_patch[j]
         factors.of[W_TOP][j] = moments.w_top[j]
     if task.is_product:
         for j in range(LANES):
-            inverse = 1 / (1 + rows.rest[j])
+            inverse = 1 / (1 + rows.sumexp_excl_max[j])
             shift = scale * (moments.moment[j] / exp_unit(like)) * inverse  # the mean's distance from w_top
             first = rows.alpha[j] * scale
             other = -rows.alpha[j] * shift
@@ -67,21 +67,21 @@ cdef inline void find_factors(
             factors.of[UNSCALE][j] = 1 / moments.w_scale[j]
     else:
         for j in range(LANES):
-            inverse = 1 / (1 + rows.rest[j])
+            inverse = 1 / (1 + rows.sumexp_excl_max[j])
             factors.of[FIRST][j] = task.curvature.factor * rows.alpha[j] * scale * inverse
             factors.of[OTHER][j] = upstream[j] * z_slope * scale * inverse * inverse
-            factors.of[AT_TOP][j] = factors.of[FIRST][j] * rows.rest[j]
-            factors.of[TOTAL][j] = 1 + rows.rest[j]
+            factors.of[AT_TOP][j] = factors.of[FIRST][j] * rows.sumexp_excl_max[j]
+            factors.of[TOTAL][j] = 1 + rows.sumexp_excl_max[j]
     for j in range(LANES):
-        factors.peak[j] = <int32_t>rows.peak[j]
+        factors.patch_class[j] = <int32_t>rows.patch_class[j]
         factors.kept[j] = <int32_t>rows.kept[j]
 
 
 cdef inline void gradient_tile(
-    const Task* task, const Unit* unit, Py_ssize_t t, const real* factors, const int32_t* peaks, Py_ssize_t peak,
-    real* grad
+    const Task* task, const Unit* unit, Py_ssize_t t, const real* factors, const int32_t* patch_classes,
+    Py_ssize_t patch_class, real* grad
 ) noexcept nogil:
-    """Write the gradient; `peak` is that of a single row."""
+    """Write the gradient; `patch_class` is that of a single row."""
     cdef real y[TILE]
     cdef real like = factors[0]
     cdef const real* e = tile_of(&unit.exps, t, like)
@@ -99,9 +99,9 @@ cdef inline void gradient_tile(
     if not task.by_rows:
         for g in range(TILE // LANES):
             for j in range(LANES):
-                grad[16 * g + j] = factors[16 * PEAK + j] if peaks[j] == k + g else grad[16 * g + j]
-    elif t * TILE <= peak and peak < t * TILE + TILE:
-        grad[peak - t * TILE] = factors[16 * PEAK]
+                grad[16 * g + j] = factors[16 * GRAD_PATCH + j] if patch_classes[j] == k + g else grad[16 * g + j]
+    elif t * TILE <= patch_class and patch_class < t * TILE + TILE:
+        grad[patch_class - t * TILE] = factors[16 * GRAD_PATCH]
 
 
 cdef inline void product_tile(
@@ -196,7 +196,7 @@ cdef inline void write_unit(
                 factors[16 * k + j] = <real>given.of[k][j]
     for t in range(task.n_tiles):
         if has_gradient:
-            gradient_tile(task, unit, t, factors, given.peak, rows.peak[lane], grad)
+            gradient_tile(task, unit, t, factors, given.patch_class, rows.patch_class[lane], grad)
         if is_product:
             product_tile(task, unit, t, factors, grad, y)
             if clears:

@@ -20,10 +20,10 @@ cdef extern from "simd/few.h" nogil:
         Py_ssize_t turn      # the row that begins the next strip
     void fetch_piece "fastce_fetch_piece"(Feed* feed, Py_ssize_t size)
     # The next rows are fetched meanwhile.
-    void find_tops_and_peaks "fastce_tops_and_peaks"(
-        const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* top, void* x_peak)
-    void pick_peaks "fastce_pick_peaks"(
-        const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* x_peak)
+    void find_maxima_and_targets "fastce_maxima_and_targets"(
+        const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* top, void* x_patch)
+    void pick_target_logits "fastce_pick_target_logits"(
+        const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* x_patch)
     void shift_and_scale "fastce_shift_and_scale"(
         void* x, Py_ssize_t pitch, int n_classes, double scale, void* shift)
     void exp_and_sum "fastce_exp_and_sum"(
@@ -31,8 +31,8 @@ cdef extern from "simd/few.h" nogil:
         Feed* feed)
     void scale_and_put "fastce_scale_and_put"(
         const void* x, Py_ssize_t pitch, Py_ssize_t n, int n_classes, const void* alpha, const int32_t* y,
-        const void* grad_peak, void* out, Py_ssize_t out_pitch)
+        const void* grad_patch, void* out, Py_ssize_t out_pitch)
     void exp_pairs "fastce_exp_pairs"(const void* x, Py_ssize_t pitch, double scale, void* top, void* rest)
-    void put_pairs "fastce_put_pairs"(const void* grad_peak, const int32_t* y, void* x, Py_ssize_t pitch)
+    void put_pairs "fastce_put_pairs"(const void* grad_patch, const int32_t* y, void* x, Py_ssize_t pitch)
     bint any_negative "fastce_any_negative"(const int32_t* y)  # of 64
     void invert "fastce_invert"(const void* x, void* inverse)  # 1 / x within 1 ulp for 16 normal numbers

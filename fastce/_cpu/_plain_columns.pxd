@@ -19,7 +19,7 @@ from libc.string cimport memcpy
 
 from fastce._cpu._convert cimport NATIVE, is_array
 from fastce._cpu._few cimport (
-    Feed, exp_and_sum, exp_pairs, fetch_piece, find_tops_and_peaks, pick_peaks, put_pairs, scale_and_put,
+    Feed, exp_and_sum, exp_pairs, fetch_piece, find_maxima_and_targets, pick_target_logits, put_pairs, scale_and_put,
     shift_and_scale
 )
 from fastce._cpu._math cimport real
@@ -54,7 +54,7 @@ cdef inline void multiply_rows(
 
 cdef inline void process_tile(
     const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed, int32_t* y, real* loss,
-    real* alpha, real* grad_peak
+    real* alpha, real* grad_patch
 ) noexcept nogil:
     """Do n <= 64 staged rows, up to the factors of the gradient; what is staged beyond them is finite.
 
@@ -62,7 +62,7 @@ cdef inline void process_tile(
     """
     cdef real top[TILE]
     cdef real shift[TILE]
-    cdef real x_peak[TILE]
+    cdef real x_patch[TILE]
     cdef real terms[TILE]  # times exp_unit
     cdef bint has_skipped = read_targets(task, start, n, y)
     cdef real scale = <real>task.logit_scale
@@ -76,12 +76,12 @@ cdef inline void process_tile(
                 for k in range(n_classes):
                     stage[k * pitch + j] = 0
     if n_classes == 2:
-        pick_peaks(stage, pitch, n_classes, y, x_peak)
+        pick_target_logits(stage, pitch, n_classes, y, x_patch)
         exp_pairs(stage, pitch, scale, top, terms)
         fetch_piece(feed, sizeof(real))
         fetch_piece(feed, sizeof(real))
     else:
-        find_tops_and_peaks(stage, pitch, n_classes, y, top, x_peak)
+        find_maxima_and_targets(stage, pitch, n_classes, y, top, x_patch)
         for j in range(TILE):
             shift[j] = <real>0 if top[j] == -INFINITY else top[j]
         if scale != 1:
@@ -90,18 +90,18 @@ cdef inline void process_tile(
     for k in range(n_groups):
         j = k * LANES
         finish_lanes(
-            scale, factor, n_classes == 2, task.out.data != NULL, y + j, has_skipped, top + j, x_peak + j, terms + j,
-            loss + j, alpha + j, grad_peak + j)
+            scale, factor, n_classes == 2, task.out.data != NULL, y + j, has_skipped, top + j, x_patch + j, terms + j,
+            loss + j, alpha + j, grad_patch + j)
     if n_groups * LANES < TILE:
         fill(alpha, n_groups * LANES, TILE, <real>0)
-        fill(grad_peak, n_groups * LANES, TILE, <real>0)
+        fill(grad_patch, n_groups * LANES, TILE, <real>0)
     if task.out.data != NULL and n_classes == 2:
-        put_pairs(grad_peak, y, stage, pitch)
+        put_pairs(grad_patch, y, stage, pitch)
 
 
 cdef inline void write_rows(
     const Task* task, Py_ssize_t start, Py_ssize_t n, Py_ssize_t filled, real* stage, Py_ssize_t pitch,
-    real* alpha, const int32_t* y, const real* grad_peak
+    real* alpha, const int32_t* y, const real* grad_patch
 ) noexcept nogil:
     """Write the gradients of n staged rows; so many numbers of each class are `filled`."""
     cdef const Matrix* out = &task.out
@@ -112,11 +112,11 @@ cdef inline void write_rows(
             and out.class_stride % <Py_ssize_t>sizeof(real) == 0):
         # Where the rows lie side by side, nothing has to be stored twice.
         scale_and_put(
-            stage, pitch, n, task.n_classes, alpha, y, grad_peak, <real*>first,
+            stage, pitch, n, task.n_classes, alpha, y, grad_patch, <real*>first,
             out.class_stride // <Py_ssize_t>sizeof(real))
         return
     if task.n_classes != 2:
-        scale_and_put(stage, pitch, filled, task.n_classes, alpha, y, grad_peak, stage, pitch)
+        scale_and_put(stage, pitch, filled, task.n_classes, alpha, y, grad_patch, stage, pitch)
     if task.grad_output.data != NULL:
         # Not before: tiny ones, freed of `exp_unit`, would be no normal numbers.
         for j in range(n):
@@ -131,7 +131,7 @@ cdef inline void process_group(
     """Do n staged rows; write their losses."""
     cdef real alpha[MAX_ROWS]
     cdef int32_t y[MAX_ROWS]
-    cdef real grad_peak[MAX_ROWS]
+    cdef real grad_patch[MAX_ROWS]
     cdef Py_ssize_t i, j, k, filled = (n + TILE - 1) // TILE * TILE
     for k in range(task.n_classes if n < filled else 0):
         for j in range(n, filled):
@@ -140,12 +140,12 @@ cdef inline void process_group(
     while i < n:
         process_tile(
             task, start + i, min(n - i, <Py_ssize_t>TILE), stage + i, pitch, feed, y + i, loss + i, alpha + i,
-            grad_peak + i)
+            grad_patch + i)
         i += TILE
     if task.loss != NULL:
         memcpy(<real*>task.loss + start, loss, n * sizeof(real))
     if task.out.data != NULL:
-        write_rows(task, start, n, filled, stage, pitch, alpha, y, grad_peak)
+        write_rows(task, start, n, filled, stage, pitch, alpha, y, grad_patch)
 
 
 cdef inline void process_plain(

@@ -48,7 +48,7 @@ cdef inline bint read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, 
 
 cdef inline void finish_lanes(
     real scale, double factor, bint is_pair, bint with_grad, const int32_t* y, bint has_skipped, const real* top,
-    const real* x_peak, const real* terms, real* loss, real* alpha, real* grad_peak
+    const real* x_patch, const real* terms, real* loss, real* alpha, real* grad_patch
 ) noexcept nogil:
     """Turn the terms of 16 rows, times exp_unit, into losses and, if asked, what makes gradients of exponentials.
 
@@ -72,12 +72,12 @@ cdef inline void finish_lanes(
     cdef real unscaled = <real>(factor * unit)  # the factor of the gradient, freed of `exp_unit`
     cdef Py_ssize_t j
     for j in range(LANES):
-        d[j] = scale * (x_peak[j] - top[j])
+        d[j] = scale * (x_patch[j] - top[j])
     if is_pair:
         for j in range(LANES):
             e[j] = terms[j] + nan_unless_finite(top[j])
         for j in range(LANES):
-            others[j] = e[j] if x_peak[j] == top[j] else one
+            others[j] = e[j] if x_patch[j] == top[j] else one
         for j in range(LANES):
             rest[j] = e[j] * unit
         for j in range(LANES):
@@ -119,17 +119,17 @@ cdef inline void finish_lanes(
         for j in range(LANES):
             p[j] = others[j] * inverse[j]
         for j in range(LANES):
-            grad_peak[j] = grad_of_only_class(p[j] + (others[j] - p[j] * whole[j]) * inverse[j], unscaled)
+            grad_patch[j] = grad_of_only_class(p[j] + (others[j] - p[j] * whole[j]) * inverse[j], unscaled)
     else:
         for j in range(LANES):
-            grad_peak[j] = grad_of_only_class(others[j] / whole[j], unscaled)
+            grad_patch[j] = grad_of_only_class(others[j] / whole[j], unscaled)
     for j in range(LANES):
         alpha[j] = grad_alpha(unscaled, <real>1, inverse[j])
     if has_skipped:
         for j in range(LANES):
             alpha[j] = <real>0 if y[j] < 0 else alpha[j]
         for j in range(LANES):
-            grad_peak[j] = <real>0 if y[j] < 0 else grad_peak[j]
+            grad_patch[j] = <real>0 if y[j] < 0 else grad_patch[j]
 
 
 cdef inline double sum_of_part(const real* loss) noexcept nogil:

@@ -153,7 +153,7 @@ cdef inline bint sweep_block(
     """Sum up the classes start .. stop - 1 of one row, m the largest; leave the exponentials in row.exps.
 
     They are relative to `known`, the maximum of the blocks before, unless that is smaller (or NaN). Return whether they
-    are: then the largest term is elsewhere, and block.rest is the sum of all terms.
+    are: then the largest term is elsewhere, and block.sumexp_excl_max is the sum of all terms.
     """
     cdef real x_buffer[TILE]
     cdef real w_buffer[TILE]
@@ -177,7 +177,7 @@ cdef inline bint sweep_block(
     cdef Py_ssize_t j, k
     is_lower = m <= known
     m = <real>known if is_lower else m
-    block.top[0] = m
+    block.row_max[0] = m
     # Nothing but -inf (or NaN): any finite shift gives 0 (or NaN).
     fill(top, 0, LANES, <real>0 if m == -INFINITY else m)
     fill(sums, 0, (REST + 1) * LANES, <real>0)
@@ -209,15 +209,15 @@ cdef inline bint sweep_block(
         k += TILE
     all_terms = lane_sum(sums + 16 * ALL)
     if is_lower:
-        block.rest[0] = all_terms / exp_unit(m)
+        block.sumexp_excl_max[0] = all_terms / exp_unit(m)
     elif needs_rest(all_terms, m):
         k = 0
         while k < stop - start:
             fold_rest(row_tile(row.exps, exp_stride, span_at(k, stop - start), <real>0, e), sums + 16 * REST)
             k += TILE
-        block.rest[0] = lane_sum(sums + 16 * REST) / exp_unit(m)
+        block.sumexp_excl_max[0] = lane_sum(sums + 16 * REST) / exp_unit(m)
     else:
-        block.rest[0] = all_terms / exp_unit(m) - 1
+        block.sumexp_excl_max[0] = all_terms / exp_unit(m) - 1
     for j in range(task.n_sums):
         block.sums[task.sums[j]][0] = lane_sum(sums + 16 * task.sums[j]) * sum_factor(task.sums[j], scale)
     block.argmax[0] = -1

@@ -17,7 +17,8 @@ from fastce._cpu._tiles cimport (
 
 
 cdef inline void write_plain(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, char* target, real like
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* block_max, char* target,
+    real like
 ) noexcept nogil:
     """Turn exponentials into the gradient or the softmax, where every operand is an ordinary array.
 
@@ -32,8 +33,8 @@ cdef inline void write_plain(
     while k < task.n_classes:
         n = min(task.block, task.n_classes - k)
         factor = rows.alpha[lane]
-        if task.n_classes > task.block and tops[k // task.block] != rows.top[lane]:
-            factor *= unscaled_exp(scale_of(task) * (tops[k // task.block] - rows.top[lane]))
+        if task.n_classes > task.block and block_max[k // task.block] != rows.row_max[lane]:
+            factor *= unscaled_exp(scale_of(task) * (block_max[k // task.block] - rows.row_max[lane]))
         if fabs(factor) < unit:
             # Freed of exp_unit it might become subnormal; the exponentials are, instead.
             multiply(out + k, n, unit)
@@ -59,9 +60,12 @@ cdef inline void write_plain(
 
 
 cdef inline void write_row(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, real like
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* block_max, real like
 ) noexcept nogil:
-    """Write the row's gradient, softmax or log-softmax; the sweep left exponentials in row.out, relative to `tops`."""
+    """Write the row's gradient, softmax or log-softmax.
+
+    The sweep left exponentials in row.out, relative to `block_max`.
+    """
     cdef real x_buffer[TILE]
     cdef real w_buffer[TILE]
     cdef real t_buffer[TILE]
@@ -80,14 +84,14 @@ cdef inline void write_row(
     cdef OutKind kind = task.out_kind
     cdef Span span
     cdef Py_ssize_t k = 0
-    fill(top, 0, LANES, <real>rows.top[lane])
-    fill(alpha, 0, LANES, <real>(rows.log_sum[lane] if kind == LOG_SOFTMAX else rows.alpha[lane]))
+    fill(top, 0, LANES, <real>rows.row_max[lane])
+    fill(alpha, 0, LANES, <real>(rows.log_sumexp[lane] if kind == LOG_SOFTMAX else rows.alpha[lane]))
     fill(beta, 0, LANES, <real>rows.beta[lane])
     fill(gamma, 0, LANES, <real>rows.gamma[lane])
     while k < n_classes:
         if cap_factor == 0 and kind != LOG_SOFTMAX and n_classes > task.block and k % task.block == 0:
             fill(alpha, 0, LANES, <real>(rows.alpha[lane] * unscaled_exp(
-                scale_of(task) * (tops[k // task.block] - rows.top[lane]))))
+                scale_of(task) * (block_max[k // task.block] - rows.row_max[lane]))))
         span = span_at(k, n_classes)
         k += TILE
         if kind == LOG_SOFTMAX or cap_factor != 0:
@@ -122,7 +126,7 @@ cdef inline void write_zeros(const Task* task, char* out, real like) noexcept no
 
 
 cdef inline void write_lane(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const double* tops, real like
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const double* block_max, real like
 ) noexcept nogil:
     """Do the second pass over the row of a lane."""
     cdef bint stores = task.stores_rows
@@ -135,11 +139,11 @@ cdef inline void write_lane(
         return
     if task.softcap == 0 and task.out_kind != LOG_SOFTMAX and (
             row.prob == NULL or is_array(row.prob, task.prob.format, task.prob.class_stride, like)):
-        write_plain(task, rows, lane, &row, tops, target, like)
+        write_plain(task, rows, lane, &row, block_max, target, like)
     else:
-        write_row(task, rows, lane, &row, tops, like)
+        write_row(task, rows, lane, &row, block_max, like)
         if stores:
             store_block(task.source, <const real*>row.out, <real>1, True, 0, task.n_classes, target)
-    if rows.peak[lane] >= 0:
+    if rows.patch_class[lane] >= 0:
         write_converted(
-            result + rows.peak[lane] * holder.out.class_stride, holder.out.format, <real>rows.grad_peak[lane])
+            result + rows.patch_class[lane] * holder.out.class_stride, holder.out.format, <real>rows.grad_patch[lane])

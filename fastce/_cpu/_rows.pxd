@@ -23,7 +23,7 @@ from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._row_sweep cimport find_top, sweep_block, sweeps_16_bits
 from fastce._cpu._row_writes cimport write_lane
 from fastce._cpu._scalars cimport (
-    Scalars, add, begin, cap_factor_of, describe_argmax_peaks, finish, merge, read_peaks, take
+    Scalars, add, begin, cap_factor_of, describe_argmax_patches, finish, merge, read_patch_logits, take
 )
 from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, row_tile, span_at
 from fastce._cpu._staged cimport load_staged
@@ -36,7 +36,7 @@ cdef enum:
 
 
 cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
-    """Return how many rows go through each pass together; long rows, which need `tops`, go alone."""
+    """Return how many rows go through each pass together; long rows, which need `block_max`, go alone."""
     if task.n_classes > task.block:
         return 1
     return max(1, min(LANES, GROUP_BYTES // (task.n_classes * <Py_ssize_t>sizeof(real))))
@@ -47,8 +47,8 @@ cdef inline Py_ssize_t block_bytes(const Task* task, real like) noexcept nogil:
     return task.block * <Py_ssize_t>sizeof(real)
 
 
-cdef inline Py_ssize_t find_peak(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* tops, real like
+cdef inline Py_ssize_t find_argmax_patch(
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* block_max, real like
 ) noexcept nogil:
     """Return the arg-max if its probability exceeds 1/2, else -1: below, its gradient does not cancel."""
     cdef real buffer[TILE]
@@ -59,13 +59,13 @@ cdef inline Py_ssize_t find_peak(
     cdef Span span
     # The sweep left exponentials in row.out, or, under a softcap, the logits untouched.
     cdef bint in_out = task.softcap == 0
-    if not rows.rest[lane] < 1:
+    if not rows.sumexp_excl_max[lane] < 1:
         return -1
-    fill(top, 0, LANES, exp_unit(like) if in_out else <real>rows.top[lane])
+    fill(top, 0, LANES, exp_unit(like) if in_out else <real>rows.row_max[lane])
     while k < task.n_classes:
         start = k
         stop = min(k + task.block, task.n_classes)
-        if tops[k // task.block] != rows.top[lane]:
+        if block_max[k // task.block] != rows.row_max[lane]:
             k = stop
             continue
         for j in range(LANES):
@@ -122,7 +122,7 @@ cdef inline real begin_row(const Task* task, Py_ssize_t i, Row* row, real like) 
 
 
 cdef inline void sweep_row(
-    const Task* task, Scalars* rows, Py_ssize_t lane, const Row* begun, real top, real* scratch, double* tops
+    const Task* task, Scalars* rows, Py_ssize_t lane, const Row* begun, real top, real* scratch, double* block_max
 ) noexcept nogil:
     """Do the first pass over the row of a lane, where it is and the maximum of its first block being known."""
     cdef real like = scratch[0]
@@ -154,8 +154,8 @@ cdef inline void sweep_row(
             top = find_top(task, &row, k, stop, like)
         if in_out:
             row.exps = row.out + k * row.exp_stride
-        is_lower = sweep_block(task, &row, k, stop, top, NAN if k == 0 else rows.top[lane], &block)
-        tops[k // step] = block.top[0]
+        is_lower = sweep_block(task, &row, k, stop, top, NAN if k == 0 else rows.row_max[lane], &block)
+        block_max[k // step] = block.row_max[0]
         if k == 0:
             take(task, rows, lane, &block, 1)
         elif is_lower:
@@ -163,8 +163,8 @@ cdef inline void sweep_row(
         else:
             merge(task, rows, lane, &block, 1, k // step)
         k = stop
-    if task.find_peak:
-        rows.peak[lane] = find_peak(task, rows, lane, &row, tops, like)
+    if task.needs_argmax_patch:
+        rows.patch_class[lane] = find_argmax_patch(task, rows, lane, &row, block_max, like)
 
 
 cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept nogil:
@@ -174,7 +174,7 @@ cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept 
     return lane
 
 
-cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, double* tops) noexcept nogil:
+cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, double* block_max) noexcept nogil:
     """Do the first pass over all rows that are not skipped."""
     cdef Row row, next_row
     cdef real top, next_top = 0
@@ -187,24 +187,24 @@ cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, doub
         next_lane = next_kept(rows, lane + 1)
         if next_lane < rows.n:
             next_top = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
-        sweep_row(task, rows, lane, &row, top, scratch, tops)
+        sweep_row(task, rows, lane, &row, top, scratch, block_max)
 
 
 cdef inline void process_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, double* tops
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, double* block_max
 ) noexcept nogil:
-    """Do n <= 16 rows, at most `row_group` of them; there is room for a block and for one of `tops` per block."""
+    """Do n <= 16 rows, at most `row_group` of them; there is room for a block and for one of `block_max` per block."""
     cdef Scalars rows
     cdef real like = scratch[0]
     cdef Py_ssize_t lane
     begin(task, &rows, start, n, like)
     if task.target != NULL:
-        read_peaks(task, &rows, like)
+        read_patch_logits(task, &rows, like)
     if task.extras or not task.normalized:
-        sweep_rows(task, &rows, scratch, tops)
-    if task.find_peak:
-        describe_argmax_peaks(task, &rows, like)
+        sweep_rows(task, &rows, scratch, block_max)
+    if task.needs_argmax_patch:
+        describe_argmax_patches(task, &rows, like)
     finish(task, &rows, like)
     if task.out.data != NULL:
         for lane in range(n):
-            write_lane(task, &rows, lane, tops, like)
+            write_lane(task, &rows, lane, block_max, like)

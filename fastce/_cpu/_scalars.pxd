@@ -4,14 +4,14 @@ Design
 ------
 1. Loops run over 16 lanes, one row each, and most store one array without branches, so that they become vector code.
    Arithmetic is float64 for all dtypes.
-2. Options end here. With d = scale (f(x) - top) and e = exp(d) the gradient of a row is
+2. Options end here. With d = scale (f(x) - row_max) and e = exp(d) the gradient of a row is
 
        alpha e_k + beta w_k + gamma w_k t_k        times the slope of the softcap where there is one,
 
-   and one number `grad_peak` is stored over it at class `peak`: the target, or the arg-max under probability targets.
-   `formula.h` has all these formulas.
-3. The loss is formed from log1p(rest) and top - x_y, never from lse - x_y.
-4. A row whose logits are all -inf has top = -inf and rest = -1, the empty sum; it becomes NaN here.
+   and one number `grad_patch` is stored over it at class `patch_class`: the target, or the arg-max under probability
+   targets. All formulas are those of `formula.h`.
+3. The loss is formed from log1p(sumexp_excl_max) and x_y - row_max, never from lse - x_y.
+4. A row whose logits are all -inf has row_max = -inf and sumexp_excl_max = -1, the empty sum. It becomes NaN here.
 """
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
@@ -32,22 +32,22 @@ cdef struct Scalars:
     int64_t kept[LANES]             # 0 for rows that are skipped and lanes without a row
     Py_ssize_t n_kept
     double sample_weight[LANES]
-    # what the sweep found; sums as named in _task, over all classes, with d in d_unit
-    double top[LANES]
-    double rest[LANES]              # sum of exp(d) without the largest term
+    # what the sweep found: sums over all classes as named in _task, with d in d_unit
+    double row_max[LANES]
+    double sumexp_excl_max[LANES]   # sum of exp(d) without the largest term
     double sums[N_SUMS][LANES]
     int64_t argmax[LANES]
     # the class whose gradient is stored by itself
-    int64_t peak[LANES]             # -1: none
-    double x_peak[LANES]            # f(logit)
-    double slope_peak[LANES]
-    double weight_peak[LANES]
-    # what the rows' options come down to
-    double log_sum[LANES]           # log of the sum of exp(d)
+    int64_t patch_class[LANES]      # -1: none
+    double x_patch[LANES]           # f(logit)
+    double slope_patch[LANES]
+    double weight_patch[LANES]
+    # the factors of losses and gradients
+    double log_sumexp[LANES]        # log of the sum of exp(d)
     double alpha[LANES]
     double beta[LANES]
     double gamma[LANES]
-    double grad_peak[LANES]
+    double grad_patch[LANES]
 
 
 cdef inline double unscaled_exp(double x) noexcept nogil:
@@ -55,7 +55,7 @@ cdef inline double unscaled_exp(double x) noexcept nogil:
 
 
 cdef inline double scale_of(const Task* task) noexcept nogil:
-    """Return the factor of f(x) - f(top): tanh spans 1 and the softcap; else f is the identity."""
+    """Return the factor of f(x) - f(row_max): tanh spans 1 and the softcap; else f is the identity."""
     return task.scale
 
 
@@ -72,28 +72,28 @@ cdef inline real read_logit(const Task* task, Py_ssize_t i, Py_ssize_t k, real l
         given.logits.format, like)
 
 
-cdef inline void read_peaks(const Task* task, Scalars* rows, real like) noexcept nogil:
-    """Read the logits of the peaks; must precede any store into `out`, which may be the logits."""
+cdef inline void read_patch_logits(const Task* task, Scalars* rows, real like) noexcept nogil:
+    """Read the logits of the patch classes, before anything is stored into `out`, which may be the logits."""
     cdef real x[TILE]
     cdef real factor = <real>cap_factor_of(task)
     cdef Py_ssize_t j
     for j in range(rows.n):
-        if rows.peak[j] >= 0:
-            rows.x_peak[j] = read_logit(task, rows.start + j, rows.peak[j], like)
+        if rows.patch_class[j] >= 0:
+            rows.x_patch[j] = read_logit(task, rows.start + j, rows.patch_class[j], like)
     if factor == 0:
         return
     fill(x, 0, TILE, <real>0)
     for j in range(rows.n):
-        if rows.peak[j] >= 0:
-            x[j] = <real>rows.x_peak[j]
-            rows.slope_peak[j] = sech2(<double>(x[j] * factor))
-    cap(x, factor)  # the tile's own code, so that the arg-max has the very bits of `top`
+        if rows.patch_class[j] >= 0:
+            x[j] = <real>rows.x_patch[j]
+            rows.slope_patch[j] = sech2(<double>(x[j] * factor))
+    cap(x, factor)  # the tile's own code, so that the arg-max has the very bits of `row_max`
     for j in range(rows.n):
-        rows.x_peak[j] = x[j]
+        rows.x_patch[j] = x[j]
 
 
 cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssize_t n, real like) noexcept nogil:
-    """Start with n rows: which are kept, and where their peaks are under class indices."""
+    """Start with n rows: which are kept, and, under class indices, their patch classes."""
     cdef int64_t y[LANES]
     cdef int64_t ignored = task.ignore_index
     cdef uint64_t n_classes = task.n_classes
@@ -104,11 +104,11 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
     for j in range(LANES):
         y[j] = ignored
     # What the rows keep if they are not swept. One loop per array, or GCC unrolls them into scalar stores.
-    fill(rows.top, 0, LANES, <double>0)
-    fill(rows.rest, 0, LANES, <double>0)
-    fill(rows.x_peak, 0, LANES, <double>0)
-    fill(rows.slope_peak, 0, LANES, <double>1)
-    fill(rows.weight_peak, 0, LANES, <double>1)
+    fill(rows.row_max, 0, LANES, <double>0)
+    fill(rows.sumexp_excl_max, 0, LANES, <double>0)
+    fill(rows.x_patch, 0, LANES, <double>0)
+    fill(rows.slope_patch, 0, LANES, <double>1)
+    fill(rows.weight_patch, 0, LANES, <double>1)
     fill(rows.sample_weight, 0, LANES, <double>1)
     for j in range(LANES):
         rows.argmax[j] = -1
@@ -117,7 +117,7 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
     if task.target == NULL:
         for j in range(LANES):
             rows.kept[j] = j < n
-            rows.peak[j] = -1
+            rows.patch_class[j] = -1
     else:
         if n == LANES:
             memcpy(y, task.target + start, sizeof(y))
@@ -128,20 +128,20 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
         for j in range(LANES):
             rows.kept[j] = <int>(y[j] != ignored) & <int>(<uint64_t>y[j] < n_classes)
         for j in range(LANES):
-            rows.peak[j] = -1 if rows.kept[j] == 0 else y[j]
+            rows.patch_class[j] = -1 if rows.kept[j] == 0 else y[j]
     if task.sample_weight.data != NULL:
         for j in range(n):
             rows.sample_weight[j] = vector_item(&task.sample_weight, start + j)
             if rows.sample_weight[j] == 0:
                 rows.kept[j] = 0
-                rows.peak[j] = -1
+                rows.patch_class[j] = -1
     for j in range(LANES):
         n_kept += rows.kept[j]
     rows.n_kept = n_kept
     if task.weight != NULL and task.target != NULL:
         for j in range(n):
-            if rows.peak[j] >= 0:
-                rows.weight_peak[j] = weight_of(task, rows.peak[j], like)
+            if rows.patch_class[j] >= 0:
+                rows.weight_patch[j] = weight_of(task, rows.patch_class[j], like)
 
 
 cdef inline double sum_factor(int k, real scale) noexcept nogil:
@@ -157,8 +157,8 @@ cdef inline void take(
     """Start n rows, from `lane` on, with their first block of classes."""
     cdef Py_ssize_t j, k
     for j in range(n):
-        rows.top[lane + j] = block.top[j]
-        rows.rest[lane + j] = block.rest[j]
+        rows.row_max[lane + j] = block.row_max[j]
+        rows.sumexp_excl_max[lane + j] = block.sumexp_excl_max[j]
         rows.argmax[lane + j] = block.argmax[j]
         for k in range(task.n_sums):
             rows.sums[task.sums[k]][lane + j] = block.sums[task.sums[k]][j]
@@ -167,7 +167,7 @@ cdef inline void take(
 cdef inline void add(const Task* task, Scalars* rows, Py_ssize_t lane, const Scalars* block) noexcept nogil:
     """Add a block of classes, relative to the maximum of those before and without a larger one, to a row."""
     cdef Py_ssize_t k
-    rows.rest[lane] += block.rest[0]
+    rows.sumexp_excl_max[lane] += block.sumexp_excl_max[0]
     for k in range(task.n_sums):
         rows.sums[task.sums[k]][lane] += block.sums[task.sums[k]][0]
 
@@ -185,18 +185,18 @@ cdef inline void merge(
         i = lane + j
         factor = factor_block = 1
         shift = shift_block = 0
-        if block.top[j] > rows.top[i]:
-            factor = unscaled_exp(scale * (rows.top[i] - block.top[j]))
-            shift = scale * (rows.top[i] * d_unit() - block.top[j] * d_unit())
-        elif block.top[j] < rows.top[i]:
-            factor_block = unscaled_exp(scale * (block.top[j] - rows.top[i]))
-            shift_block = scale * (block.top[j] * d_unit() - rows.top[i] * d_unit())
+        if block.row_max[j] > rows.row_max[i]:
+            factor = unscaled_exp(scale * (rows.row_max[i] - block.row_max[j]))
+            shift = scale * (rows.row_max[i] * d_unit() - block.row_max[j] * d_unit())
+        elif block.row_max[j] < rows.row_max[i]:
+            factor_block = unscaled_exp(scale * (block.row_max[j] - rows.row_max[i]))
+            shift_block = scale * (block.row_max[j] * d_unit() - rows.row_max[i] * d_unit())
         for c in range(task.n_sums):
             k = task.sums[c]
             if k == E_D:
                 rows.sums[k][i] = (
-                    shift_exp_sum(rows.sums[k][i], 1 + rows.rest[i], shift, factor)
-                    + shift_exp_sum(block.sums[k][j], 1 + block.rest[j], shift_block, factor_block))
+                    shift_exp_sum(rows.sums[k][i], 1 + rows.sumexp_excl_max[i], shift, factor)
+                    + shift_exp_sum(block.sums[k][j], 1 + block.sumexp_excl_max[j], shift_block, factor_block))
             elif k == W_D:
                 rows.sums[k][i] = (
                     shift_sum(rows.sums[k][i], w, shift) + shift_sum(block.sums[k][j], w_block, shift_block))
@@ -206,31 +206,31 @@ cdef inline void merge(
                     + shift_sum(block.sums[k][j], block.sums[k - 1][j], shift_block))
             else:
                 rows.sums[k][i] += block.sums[k][j]
-        if block.top[j] > rows.top[i]:
-            rows.rest[i] = block.rest[j] + (1 + rows.rest[i]) * factor
-            rows.top[i] = block.top[j]
+        if block.row_max[j] > rows.row_max[i]:
+            rows.sumexp_excl_max[i] = block.sumexp_excl_max[j] + (1 + rows.sumexp_excl_max[i]) * factor
+            rows.row_max[i] = block.row_max[j]
             rows.argmax[i] = block.argmax[j]
         else:
-            rows.rest[i] += (1 + block.rest[j]) * factor_block
+            rows.sumexp_excl_max[i] += (1 + block.sumexp_excl_max[j]) * factor_block
 
 
-cdef inline void describe_argmax_peaks(const Task* task, Scalars* rows, real like) noexcept nogil:
-    """Complete the peaks under probability targets: there the gradient that cancels is the arg-max's."""
+cdef inline void describe_argmax_patches(const Task* task, Scalars* rows, real like) noexcept nogil:
+    """Complete the patch classes under probability targets: the arg-max, whose gradient would cancel."""
     cdef Py_ssize_t j
     cdef real x
     for j in range(rows.n):
-        rows.x_peak[j] = rows.top[j]
-        rows.slope_peak[j] = 1
-        if task.softcap != 0 and rows.peak[j] >= 0:
+        rows.x_patch[j] = rows.row_max[j]
+        rows.slope_patch[j] = 1
+        if task.softcap != 0 and rows.patch_class[j] >= 0:
             # The logits are still there: a softcap's sweep stores nothing.
-            x = read_logit(task, rows.start + j, rows.peak[j], like)
-            rows.slope_peak[j] = sech2(<double>(x * <real>cap_factor_of(task)))
+            x = read_logit(task, rows.start + j, rows.patch_class[j], like)
+            rows.slope_patch[j] = sech2(<double>(x * <real>cap_factor_of(task)))
 
 
 cdef inline void read_prob_target(
     const Task* task, Scalars* rows, double* wt, double* wtd, double* patch_wt, real like
 ) noexcept nogil:
-    """Write the sums of w t and w t d under class probabilities, and w t of the peak."""
+    """Write the sums of w t and w t d under class probabilities, and w t of the patch class."""
     cdef Py_ssize_t j
     cdef const char* prob
     for j in range(LANES):
@@ -239,11 +239,11 @@ cdef inline void read_prob_target(
         wtd[j] = rows.sums[WT_D][j] / d_unit()
     fill(patch_wt, 0, LANES, <double>0)
     for j in range(rows.n):
-        if rows.peak[j] >= 0:
+        if rows.patch_class[j] >= 0:
             prob = task.prob.data + row_offset(task, &task.prob, rows.start + j)
-            rows.weight_peak[j] = weight_of(task, rows.peak[j], like)
-            patch_wt[j] = rows.weight_peak[j] * read_converted(
-                prob + rows.peak[j] * task.prob.class_stride, task.prob.format, like)
+            rows.weight_patch[j] = weight_of(task, rows.patch_class[j], like)
+            patch_wt[j] = rows.weight_patch[j] * read_converted(
+                prob + rows.patch_class[j] * task.prob.class_stride, task.prob.format, like)
 
 
 cdef inline void put(const Scalars* rows, const double* values, real* out) noexcept nogil:
@@ -287,13 +287,13 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
     cdef double eps_over_c = task.label_smoothing / task.n_classes
     cdef double weight_sum = task.weight_sum
     cdef double z_loss = task.z_loss
-    cdef double inverse[LANES]    # 1 / (1 + rest)
+    cdef double inverse[LANES]    # 1 / (1 + sumexp_excl_max)
     cdef double lse[LANES]
-    cdef double d[LANES]          # of the peak, and exp of it
-    cdef double e[LANES]
-    cdef double wt[LANES]         # the sums of w t and w t d, and w t of the peak
-    cdef double wtd[LANES]
-    cdef double patch_wt[LANES]
+    cdef double d[LANES]          # of the patch class
+    cdef double e[LANES]          # exp(d)
+    cdef double wt[LANES]         # sum of w t
+    cdef double wtd[LANES]        # sum of w t d
+    cdef double patch_wt[LANES]   # w t of the patch class
     cdef double sum_q[LANES]
     cdef double z_slope[LANES]
     cdef double loss[LANES]
@@ -302,16 +302,16 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
     cdef Py_ssize_t j
     if task.normalized:
         for j in range(LANES):
-            rows.top[j] = rows.rest[j] = 0
+            rows.row_max[j] = rows.sumexp_excl_max[j] = 0
     # NaN where no logit is above -inf.
     for j in range(LANES):
-        rows.rest[j] += nan_unless_finite(rows.top[j])
+        rows.sumexp_excl_max[j] += nan_unless_finite(rows.row_max[j])
     for j in range(LANES):
-        inverse[j] = 1 / (1 + rows.rest[j])
+        inverse[j] = 1 / (1 + rows.sumexp_excl_max[j])
     if has_loss or z_loss != 0 or task.prob.data != NULL:
         for j in range(LANES):
-            rows.log_sum[j] = log1p(rows.rest[j], inverse[j])
-            lse[j] = row_lse(scale * rows.top[j], rows.log_sum[j])
+            rows.log_sumexp[j] = log1p(rows.sumexp_excl_max[j], inverse[j])
+            lse[j] = row_lse(scale * rows.row_max[j], rows.log_sumexp[j])
     if task.target == NULL and task.prob.data == NULL:
         for j in range(LANES):
             rows.alpha[j] = inverse[j]
@@ -319,14 +319,14 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         put(rows, lse, <real*>task.lse)
         return
     for j in range(LANES):
-        d[j] = scale * (rows.x_peak[j] - rows.top[j])
+        d[j] = scale * (rows.x_patch[j] - rows.row_max[j])
     for j in range(LANES):
         e[j] = unscaled_exp(d[j])
     if task.target == NULL:
         read_prob_target(task, rows, wt, wtd, patch_wt, like)
     else:
         for j in range(LANES):
-            wt[j] = patch_wt[j] = rows.weight_peak[j]
+            wt[j] = patch_wt[j] = rows.weight_patch[j]
         for j in range(LANES):
             wtd[j] = times(wt[j], d[j])
     for j in range(LANES):
@@ -343,11 +343,11 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         rows.gamma[j] = grad_gamma(g[j], one_minus_eps)
     for j in range(LANES):
         # dloss_dlse less q is what the other classes and the z-loss make of it, not a difference.
-        rows.grad_peak[j] = rows.slope_peak[j] * g[j] * grad_of_class(
+        rows.grad_patch[j] = rows.slope_patch[j] * g[j] * grad_of_class(
             e[j] * inverse[j],
-            sumexp_excl(rows.rest[j], <double>1, e[j]) / (1 + rows.rest[j]),
-            smooth(one_minus_eps, patch_wt[j], eps_over_c, rows.weight_peak[j]),
-            smooth(one_minus_eps, wt[j] - patch_wt[j], eps_over_c, weight_sum - rows.weight_peak[j]) + z_slope[j])
+            sumexp_excl(rows.sumexp_excl_max[j], <double>1, e[j]) / (1 + rows.sumexp_excl_max[j]),
+            smooth(one_minus_eps, patch_wt[j], eps_over_c, rows.weight_patch[j]),
+            smooth(one_minus_eps, wt[j] - patch_wt[j], eps_over_c, weight_sum - rows.weight_patch[j]) + z_slope[j])
     if not has_loss:
         return
     for j in range(LANES):
@@ -356,13 +356,13 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         for j in range(LANES):
             wtd[j] += eps_over_c * (rows.sums[W_D][j] / d_unit())
     for j in range(LANES):
-        loss[j] = row_loss(sum_q[j], wtd[j], rows.log_sum[j])
+        loss[j] = row_loss(sum_q[j], wtd[j], rows.log_sumexp[j])
     if z_loss != 0:
         for j in range(LANES):
             loss[j] += z_loss_term(z_loss, lse[j])
     for j in range(LANES):
         # A row with NaN is NaN even where its class weighs nothing.
-        loss[j] = rows.sample_weight[j] * (loss[j] + nan_unless_finite(rows.rest[j]))
+        loss[j] = rows.sample_weight[j] * (loss[j] + nan_unless_finite(rows.sumexp_excl_max[j]))
     if rows.n_kept < LANES:
         for j in range(LANES):
             if rows.kept[j] == 0:
@@ -372,12 +372,12 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
     put(rows, lse, <real*>task.lse)
     if task.log_prob != NULL:
         for j in range(LANES):
-            values[j] = row_log_prob(1, d[j], rows.log_sum[j]) if task.target != NULL else row_log_prob(
-                rows.sums[T][j], rows.sums[T_D][j] / d_unit(), rows.log_sum[j])
+            values[j] = row_log_prob(1, d[j], rows.log_sumexp[j]) if task.target != NULL else row_log_prob(
+                rows.sums[T][j], rows.sums[T_D][j] / d_unit(), rows.log_sumexp[j])
         put_kept(rows, values, <real*>task.log_prob)
     if task.entropy != NULL:
         for j in range(LANES):
-            values[j] = row_entropy(rows.sums[E_D][j] / d_unit(), inverse[j], rows.log_sum[j])
+            values[j] = row_entropy(rows.sums[E_D][j] / d_unit(), inverse[j], rows.log_sumexp[j])
         put_kept(rows, values, <real*>task.entropy)
     if task.argmax != NULL:
         for j in range(rows.n):

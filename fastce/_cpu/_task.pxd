@@ -93,7 +93,7 @@ cdef struct Task:
     bint sum_entropy
     bint find_argmax
     bint extras            # any of the above
-    bint find_peak         # the arg-max, where its gradient would cancel
+    bint needs_argmax_patch         # the arg-max, where its gradient would cancel
     int n_sums
     int sums[N_OPTION_SUMS]  # which these are, as named below
     # outputs
@@ -161,7 +161,7 @@ cdef inline void choose_sums(Task* task) noexcept:
     task.sum_prob = task.prob.data != NULL
     task.sum_entropy = task.entropy != NULL
     task.find_argmax = task.argmax != NULL
-    task.find_peak = task.sum_prob and task.out.data != NULL and (not task.is_product or task.softcap != 0)
+    task.needs_argmax_patch = task.sum_prob and task.out.data != NULL and (not task.is_product or task.softcap != 0)
     # sums of t d before those of t: `merge` needs the latter as they were
     if task.sum_entropy:
         add_sum(task, E_D)

@@ -87,18 +87,18 @@ FASTCE_INLINE int fastce_any_negative(const int32_t* y) {
 #define FASTCE_TEMPLATE "simd/few.h"
 #include "simd/for_types.h"
 
-#define fastce_tops_and_peaks(x, pitch, n_classes, y, top, x_peak)               \
-    FASTCE_OF_VECTORS(tops_and_peaks, *(x))(x, pitch, n_classes, y, top, x_peak)
-#define fastce_pick_peaks(x, pitch, n_classes, y, x_peak)               \
-    FASTCE_OF_VECTORS(pick_peaks, *(x))(x, pitch, n_classes, y, x_peak)
+#define fastce_maxima_and_targets(x, pitch, n_classes, y, top, x_patch)               \
+    FASTCE_OF_VECTORS(maxima_and_targets, *(x))(x, pitch, n_classes, y, top, x_patch)
+#define fastce_pick_target_logits(x, pitch, n_classes, y, x_patch)               \
+    FASTCE_OF_VECTORS(pick_target_logits, *(x))(x, pitch, n_classes, y, x_patch)
 #define fastce_shift_and_scale(x, pitch, n_classes, scale, shift)               \
     FASTCE_OF_VECTORS(shift_and_scale, *(x))(x, pitch, n_classes, scale, shift)
 #define fastce_exp_and_sum(x, pitch, n_rows, n_classes, top, y, others, feed)               \
     FASTCE_OF_VECTORS(exp_and_sum, *(x))(x, pitch, n_rows, n_classes, top, y, others, feed)
-#define fastce_scale_and_put(x, pitch, n, n_classes, alpha, y, grad_peak, out, out_pitch)               \
-    FASTCE_OF_VECTORS(scale_and_put, *(x))(x, pitch, n, n_classes, alpha, y, grad_peak, out, out_pitch)
+#define fastce_scale_and_put(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)               \
+    FASTCE_OF_VECTORS(scale_and_put, *(x))(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)
 #define fastce_exp_pairs(x, pitch, scale, top, rest) FASTCE_OF_VECTORS(exp_pairs, *(x))(x, pitch, scale, top, rest)
-#define fastce_put_pairs(grad_peak, y, x, pitch) FASTCE_OF_VECTORS(put_pairs, *(x))(grad_peak, y, x, pitch)
+#define fastce_put_pairs(grad_patch, y, x, pitch) FASTCE_OF_VECTORS(put_pairs, *(x))(grad_patch, y, x, pitch)
 #define fastce_invert(x, inverse) FASTCE_OF_VECTORS(invert, *(x))(x, inverse)
 
 #elif defined(REAL)
@@ -113,8 +113,8 @@ enum {
 #define TOGETHER F(together)
 
 /* The maximum of 64 rows and, if `pick`, the logits of their targets, 0 for rows without. */
-FASTCE_INLINE void F(tops_and_picks)(
-    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, int pick, REAL* top, REAL* x_peak) {
+FASTCE_INLINE void F(maxima_and_picks)(
+    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, int pick, REAL* top, REAL* x_patch) {
     for (int i = 0; i < 64; i += TOGETHER * WIDTH) {
         VEC m[TOGETHER], p[TOGETHER], logit;
         INTS t[TOGETHER];
@@ -135,37 +135,37 @@ FASTCE_INLINE void F(tops_and_picks)(
         FASTCE_UNROLL
         for (int g = 0; g < TOGETHER; g++) {
             F(store)(top + i + g * WIDTH, m[g]);
-            if (pick) F(store)(x_peak + i + g * WIDTH, p[g]);
+            if (pick) F(store)(x_patch + i + g * WIDTH, p[g]);
         }
     }
 }
 
 /* The maximum of 64 rows, and the logits of their targets, anything finite for rows without. */
-FASTCE_INLINE void F(tops_and_peaks)(
-    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* top, REAL* x_peak) {
+FASTCE_INLINE void F(maxima_and_targets)(
+    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* top, REAL* x_patch) {
     int32_t place[64];
     if (n_classes <= FEW_TO_PICK) {
-        F(tops_and_picks)(x, pitch, n_classes, y, 1, top, x_peak);
+        F(maxima_and_picks)(x, pitch, n_classes, y, 1, top, x_patch);
         return;
     }
-    F(tops_and_picks)(x, pitch, n_classes, y, 0, top, x_peak);
+    F(maxima_and_picks)(x, pitch, n_classes, y, 0, top, x_patch);
     for (int i = 0; i < 64; i++) place[i] = (y[i] > 0 ? y[i] : 0) * (int32_t)pitch + i;
 #if IS_FLOAT && FASTCE_VECTOR_BYTES == 64
-    for (int i = 0; i < 64; i += 16) F(store)(x_peak + i, _mm512_i32gather_ps((__m512i)F(load_ints)(place + i), x, 4));
+    for (int i = 0; i < 64; i += 16) F(store)(x_patch + i, _mm512_i32gather_ps((__m512i)F(load_ints)(place + i), x, 4));
 #elif IS_FLOAT && FASTCE_VECTOR_BYTES == 32
-    for (int i = 0; i < 64; i += 8) F(store)(x_peak + i, _mm256_i32gather_ps(x, (__m256i)F(load_ints)(place + i), 4));
+    for (int i = 0; i < 64; i += 8) F(store)(x_patch + i, _mm256_i32gather_ps(x, (__m256i)F(load_ints)(place + i), 4));
 #else
-    for (int i = 0; i < 64; i++) x_peak[i] = x[place[i]];
+    for (int i = 0; i < 64; i++) x_patch[i] = x[place[i]];
 #endif
 }
 
 /* The logits of the targets of 64 rows, 0 for rows without. */
-FASTCE_INLINE void F(pick_peaks)(const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* x_peak) {
+FASTCE_INLINE void F(pick_target_logits)(const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* x_patch) {
     for (int i = 0; i < 64; i += WIDTH) {
         const INTS t = F(load_ints)(y + i);
         VEC p = F(fill)(0);
         for (int k = 0; k < n_classes; k++) p = F(select)(F(is)(t, k), F(load)(x + k * pitch + i), p);
-        F(store)(x_peak + i, p);
+        F(store)(x_patch + i, p);
     }
 }
 
@@ -224,7 +224,7 @@ FASTCE_INLINE void F(exp_and_sum)(REAL* x, ptrdiff_t pitch, int n_rows, int n_cl
 
 /* The exponentials of n rows, whole tiles of them, become gradients. */
 FASTCE_INLINE void F(scale_and_put)(const REAL* x, ptrdiff_t pitch, ptrdiff_t n, int n_classes, const REAL* alpha,
-    const int32_t* y, const REAL* grad_peak, REAL* out, ptrdiff_t out_pitch) {
+    const int32_t* y, const REAL* grad_patch, REAL* out, ptrdiff_t out_pitch) {
     for (ptrdiff_t i = 0; i < n; i += TOGETHER * WIDTH) {
         VEC a[TOGETHER], p[TOGETHER], e;
         INTS t[TOGETHER];
@@ -232,7 +232,7 @@ FASTCE_INLINE void F(scale_and_put)(const REAL* x, ptrdiff_t pitch, ptrdiff_t n,
         for (int g = 0; g < TOGETHER; g++) {
             t[g] = F(load_ints)(y + i + g * WIDTH);
             a[g] = F(load)(alpha + i + g * WIDTH);
-            p[g] = F(load)(grad_peak + i + g * WIDTH);
+            p[g] = F(load)(grad_patch + i + g * WIDTH);
         }
         for (int k = 0; k < n_classes; k++) {
             FASTCE_UNROLL
@@ -244,7 +244,7 @@ FASTCE_INLINE void F(scale_and_put)(const REAL* x, ptrdiff_t pitch, ptrdiff_t n,
     }
 }
 
-/* What `tops_and_peaks` and `exp_and_sum` do, for 64 rows of two classes: the rest is the smaller one's term. */
+/* What `maxima_and_targets` and `exp_and_sum` do, for 64 rows of two classes: the rest is the smaller one's term. */
 FASTCE_INLINE void F(exp_pairs)(const REAL* x, ptrdiff_t pitch, REAL scale, REAL* top, REAL* rest) {
     for (int i = 0; i < 64; i += WIDTH) {
         const VEC a = F(load)(x + i), b = F(load)(x + pitch + i);
@@ -255,9 +255,9 @@ FASTCE_INLINE void F(exp_pairs)(const REAL* x, ptrdiff_t pitch, REAL scale, REAL
 }
 
 /* The gradients of 64 rows of two classes: one is the other's negative. */
-FASTCE_INLINE void F(put_pairs)(const REAL* grad_peak, const int32_t* y, REAL* x, ptrdiff_t pitch) {
+FASTCE_INLINE void F(put_pairs)(const REAL* grad_patch, const int32_t* y, REAL* x, ptrdiff_t pitch) {
     for (int i = 0; i < 64; i += WIDTH) {
-        const VEC g = F(load)(grad_peak + i);
+        const VEC g = F(load)(grad_patch + i);
         const VEC first = F(select)(F(is)(F(load_ints)(y + i), 0), g, -g);
         F(store)(x + i, first);
         F(store)(x + pitch + i, -first);
