@@ -19,6 +19,8 @@
    4. CUDA has one type per kernel: it defines FC_REAL, and FC_FUNCTION(name) as the name. C gets all functions for
       float and double, with the type in their names, for this file then includes itself. */
 #ifndef FC_REAL
+#ifndef FASTCE_FORMULA_H
+#define FASTCE_FORMULA_H
 
 #if defined(FC_INLINE)
 #elif defined(_MSC_VER)
@@ -51,6 +53,7 @@
     FC_OF(grad_alpha, upstream)(upstream, dloss_dlse, inverse_sumexp)
 #define fastce_grad_of_only_class(one_minus_p, q) FC_OF(grad_of_only_class, one_minus_p)(one_minus_p, q)
 
+#endif
 #else
 
 /* ---- sums ---- */
