@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from fastce import __version__, show_config
+import fastce
 from fastce._benchmarks import bench, demo
 from fastce._benchmarks.cases import CASES, Case
 from fastce._benchmarks.report import show_progress
@@ -30,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return bench.run(
                 cases, steps, options.rounds, options.n_threads, options.compile, options.json, options.plot
             )
-        show_config()
+        fastce.show_config()
     except KeyboardInterrupt:
         show_progress("")
         print("interrupted", file=sys.stderr)
@@ -44,7 +44,7 @@ def make_parser() -> argparse.ArgumentParser:
         prog="python -m fastce",
         description="Softmax cross-entropy for NumPy. Without a command: show versions, instruction sets and threads.",
     )
-    parser.add_argument("--version", action="version", version=f"fastce {__version__}")
+    parser.add_argument("--version", action="version", version=f"fastce {fastce.__version__}")
     commands = parser.add_subparsers(dest="command", metavar="command")
     add_demo(commands)
     add_bench(commands)

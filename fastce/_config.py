@@ -1,5 +1,7 @@
 """What this build of fastce is and how it will run here."""
 
+from __future__ import annotations
+
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version

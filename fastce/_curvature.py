@@ -1,10 +1,12 @@
-"""Second derivatives of the loss: products with its Hessian, and diagonals of curvature beside the gradient.
+"""Second derivatives of the loss: Hessian-vector products, and the gradient with a diagonal second derivative.
 
 Design
 ------
 1. The Hessian is never formed. Both functions sweep once over the logits, like the gradient, with its options.
 2. What a diagonal is asked for depends on who asks: a curvature is a name for a few numbers, all in one table.
 """
+
+from __future__ import annotations
 
 from typing import Any, NamedTuple
 
@@ -57,7 +59,7 @@ def cross_entropy_hvp(
     z_loss: float = 0.0,
     n_threads: int | None = None,
 ) -> NDArray[Any]:
-    """Return the product of the Hessian of the softmax cross-entropy and a vector, exactly and in one sweep.
+    """Return the exact product of the Hessian of the softmax cross-entropy and a vector, in one sweep.
 
     Parameters
     ----------
@@ -85,26 +87,25 @@ def cross_entropy_hvp(
     Raises
     ------
     IndexError, ValueError, TypeError
-        As `cross_entropy`, and for an unsuitable `v`, `out` or `grad_output`. Nothing was written then. Arrays on a GPU
-        are refused.
+        As `cross_entropy`, and for an unsuitable `v`, `out` or `grad_output`. Nothing has been written then. Arrays on
+        a GPU are refused.
 
     See Also
     --------
-    cross_entropy_grad_hess : The gradient and the diagonal alone.
+    cross_entropy_grad_hess : The gradient and a diagonal.
 
     Notes
     -----
-    Losses of different rows do not know each other's logits, so the Hessian is one C x C matrix per row. With f the
-    function that `logit_scale` and `softcap` make of a logit, p the softmax of f(x), b_c = w_c q'_c as for
+    The loss of a row depends on the logits of that row only, so the Hessian is one C x C matrix per row. With f the
+    function by which `logit_scale` and `softcap` transform a logit, p the softmax of f(x), b_c = w_c q'_c as for
     `cross_entropy_with_grad`, K = sum_c b_c + 2 z lse, g_j = p_j K - b_j, u = f' v and m = sum_c p_c u_c, the product
     of a row is
 
         a { f'_j p_j [ K (u_j - m) + 2 z m ] + f''_j g_j v_j },
 
     the derivative of the gradient in the direction v, as ``torch.autograd.functional.hvp`` computes it by two passes
-    of differentiation. u_j - m is formed from the differences to the u of the largest logit, so that it keeps its
-    digits where p is nearly 1. A logit of -inf contributes 0; a NaN or an infinity in `v` leaves its row without a
-    finite number.
+    of differentiation. u_j - m is computed from the differences to the u of the largest logit, so it keeps its digits
+    where p is nearly 1. A logit of -inf contributes 0; a NaN or an infinity in `v` makes its whole row non-finite.
 
     Examples
     --------
@@ -177,23 +178,23 @@ def cross_entropy_grad_hess(
     z_loss: float = 0.0,
     n_threads: int | None = None,
 ) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Return the gradient of the softmax cross-entropy and a diagonal of curvature, in one sweep.
+    """Return the gradient of the softmax cross-entropy and a diagonal second derivative, in one sweep.
 
-    What boosting asks an objective for, with ``reduction="sum"``, and what diagonal preconditioners want.
+    With ``reduction="sum"``, this is what boosting libraries ask of an objective. Diagonal preconditioners use it too.
 
     Parameters
     ----------
     logits, target
         As for `cross_entropy`, but NumPy arrays only.
     curvature : {"exact", "gauss_newton", "xgboost", "absolute", "lightgbm"}, default "exact"
-        Which diagonal; see the notes.
+        Which diagonal; see Notes.
     grad_output : float, or array_like shaped like the loss if ``reduction="none"``, optional
-        The upstream gradient, by which gradient and curvature are multiplied. ``None`` means 1.
+        The upstream gradient, by which gradient and diagonal are multiplied. ``None`` means 1.
     out : ndarray like `logits`, optional
         Receives the gradient. May be `logits` itself; any other overlap is an error. ``None`` makes a new array in the
         memory order of the logits.
     hess_out : ndarray like `logits`, optional
-        Receives the diagonal. Must share no memory with anything else. ``None`` makes a new array likewise.
+        Receives the diagonal. Must share no memory with anything else. ``None`` makes a new array as for `out`.
     axis, weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
         As for `cross_entropy`.
     logit_scale, softcap, z_loss, n_threads
@@ -211,27 +212,27 @@ def cross_entropy_grad_hess(
     ------
     IndexError, ValueError, TypeError
         As `cross_entropy`, and for an unsuitable `out`, `hess_out` or `grad_output`, or an unknown `curvature`. Nothing
-        was written then. Arrays on a GPU are refused.
+        has been written then. Arrays on a GPU are refused.
 
     See Also
     --------
-    cross_entropy_hvp : The whole Hessian, times a vector.
+    cross_entropy_hvp : The whole Hessian times a vector.
 
     Notes
     -----
     In the notation of `cross_entropy_hvp`, for each row and times its factors,
 
-    - "exact": f'_j^2 [ K p_j (1 - p_j) + 2 z p_j^2 ] + f''_j g_j, the diagonal of the Hessian. For plain calls it is
-      p (1 - p), as in scikit-learn's ``HalfMultinomialLoss``. Negative values are possible under a softcap.
+    - "exact": f'_j^2 [ K p_j (1 - p_j) + 2 z p_j^2 ] + f''_j g_j, the diagonal of the Hessian. Without options it is
+      p (1 - p), as in scikit-learn's ``HalfMultinomialLoss``. Under a softcap it may be negative.
     - "gauss_newton": the same without f'' g, the diagonal of a positive semi-definite matrix.
-    - "xgboost": 2 K p_j (1 - p_j) f'_j^2, at least 1e-16, as XGBoost's ``multi:softprob`` had it until September 2026
-      (dmlc/xgboost#10258): the diagonal that by Gershgorin's theorem is no less than the softmax's own matrix.
-    - "absolute": the absolute value of g_j f'_j, at least 1e-16. For plain calls it is that of p - y, which XGBoost has
-      had since (dmlc/xgboost#12537): it does not vanish where a rare class is mispredicted.
-    - "lightgbm": C / (C - 1) K p_j (1 - p_j) f'_j^2, as LightGBM's ``multiclass`` has it.
+    - "xgboost": 2 K p_j (1 - p_j) f'_j^2, at least 1e-16, as in XGBoost's ``multi:softprob`` until September 2026
+      (dmlc/xgboost#10258). By Gershgorin's theorem this diagonal matrix bounds the Hessian of the softmax from above.
+    - "absolute": the absolute value of g_j f'_j, at least 1e-16. Without options it is that of p - y, as in XGBoost
+      since then (dmlc/xgboost#12537). It does not vanish where a rare class is mispredicted.
+    - "lightgbm": C / (C - 1) K p_j (1 - p_j) f'_j^2, as in LightGBM's ``multiclass``.
 
-    1 - p_j of the largest logit is the sum of the other probabilities, so that it keeps its digits. The least values
-    hold after all factors; in 16 bits they are rounded, to 0 in float16.
+    1 - p_j of the largest logit is computed as the sum of the other probabilities, so it keeps its digits. The lower
+    bounds of 1e-16 apply after all factors; half-precision results are rounded afterwards, in float16 to 0.
 
     Examples
     --------

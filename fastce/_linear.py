@@ -22,6 +22,8 @@ Design
    reshape or resize the other arguments.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator
 from itertools import pairwise
 from math import prod
@@ -140,29 +142,29 @@ def linear_cross_entropy(
     ----------
     features : array_like, shape (..., d), float32, float64, float16 or bfloat16; or SciPy CSR, float32 or float64
         The layer's input, of any strides and any number of leading dimensions: (N, d), (B, T, d), or (d,) for a single
-        row. Of SciPy's sparse formats CSR alone is taken, as array or as matrix.
+        row. CSR is the only sparse format that is accepted, as array or as matrix.
     linear_weight : array_like, shape (C, d) or (C, d1, ..., dK, d), dtype of `features`
-        The layer's weight, one row per class. With d1, ..., dK every row of features has d1 ... dK positions with a
-        softmax of their own. Copied whole to float32 if it is of 16 bits.
+        The layer's weight, one row per class. With d1, ..., dK every row of features has d1 ... dK positions, each with
+        its own softmax. A half-precision weight is copied whole to float32.
     target : array_like
         As for `cross_entropy` of the logits, whose shape is (..., C), or (..., C, d1, ..., dK): class indices of shape
         (...), or (..., d1, ..., dK); or class probabilities shaped like the logits.
     linear_bias : array_like, shape (C,) or (C, d1, ..., dK), dtype of `features`, optional
         The layer's bias. ``None`` means 0.
     chunk_rows : int, optional
-        So many rows of features are worked on at a time. ``None`` lets the library choose: logits of 64 MiB. Changes
-        the result by rounding only.
+        Number of rows of features per chunk. ``None`` means as many as make 64 MiB of logits. Changes the result by
+        rounding only.
     return_stats : bool, default False
-        Whether to return the statistics of `cross_entropy_stats` too, which the same sweep computes.
+        Whether to return the statistics of `cross_entropy_stats` too, from the same sweep.
     axis : int, optional
-        As for `cross_entropy`, if at all: the class axis of the logits, which have no other.
+        The class axis of the logits, as for `cross_entropy`. No other axis is accepted, so it may be left out.
     weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
-        As for `cross_entropy`. `weight` is that of the classes.
+        As for `cross_entropy`. `weight` has one number per class.
     logit_scale, softcap, z_loss
         As for `cross_entropy`.
     n_threads : int, optional
-        As for `cross_entropy`, of which it never changes the result. The products are BLAS's, which has threads and
-        rounding of its own.
+        As for `cross_entropy`; never changes the result. The products are computed by BLAS, which has its own threads
+        and rounding.
 
     Returns
     -------
@@ -175,26 +177,26 @@ def linear_cross_entropy(
     ------
     IndexError, ValueError
         As `cross_entropy`, and if the shapes of `features`, `linear_weight` and `linear_bias` do not fit, `axis` is
-        not that of the classes, `chunk_rows` is less than 1, or sparse features have indices out of their bounds.
+        not the class axis, `chunk_rows` is less than 1, or sparse features have indices out of bounds.
     TypeError
         As `cross_entropy`, and if the dtypes of `features`, `linear_weight` and `linear_bias` differ, or `features` is
-        sparse in another format than CSR. Arrays on a GPU are refused.
+        sparse in a format other than CSR. Arrays on a GPU are refused.
 
     See Also
     --------
-    linear_cross_entropy_with_grad : The same with the gradients.
+    linear_cross_entropy_with_grad : The loss and its gradients.
 
     Notes
     -----
     The logits are x_ck = sum_j linear_weight[c, k, j] features[j] + linear_bias[c, k] for each row of features, with k
     the position in d1, ..., dK; for a weight of two dimensions ``features @ linear_weight.T + linear_bias``. The result
-    is that of `cross_entropy` along their class axis but for rounding, and that of
-    ``torch.nn.functional.linear_cross_entropy``. Features and weights of 16 bits are multiplied in float32, and the
-    logits are not rounded to 16 bits in between.
+    is that of `cross_entropy` along their class axis, up to rounding, and that of
+    ``torch.nn.functional.linear_cross_entropy``. Half-precision features and weights are multiplied in float32, and the
+    logits are not rounded to half precision in between.
 
-    Besides the logits of a chunk, memory is taken for what BLAS cannot read as it is: a weight that is neither C- nor
-    Fortran-ordered, one of more dimensions that is not C-ordered, one of 16 bits, and for sparse features one that is
-    not Fortran-ordered, are copied whole.
+    Besides the logits of a chunk, memory is needed for a weight that BLAS cannot read. It is copied whole if it has two
+    dimensions and is neither C- nor Fortran-ordered, if it has more and is not C-ordered, if it has half precision, or
+    if the features are sparse and it is not Fortran-ordered.
 
     Examples
     --------
@@ -289,8 +291,8 @@ def linear_cross_entropy_with_grad(
     return_stats : bool, default False
         As for `linear_cross_entropy`.
     wrt : str or iterable of str, default ("features", "linear_weight", "linear_bias")
-        The arguments whose gradients are wanted. The others' are None, and cost no product and no memory: leave out
-        what is frozen.
+        The arguments to differentiate with respect to. The other gradients are None, and cost neither products nor
+        memory: leave out what is frozen.
     axis, weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
         As for `linear_cross_entropy`.
     logit_scale, softcap, z_loss, n_threads
@@ -301,12 +303,12 @@ def linear_cross_entropy_with_grad(
     loss : scalar or ndarray
         As from `linear_cross_entropy`.
     grad_features : ndarray shaped like `features`, or None
-        d loss / d features, times `grad_output`; dtype of `features`; dense for sparse features too, where it has a
-        number for what was not stored. Exactly 0 in skipped rows.
+        d loss / d features, times `grad_output`; dtype of `features`. Dense even if the features are sparse. Exactly 0
+        in skipped rows.
     grad_linear_weight : ndarray shaped like `linear_weight`, or None
         d loss / d linear_weight, times `grad_output`; dtype of `linear_weight`.
     grad_linear_bias : ndarray shaped like `linear_bias`, or None
-        d loss / d linear_bias, times `grad_output`; dtype of `linear_bias`; None without one.
+        d loss / d linear_bias, times `grad_output`; dtype of `linear_bias`; None without a bias.
     stats : CrossEntropyStats
         Only with ``return_stats=True``: as from `linear_cross_entropy`.
 
@@ -321,12 +323,13 @@ def linear_cross_entropy_with_grad(
 
         grad_features = G W,    grad_linear_weight = G^T X,    grad_linear_bias = sum_i G_i,
 
-    and with more the same for each position, the gradient of the features summed over them. The sums over rows are made
-    chunk by chunk, in float32 for 16 bits, and only the results are rounded to 16 bits. All gradients are 0 if the
-    divisor of a mean is 0. A NaN in the features of a row that is not skipped makes the gradient of the weight NaN.
+    and with more dimensions the same for each position, with the gradient of the features summed over them. The sums
+    over rows are made chunk by chunk, in float32 for half precision, and only the results are rounded. All gradients
+    are 0 if the divisor of a mean is 0. A NaN in the features of a row that is not skipped makes the gradient of the
+    weight NaN.
 
-    Of the memory besides the results, 64 MiB are the logits of a chunk and 4 MiB a part of a product. The gradient of
-    the weight takes as much again for sparse features, and for 16 bits twice as much.
+    Besides the results, the logits of a chunk take 64 MiB and a part of a product 4 MiB. The gradient of the weight
+    takes its own size again for sparse features, and twice its size for half precision.
 
     Examples
     --------
@@ -344,7 +347,7 @@ def linear_cross_entropy_with_grad(
     >>> print(grad_bias.round(4))
     [-0.0839  0.508  -0.4241]
 
-    A frozen layer, which only hands the gradient on:
+    A frozen layer, which only passes the gradient on:
 
     >>> fastce.linear_cross_entropy_with_grad(features, linear_weight, [0, 2], wrt="features")[2:]
     (None, None)
@@ -594,7 +597,7 @@ def _count(rows: Rows) -> int:
 
 
 def _can_merge(array: Array, lead: Shape) -> bool:
-    """Tell whether the leading dimensions of an array can be seen as one."""
+    """Return True if a view can merge the leading dimensions of an array into one."""
     steps = [(size, step) for size, step in zip(lead, array.strides, strict=False) if size != 1]
     return all(outer[1] == inner[0] * inner[1] for outer, inner in pairwise(steps))
 
@@ -681,7 +684,7 @@ def _add_grads(
 
 
 def _is_finite(values: Any) -> bool:
-    """Tell whether 0 times any of these numbers is 0. Where their sum overflows it may say no."""
+    """Return True if 0 times each of these numbers is 0, and their sum does not overflow."""
     return bool(np.isfinite(values.sum()))
 
 

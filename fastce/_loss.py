@@ -1,5 +1,7 @@
 """The losses: softmax cross-entropy with and without its gradient, as functions."""
 
+from __future__ import annotations
+
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -34,9 +36,9 @@ def cross_entropy(
     Parameters
     ----------
     logits : array_like, shape (N, C), (N, C, d1, ...) or (C,), float32, float64, float16 or bfloat16
-        Unnormalised scores, of any strides; read-only arrays will do. Never modified. Those of 16 bits (bfloat16 as the
-        package ml_dtypes has it) are widened piece by piece, and all arithmetic is float32. An array on a GPU, CuPy's
-        or another's, makes the result CuPy's; then all other arrays must be there too. See `fastce.cuda`.
+        Unnormalised scores, of any strides, never modified. Half-precision logits (bfloat16 is that of the package
+        ml_dtypes) are widened piece by piece, and all arithmetic is float32. If they are on a GPU, the result is a CuPy
+        array, and all other arrays must be on the same GPU. See `fastce.cuda`.
     target : array_like
         Class indices of any integer dtype, shaped like `logits` without the class axis; or class probabilities of any
         floating dtype, shaped like `logits`, whose rows need not sum to one.
@@ -48,25 +50,24 @@ def cross_entropy(
         One factor a_i per row, finite and of any sign. Rows of weight 0 are skipped. ``None`` means 1.
     ignore_index : int, default -100
         Rows with this class index are skipped: no loss, no gradient, no part in the mean, whatever their logits hold.
-        Must be left alone with class probabilities.
+        Must not be given with class probabilities.
     label_smoothing : float in [0, 1], default 0
         e in q' = (1 - e) q + e / C, which replaces the target distribution q.
     reduction : {"mean", "sum", "none"}, default "mean"
         "mean" divides by the sum of a_i w_y over the rows that are not skipped (class indices), or by the sum of a_i
         (class probabilities), signs included; smoothing does not change that.
     on_empty : {"nan", "zero"}, default "nan"
-        What a mean is whose divisor is 0: every row is skipped, or the weights of different signs cancel.
+        The mean if its divisor is 0, because every row is skipped or because weights of different signs cancel.
     logit_scale : float, default 1
-        Positive factor of the logits, the inverse of a temperature. Neither 0 nor infinite in the loss's dtype.
+        Positive factor of the logits, the inverse of a temperature. Neither 0 nor infinite in the dtype of the loss.
     softcap : float, optional
         Positive bound: logits become ``softcap * tanh(logits / softcap)``, after `logit_scale`. Neither 0 nor infinite
-        in the loss's dtype.
+        in the dtype of the loss.
     z_loss : float, default 0
         Each kept row adds ``z_loss * lse**2``, times its sample weight.
     n_threads : int, optional
-        At most this many threads, any positive number. ``None`` takes as many as OpenMP, the process's processors and
-        its CPU quota allow, if the call is large enough and such calls have not lately lost time by it. Never changes
-        the result.
+        Maximum number of threads, at least 1. ``None`` means as many as OpenMP, the process's processors and its CPU
+        quota allow, if the call is large enough to gain from them. Never changes the result.
 
     Returns
     -------
@@ -80,12 +81,11 @@ def cross_entropy(
     ValueError
         If a shape does not fit, a number is out of its range, or a name is unknown.
     TypeError
-        If an argument is of the wrong kind: integer logits, one-hot integer targets, float class indices, masked
-        arrays.
+        If an argument has the wrong type: integer logits, one-hot integer targets, float class indices, masked arrays.
 
     See Also
     --------
-    cross_entropy_with_grad : The same with the gradient, in place if wanted.
+    cross_entropy_with_grad : The loss and its gradient.
 
     Notes
     -----
@@ -185,7 +185,7 @@ def cross_entropy_with_grad(
 ) -> tuple[Loss, NDArray[Any]] | tuple[Loss, NDArray[Any], CrossEntropyStats]:
     """Return the softmax cross-entropy and its gradient with respect to the logits.
 
-    ``out=logits`` turns the logits into the gradient where they are; no other array of their size exists at any time.
+    ``out=logits`` overwrites the logits with the gradient; no other array of their size exists at any time.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ def cross_entropy_with_grad(
         Receives the gradient. May be `logits` itself; any other overlap with an input is an error. ``None`` makes a
         new array in the memory order of the logits.
     return_stats : bool, default False
-        Whether to return the statistics of `cross_entropy_stats` too, which the same sweep computes.
+        Whether to return the statistics of `cross_entropy_stats` too, from the same sweep.
     axis, weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
         As for `cross_entropy`.
     logit_scale, softcap, z_loss, n_threads
@@ -217,7 +217,7 @@ def cross_entropy_with_grad(
     Raises
     ------
     IndexError, ValueError, TypeError
-        As `cross_entropy`, and for an unsuitable `out` or `grad_output`. Nothing was written then.
+        As `cross_entropy`, and for an unsuitable `out` or `grad_output`. Nothing has been written then.
 
     Notes
     -----
@@ -225,8 +225,8 @@ def cross_entropy_with_grad(
 
         a [ p_j (A + 2 z lse) - w_j q'_j ],
 
-    times 1 - tanh^2 under a softcap, times `logit_scale`. At the target, p_y - 1 is formed as minus the sum of the
-    other probabilities, so that it keeps full relative accuracy however close to 1 p_y is.
+    times 1 - tanh^2 under a softcap, times `logit_scale`. At the target, p_y - 1 is computed as minus the sum of the
+    other probabilities, so it keeps full relative accuracy however close to 1 p_y is.
 
     Examples
     --------

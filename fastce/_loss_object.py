@@ -1,4 +1,6 @@
-"""The loss as an object that keeps its options."""
+"""The loss as an object with fixed options."""
+
+from __future__ import annotations
 
 from typing import Any, Literal, overload
 
@@ -14,13 +16,13 @@ _DEFAULTS: dict[str, Any] = cross_entropy.__kwdefaults__ or {}
 
 
 class CrossEntropyLoss:
-    """Softmax cross-entropy with its options fixed.
+    """Softmax cross-entropy with fixed options.
 
     Parameters
     ----------
     axis, weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
-        As for `cross_entropy`, with its defaults; all options are keyword-only and attributes of the object. Checked
-        here as far as they can be without logits.
+        As for `cross_entropy`, with the same defaults. All options are keyword-only, and attributes of the object. They
+        are checked here as far as possible without logits.
     logit_scale, softcap, z_loss, n_threads
         As for `cross_entropy`.
 
@@ -31,11 +33,11 @@ class CrossEntropyLoss:
 
     Notes
     -----
-    ``CrossEntropyLoss(**options)(logits, target)`` is ``cross_entropy(logits, target, **options)``, where the formula
-    stands. A `sample_weight` that is given to a call takes the place of the object's own.
+    ``CrossEntropyLoss(**options)(logits, target)`` is ``cross_entropy(logits, target, **options)``, which documents the
+    formula. A `sample_weight` passed to a call replaces that of the object.
 
-    Objects are equal if their options are, arrays number by number. Options can be changed later, so objects have no
-    hash, like lists. Arrays are kept as they are, not copied.
+    Objects are equal if their options are equal, arrays element by element. Options can be changed later, so objects
+    are not hashable. Arrays are not copied.
 
     Examples
     --------
@@ -96,7 +98,7 @@ class CrossEntropyLoss:
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __eq__(self, other: object) -> bool:
-        """Tell whether all options are the same."""
+        """Return True if all options are the same."""
         if not isinstance(other, CrossEntropyLoss) or type(self) is not type(other):
             return NotImplemented
         own, others = self._options(None), other._options(None)
@@ -157,7 +159,7 @@ class CrossEntropyLoss:
         out: NDArray[Any] | None = None,
         return_stats: bool = False,
     ) -> tuple[Loss, NDArray[Any]] | tuple[Loss, NDArray[Any], CrossEntropyStats]:
-        """Return the loss, its gradient and perhaps statistics, as `cross_entropy_with_grad` does."""
+        """Return the loss, its gradient and, on request, statistics, as `cross_entropy_with_grad` does."""
         return cross_entropy_with_grad(
             logits,
             target,
@@ -177,7 +179,7 @@ class CrossEntropyLoss:
         grad_output: ArrayLike | None = None,
         out: NDArray[Any] | None = None,
     ) -> NDArray[Any]:
-        """Return the product of the loss's Hessian and a vector, as `cross_entropy_hvp` does."""
+        """Return the product of the Hessian of the loss and a vector, as `cross_entropy_hvp` does."""
         return cross_entropy_hvp(logits, target, v, grad_output=grad_output, out=out, **self._options(sample_weight))
 
     def grad_hess(
@@ -191,7 +193,7 @@ class CrossEntropyLoss:
         out: NDArray[Any] | None = None,
         hess_out: NDArray[Any] | None = None,
     ) -> tuple[NDArray[Any], NDArray[Any]]:
-        """Return the gradient and a diagonal of curvature, as `cross_entropy_grad_hess` does."""
+        """Return the gradient and a diagonal second derivative, as `cross_entropy_grad_hess` does."""
         return cross_entropy_grad_hess(
             logits,
             target,

@@ -1,4 +1,6 @@
-"""The negative log-likelihood of log-probabilities that are given."""
+"""The negative log-likelihood of given log-probabilities."""
+
+from __future__ import annotations
 
 from typing import Any
 
@@ -20,7 +22,7 @@ def nll_loss(
     on_empty: str = "nan",
     axis: int | None = None,
 ) -> np.floating[Any] | NDArray[Any]:
-    """Return the negative log-likelihood of targets under given log-probabilities.
+    """Return the negative log-likelihood of the targets for given log-probabilities.
 
     ``nll_loss(log_softmax(x, axis=1), target)`` is ``cross_entropy(x, target)``, in two sweeps instead of one.
 

@@ -1,4 +1,4 @@
-"""The loss of scikit-learn's own models: its class is the base here, for its boosting takes no other object."""
+"""A loss for scikit-learn's own models. It inherits from scikit-learn's, because boosting accepts no other object."""
 
 from typing import Any
 
@@ -11,41 +11,41 @@ from fastce._labels import as_index
 
 
 class HalfMultinomialLoss(_SklearnLoss):  # type: ignore[misc]
-    """The loss under scikit-learn's own models, in the place of ``sklearn._loss.HalfMultinomialLoss``.
+    """A replacement for ``sklearn._loss.HalfMultinomialLoss``, the loss of scikit-learn's own models.
 
-    It may be given as `loss` to ``HistGradientBoostingClassifier``, and does in ``LinearModelLoss`` what it replaces.
+    Pass it as `loss` to ``HistGradientBoostingClassifier``. It also works in ``LinearModelLoss``.
 
     Parameters
     ----------
     sample_weight : ignored
-        scikit-learn's.
+        A parameter of scikit-learn.
     n_classes : int, default 3
         The number of classes.
     xp, device : ignored
-        scikit-learn's.
+        Parameters of scikit-learn.
 
     Raises
     ------
     IndexError, ValueError, TypeError
-        From its methods, as from `fastce.cross_entropy_with_grad`; for another number of raw predictions than of
-        classes, and for classes that are no whole numbers. From `fit_intercept_only`, for two classes and for a class
+        From its methods, as from `fastce.cross_entropy_with_grad`; if the number of raw predictions is not that of the
+        classes, and if classes are not whole numbers. From `fit_intercept_only`, for two classes and for a class
         without rows: see Notes.
 
     Notes
     -----
     The methods have scikit-learn's parameters: `y_true`, class indices of any real dtype, shape (n_samples,);
     `raw_prediction`, the logits, shape (n_samples, n_classes), of any memory layout; `sample_weight`, shape
-    (n_samples,); `n_threads`; and places for the results, which may be of another dtype than `raw_prediction`, and
-    `gradient_out` may be `raw_prediction` itself. With p the softmax of a row and y its class, they make
+    (n_samples,); `n_threads`; and output arrays, which may differ from `raw_prediction` in dtype. `gradient_out` may be
+    `raw_prediction` itself. With p the softmax of a row and y its class, they compute
 
         loss = -log p_y,  gradient_k = p_k - [k = y],  hessian_k = p_k (1 - p_k),
 
     each times the row's weight, which may have any sign. Confident rows keep their digits: see
-    `fastce.cross_entropy_with_grad`. Results that are too small for the dtype of their place become 0.
+    `fastce.cross_entropy_with_grad`. Results that are too small for the dtype of the output array become 0.
 
-    *Two classes* have one raw prediction in ``HistGradientBoostingClassifier``, so this loss is refused there: leave
-    ``loss="log_loss"``. That model makes as many raw predictions as its labels have classes, and begins with
-    `fit_intercept_only`, which therefore wants rows of every class.
+    *Two classes* have one raw prediction in ``HistGradientBoostingClassifier``, so this loss is refused there: keep
+    ``loss="log_loss"``. That model makes as many raw predictions as its labels have classes, and starts with
+    `fit_intercept_only`, which therefore needs rows of every class.
 
     Examples
     --------

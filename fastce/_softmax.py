@@ -10,6 +10,8 @@ Design
 3. Numbers and truth values are taken in before arrays: to take them in may change an array (`_array`, Design 4).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from itertools import pairwise
@@ -53,12 +55,12 @@ def softmax(
     x : array_like, float32, float64, float16 or bfloat16
         Logits, of any strides. A scalar counts as one element along one axis.
     axis : int, tuple of int or None, default -1
-        The axis, or all of the axes, along which the result sums to 1; None means all of `x`. Axes that memory does not
-        have side by side take a copy of `x`. SciPy's default is None.
+        The axis or axes along which the result sums to 1; None means all. Axes that are not adjacent in memory need a
+        copy of `x`. SciPy's default is None.
     out : ndarray like `x`, optional
         Receives the result. May be `x` itself; any other overlap is an error.
     n_threads : int, optional
-        At most this many threads; never changes the result.
+        Maximum number of threads; never changes the result.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def softmax(
     Raises
     ------
     ValueError, TypeError
-        For an axis out of range or named twice, an unsuitable `out` or dtype.
+        For an axis that is out of range or repeated, or for an unsuitable `out` or dtype.
 
     Notes
     -----
@@ -106,7 +108,7 @@ def log_softmax(
 
     Notes
     -----
-    log p_c = (x_c - m) - log1p(sum of exp(x_k - m) without the maximum's own term): the log-probability of a dominant
+    log p_c = (x_c - m) - log1p(sum of exp(x_k - m) without the term of the maximum): the log-probability of a dominant
     class keeps full relative accuracy, where ``scipy.special.log_softmax`` gives 0.
 
     Examples
@@ -169,39 +171,39 @@ def logsumexp(
     x : array_like, float32, float64, float16, bfloat16, integers or booleans
         Of any strides. A scalar counts as an array of one element. Integers and booleans are converted to float64.
     axis : int, tuple of int or None, default -1
-        The axis, or all of the axes, to sum along; None means all. SciPy's default is None.
+        The axis or axes to sum along; None means all. SciPy's default is None.
     b : array_like of real numbers, optional
-        Factors of the exponentials, of any sign. `x` and `b` are broadcast with each other. Where `b` is 0 the term is
-        0, even if `x` is infinite or NaN. Not for arrays on a GPU.
+        Factors of the exponentials, of any sign. `x` and `b` are broadcast against each other. Where `b` is 0 the term
+        is 0, even if `x` is infinite or NaN. Not for arrays on a GPU.
     keepdims : bool, default False
         Whether the result keeps the axes, with length 1.
     return_sign : bool, default False
-        Whether the sign of the sum is returned too; else the logarithm of a negative sum is NaN.
+        Whether to return the sign of the sum too. Without it, the logarithm of a negative sum is NaN.
     out : ndarray, optional
-        Receives `lse`, of its very shape and dtype. Must share no memory with `x` or `b`.
+        Receives `lse`, with exactly its shape and dtype. Must share no memory with `x` or `b`.
     n_threads : int, optional
-        At most this many threads; never changes the result.
+        Maximum number of threads; never changes the result.
 
     Returns
     -------
     lse : ndarray or scalar
-        The logarithm of the sum's absolute value, of the shape of `x` without the axis; `out` if that was given.
-        float64 if `x`, or an array `b`, is of float64 or of integers that NumPy promotes to it, else float32. -inf
-        where the sum is 0 or has no terms, +inf where there is +inf and no NaN.
+        The logarithm of the absolute value of the sum, shaped like `x` without the axis; `out` if that was given.
+        float64 if `x`, or an array `b`, is float64 or has an integer dtype that NumPy promotes to it, else float32.
+        -inf where the sum is 0 or has no terms, +inf where there is +inf and no NaN.
     sign : ndarray or scalar
-        Only if `return_sign`: 1, 0, -1 or NaN, of the shape and dtype of `lse`.
+        Only with ``return_sign=True``: 1, 0, -1 or NaN, with the shape and dtype of `lse`.
 
     Raises
     ------
     ValueError, TypeError
-        For an axis out of range or named twice, shapes that do not broadcast, an unsuitable `out` or dtype; complex
-        numbers are not taken.
+        For an axis that is out of range or repeated, shapes that do not broadcast, or an unsuitable `out` or dtype;
+        complex numbers are refused.
 
     Notes
     -----
-    m + log1p(sum of exp(x_k - m) without the maximum's own term); see ``scipy.special.logsumexp``. With `b` the largest
-    b_k exp(x_k) is what the other terms are relative to, however far apart the factors are. These sums are NumPy's, in
-    float64 and in one thread, and take no copies of `x` or `b`. The sign of a sum without terms is 0.
+    m + log1p(sum of exp(x_k - m) without the term of the maximum); see ``scipy.special.logsumexp``. With `b` the terms
+    are relative to the largest |b_k| exp(x_k), however far apart the factors are. These sums are computed by NumPy in
+    float64 and in one thread, without copies of `x` or `b`. The sign of a sum without terms is 0.
 
     Examples
     --------
@@ -314,7 +316,7 @@ def _put_last(array: Array, axes: Sequence[int]) -> Array:
 
 
 def _can_merge(array: Array, axes: Sequence[int]) -> bool:
-    """Tell whether `_merge` returns a view."""
+    """Return True if `_merge` returns a view."""
     if len(axes) == 1:
         return True
     long = [k for k in axes if array.shape[k] != 1]

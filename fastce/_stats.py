@@ -1,5 +1,7 @@
 """Per-row statistics of the softmax."""
 
+from __future__ import annotations
+
 from typing import Any
 
 from numpy.typing import ArrayLike
@@ -34,8 +36,7 @@ def cross_entropy_stats(
     axis, sample_weight, ignore_index, logit_scale, softcap, n_threads
         As for `cross_entropy`.
     weight, label_smoothing, reduction, on_empty, z_loss
-        Accepted and checked as by `cross_entropy`, so that one set of options serves both; no statistic depends on
-        them.
+        Accepted and checked as by `cross_entropy`, so that both take the same options, but without effect.
 
     Returns
     -------

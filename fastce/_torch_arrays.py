@@ -249,7 +249,7 @@ def _lend(n_bytes: int) -> torch.Tensor:
 
 
 def _is_free(memory: torch.Tensor) -> bool:
-    """Tell whether nobody else holds the storage of a tensor, in this process or in another."""
+    """Return True if nothing else holds the storage of a tensor, in this process or in another."""
     return _count_holders is not None and _holders(memory) == _ALONE and not memory.is_shared()
 
 

@@ -1,14 +1,15 @@
-"""The loss of a linear layer on tensors, without all of its logits: as a function and a node of PyTorch's graph.
+"""The loss of a linear layer on tensors, without holding all logits: a function and a node of PyTorch's graph.
 
 Design
 ------
-1. The products and their chunks are those of the function for arrays. Gradients are made for what requires one.
-2. When they are made follows the same reasons as for logits, see `fastce.torch`: in the forward sweep for reduced
-   losses, where the gradients are kept and neither input nor weight needs to stay as it was; in backward for float16
-   and ``reduction="none"``.
-3. Gradients are copied once, into memory that PyTorch has allocated and in the layout of what they belong to.
-4. Transforms, forward mode, compilers and tracers are refused: all that they could be given is the loss of logits that
-   exist, and who wants that can say so.
+1. The products and their chunks are those of the function for arrays. Gradients are computed for tensors that require
+   one.
+2. They are computed when those of logits are, for the same reasons, see `fastce.torch`: in the forward pass for reduced
+   losses, where the gradients are saved and input and weight may change afterwards; in backward for float16 and
+   ``reduction="none"``.
+3. Gradients are copied once, into memory that PyTorch has allocated, in the layout of their tensors.
+4. Transforms, forward mode, compilers and tracers are refused. All that they could get is the loss of existing logits,
+   which a caller can write down.
 """
 
 from typing import Any
@@ -54,12 +55,12 @@ def linear_cross_entropy(
     chunk_rows: int | None = None,
     n_threads: int | None = None,
 ) -> torch.Tensor:
-    """Return the loss of a linear layer's output, as ``torch.nn.functional.linear_cross_entropy``, without its logits.
+    """Return what ``torch.nn.functional.linear_cross_entropy`` does, without ever holding all logits.
 
     Parameters
     ----------
     input : Tensor, shape (..., d), float32, float64, float16 or bfloat16
-        The layer's input on the host: (N, d), (B, T, d), or (d,) for a single row.
+        The layer's input on the CPU: (N, d), (B, T, d), or (d,) for a single row.
     linear_weight : Tensor, shape (C, d) or (C, d1, ..., dK, d), dtype of `input`
         The layer's weight.
     target : Tensor
@@ -72,26 +73,26 @@ def linear_cross_entropy(
     reduction, label_smoothing
         As for `fastce.torch.cross_entropy`.
     ignore_index : int, optional
-        Rows with this class index are skipped. ``None`` means -100, and must be left alone with class probabilities.
+        Rows with this class index are skipped. ``None`` means -100. Must not be given with class probabilities.
     options : torch.nn.LinearCrossEntropyOptions, optional
-        Of these only `batch_chunk_size` means something, what `chunk_rows` does: sums are made in float32 for 16 bits,
-        and the graph may be retained, whatever the others say.
+        Only `batch_chunk_size` has an effect, that of `chunk_rows`. Whatever the others are, half precision is summed
+        in float32, and the graph may be retained.
     sample_weight : Tensor, shaped like an index target, optional
         One factor per row, finite. Rows of weight 0 are skipped.
     logit_scale, softcap, z_loss, on_empty, n_threads
         As for `fastce.cross_entropy`.
     chunk_rows : int, optional
-        So many rows of `input` are worked on at a time. ``None`` lets the library choose: logits of 64 MiB.
+        Number of rows of `input` per chunk. ``None`` means as many as make 64 MiB of logits.
 
     Returns
     -------
     loss : Tensor, without dimensions, or shaped like an index target if ``reduction="none"``
-        Of the dtype of `input`; under autocast float32 for 16 bits.
+        Has the dtype of `input`; under autocast float32 for half precision.
 
     Raises
     ------
     TypeError
-        If an argument is no tensor, is not on the host, or of a wrong kind; if dtypes differ outside of autocast.
+        If an argument is not a tensor, is not on the CPU, or has the wrong dtype; if dtypes differ outside of autocast.
     IndexError, ValueError
         As `fastce.linear_cross_entropy`.
     NotImplementedError
@@ -102,16 +103,16 @@ def linear_cross_entropy(
 
     See Also
     --------
-    fastce.linear_cross_entropy_with_grad : What is computed, and the memory that it takes.
+    fastce.linear_cross_entropy_with_grad : The formulas, and the memory that a call takes.
 
     Notes
     -----
-    For a reduced loss the forward sweep makes the gradients of what requires one, and they are kept instead of input
-    and weight; what is frozen costs nothing. In float16 and with ``reduction="none"`` backward makes them with the
-    upstream gradient folded in, and multiplies out the logits once more.
+    For a reduced loss the forward pass computes the gradients of the tensors that require one, and they are saved
+    instead of input and weight; frozen tensors cost nothing. In float16 and with ``reduction="none"`` backward computes
+    them with the upstream gradient folded in, and multiplies for the logits once more.
 
-    Under autocast the arguments may differ in dtype, and are multiplied in the widest: a layer of float32 is not
-    rounded to 16 bits, for the products of both are made in float32.
+    Under autocast the arguments may differ in dtype, and are multiplied in the widest. A float32 layer is not rounded
+    to half precision, because the products are computed in float32 in any case.
 
     Examples
     --------

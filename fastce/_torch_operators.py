@@ -85,7 +85,7 @@ def untraced_if_compiling(function: Callable[..., _Result]) -> Callable[..., _Re
 
 
 def is_ordinary(*tensors: torch.Tensor | None) -> bool:
-    """Tell whether tensors hold numbers that may be read now, and nobody will ask how a result came about."""
+    """Return True if the tensors' numbers may be read now, and nothing intercepts or records operators."""
     return not (
         torch.compiler.is_compiling()
         or is_transformed()
@@ -100,7 +100,7 @@ def is_ordinary(*tensors: torch.Tensor | None) -> bool:
 
 
 def is_transformed() -> bool:
-    """Tell whether a transform of `torch.func` runs, or forward mode."""
+    """Return True if a transform of `torch.func` or forward mode is active."""
     return bool(_are_transforms_active()) or forward_ad._current_level >= 0
 
 

@@ -1,6 +1,6 @@
-"""Softmax objectives and metrics for XGBoost and LightGBM, with what their own lack: soft labels and options.
+"""Softmax objectives and metrics for XGBoost and LightGBM that add soft labels and options to the built-in ones.
 
-Imports neither library: works with whichever is there, from XGBoost 3.0 and LightGBM 4.6 on, with data on the host.
+Imports neither library, and works with either, from XGBoost 3.0 and LightGBM 4.6 on, with data on the CPU.
 
 Design
 ------
@@ -54,73 +54,73 @@ _MAX_LABELS = 2**24  # both libraries keep labels in float32, where 2**24 + 1 is
 def xgboost_objective(
     *, curvature: str = "xgboost", soft_labels: ArrayLike | None = None, **options: Any
 ) -> "SoftmaxObjective":
-    """Make a softmax objective for XGBoost, with options and soft labels that ``multi:softprob`` does not have.
+    """Return a softmax objective for XGBoost, with options and soft labels that ``multi:softprob`` does not have.
 
     Parameters
     ----------
     curvature : str, default "xgboost"
-        What stands for the second derivative: a name that `fastce.cross_entropy_grad_hess` knows. The default is that
-        of ``multi:softprob`` in XGBoost up to 3.2.
+        The diagonal used as the second derivative, as for `fastce.cross_entropy_grad_hess`. The default is that of
+        ``multi:softprob`` in XGBoost up to 3.2.
     soft_labels : array_like of floats, shape (n_labels, n_classes), optional
-        What labels mean: label i is the distribution ``soft_labels[i]``, finite and not negative. Without it label i is
-        class i. At most 2**24 rows; not copied.
+        Distributions by label: label i means the target distribution ``soft_labels[i]``, finite and not negative.
+        Without soft labels, label i is class i. At most 2**24 rows; not copied.
     **options
-        Those of `fastce.cross_entropy` except axis, sample_weight, reduction and on_empty: `weight`,
+        Options of `fastce.cross_entropy` except axis, sample_weight, reduction and on_empty: `weight`,
         `label_smoothing`, `ignore_index`, `logit_scale`, `softcap`, `z_loss`, `n_threads`.
 
     Returns
     -------
     objective : callable
         For ``xgboost.train(params, dtrain, obj=objective)``, called with margins and a DMatrix; or for
-        ``XGBClassifier(objective=objective)``, called with labels, margins and perhaps `sample_weight`. The margins
-        have shape (n, n_classes), or (n,) or (n, 1) for two classes. Returns gradient and second derivative, of the
+        ``XGBClassifier(objective=objective)``, called with labels, margins and optionally `sample_weight`. The margins
+        have shape (n, n_classes), or (n,) or (n, 1) for two classes. Returns gradient and second derivative, with the
         margins' shape, dtype and layout. Can be pickled.
 
     Raises
     ------
     TypeError
-        If an option is unknown, not the caller's to choose, or of the wrong kind. When called: if the labels are.
+        If an option is unknown, fixed here, or of the wrong type. When called: if labels are not numbers.
     ValueError
-        If an option is out of range, `curvature` unknown, or `soft_labels` no such table. When called: if the margins
-        have another shape, there are no labels, or a label is no whole number.
+        If an option is out of range, `curvature` is unknown, or `soft_labels` is not such a table. When called: if the
+        margins have another shape, there are no labels, or a label is not a whole number.
     IndexError
-        When called: if a label is no class, or no row of `soft_labels`.
+        When called: if a label is not a class, or not a row of `soft_labels`.
 
     See Also
     --------
     xgboost_metric : The same loss as a metric.
-    fastce.cross_entropy : The formula, and what the options mean.
-    fastce.cross_entropy_grad_hess : The names of curvatures.
+    fastce.cross_entropy : The formula and the options.
+    fastce.cross_entropy_grad_hess : The values of `curvature`.
 
     Notes
     -----
     The objective is the sum of the rows' losses, each times its weight in the DMatrix, if that has weights.
 
-    *Two classes* may have two margins, by ``num_class=2``, or one, as in ``XGBClassifier`` and without ``num_class``:
-    that of class 1, where class 0 has the logit 0, so that ``1 / (1 + exp(-margin))`` is the probability of class 1.
-    Gradient and second derivative are by that margin. The curvatures "xgboost" and "lightgbm" are then K p (1 - p)
-    f'^2, half of what they are for two margins, and so the default is that of ``binary:logistic``. Its
+    *Two classes* may have two margins, with ``num_class=2``, or one, as in ``XGBClassifier`` and without ``num_class``:
+    that of class 1, where class 0 has the logit 0, so ``1 / (1 + exp(-margin))`` is the probability of class 1.
+    Gradient and second derivative are with respect to that margin. The curvatures "xgboost" and "lightgbm" are then
+    K p (1 - p) f'^2, half of their values for two margins, so the default is that of ``binary:logistic``. Its
     ``scale_pos_weight=s`` is ``weight=[1, s]`` here.
 
-    *Weights of any sign*, for events that cancel others: gradient and second derivative have the weight's sign, and the
-    least value of a curvature holds for their absolute value. A DMatrix refuses negative weights, but a function passes
-    them: ``lambda margins, dtrain: objective(dtrain.get_label(), margins, weight)``.
+    *Weights of any sign*, for events that cancel others: gradient and second derivative have the sign of the weight,
+    and the lower bound of a curvature applies to the absolute value. A DMatrix refuses negative weights, but a function
+    passes them: ``lambda margins, dtrain: objective(dtrain.get_label(), margins, weight)``.
 
-    *Many rows with distributions of their own*: ``soft_labels`` of shape (n, n_classes) for all rows, training and
-    validation alike, and ``label=numpy.arange(n)`` or parts of it. A table of shape (n_classes, n_classes) is a model
-    of noisy labels, or a smoothing that knows which classes are alike. Where labels are more than classes XGBoost's own
-    metric refuses them: set ``"disable_default_eval_metric": True`` to watch a validation set.
+    *One distribution per row*: ``soft_labels`` of shape (n, n_classes) for all rows, of training and validation, and
+    ``label=numpy.arange(n)`` or parts of it. A table of shape (n_classes, n_classes) is a model of noisy labels, or a
+    smoothing that depends on the class. If there are more labels than classes, XGBoost's own metric refuses them: set
+    ``"disable_default_eval_metric": True`` to watch a validation set.
 
-    XGBoost from 3.2 on also holds distributions itself, of shape (n, n_classes), without `soft_labels` and
+    XGBoost from 3.2 on also stores distributions itself, of shape (n, n_classes), without `soft_labels` and
     ``num_class``: ``DMatrix(X, label=distributions)``, or ``XGBRegressor(objective=objective).fit(X, distributions)``.
 
-    *Parameters.* With ``num_class`` and ``"objective": "multi:softprob"`` beside ``obj``, gradients are from here and
-    predictions are probabilities. Without the latter, and with distributions in the DMatrix, they are
-    ``fastce.softmax(booster.predict(data, output_margin=True))``. With one margin it is ``"objective":
+    *Parameters.* With ``num_class``, ``"objective": "multi:softprob"`` and ``obj``, gradients come from this objective
+    and predictions are probabilities. Without ``"objective"``, and with distributions in the DMatrix, probabilities are
+    ``fastce.softmax(booster.predict(data, output_margin=True))``. With one margin set ``"objective":
     "binary:logistic"``. ``XGBClassifier`` sets these parameters itself.
 
-    *Margins of the built-in objective* come out the same, to 1e-6 on scikit-learn's digits, if `base_score` is given:
-    without it XGBoost from 3.1 on starts its own objectives, and no others, from the classes' frequencies.
+    *Margins* are those of the built-in objective, within 1e-6 on scikit-learn's digits, if `base_score` is given:
+    without it XGBoost from 3.1 on starts its own objectives, and no others, from the class frequencies.
 
     Examples
     --------
@@ -147,16 +147,16 @@ def lightgbm_objective(
     soft_labels: ArrayLike | None = None,
     **options: Any,
 ) -> "SoftmaxObjective":
-    """Make a softmax objective for LightGBM, with options and soft labels that ``multiclass`` does not have.
+    """Return a softmax objective for LightGBM, with options and soft labels that ``multiclass`` does not have.
 
     Parameters
     ----------
     num_class : int, optional
-        The number of classes, which LightGBM is told as well: scores of another number are refused, and so are class
-        weights and soft labels, here and now. It is 2 for one score per row, too.
+        The number of classes, as passed to LightGBM; 2 also for one score per row. Scores, class weights and soft
+        labels of another number of classes are then refused, the latter two at once.
     curvature : str, default "lightgbm"
-        What stands for the second derivative: a name that `fastce.cross_entropy_grad_hess` knows. The default is that
-        of ``multiclass`` in LightGBM.
+        The diagonal used as the second derivative, as for `fastce.cross_entropy_grad_hess`. The default is that of
+        ``multiclass`` in LightGBM.
     soft_labels, **options
         As for `xgboost_objective`.
 
@@ -165,8 +165,8 @@ def lightgbm_objective(
     objective : callable
         For ``lightgbm.train({"objective": objective, "num_class": n_classes}, train_set)``, called with scores and a
         Dataset; or for ``LGBMClassifier(objective=objective)``, called with labels, scores and weights, if any. The
-        scores have shape (n, n_classes), or (n,) or (n, 1) for two classes. Returns gradient and second derivative, of
-        the scores' shape, dtype and layout. Can be pickled.
+        scores have shape (n, n_classes), or (n,) or (n, 1) for two classes. Returns gradient and second derivative,
+        with the scores' shape, dtype and layout. Can be pickled.
 
     Raises
     ------
@@ -176,7 +176,7 @@ def lightgbm_objective(
     See Also
     --------
     lightgbm_metric : The same loss as a metric.
-    xgboost_objective : The same for XGBoost; what soft labels are good for.
+    xgboost_objective : The same for XGBoost; uses of soft labels.
 
     Notes
     -----
@@ -187,15 +187,15 @@ def lightgbm_objective(
     `xgboost_objective`. The default curvature is then that of ``binary``, whose ``sigmoid=s`` is ``logit_scale=s`` and
     whose ``scale_pos_weight=s`` is ``weight=[1, s]`` here.
 
-    *Predictions* of a model with an objective of one's own are scores: ``fastce.softmax(booster.predict(X))``, and in
-    scikit-learn's form ``fastce.softmax(classifier.predict(X, raw_score=True))``; of one score per row,
-    ``1 / (1 + numpy.exp(-score))`` is the probability of class 1. ``LGBMClassifier`` makes classes of all labels it
-    meets, so soft labels that are more than classes need ``LGBMRegressor(metric="None")``, with
-    ``num_class=n_classes`` or, for two classes, without.
+    *Predictions* with a custom objective are scores. Probabilities are ``fastce.softmax(booster.predict(X))``, and in
+    scikit-learn's interface ``fastce.softmax(classifier.predict(X, raw_score=True))``; with one score per row,
+    ``1 / (1 + numpy.exp(-score))`` is the probability of class 1. ``LGBMClassifier`` takes every label for a class, so
+    a table with more labels than classes needs ``LGBMRegressor(metric="None")``, with ``num_class=n_classes`` or, for
+    two classes, without.
 
-    *Scores of the built-in objective* come out the same, on scikit-learn's digits to the last bit, with
-    ``boost_from_average=False``: otherwise LightGBM starts its own objectives, and no others, from the classes'
-    frequencies. An ``init_score`` does that for any objective, but predictions leave it out.
+    *Scores* are those of the built-in objective, on scikit-learn's digits to the last bit, with
+    ``boost_from_average=False``: otherwise LightGBM starts its own objectives, and no others, from the class
+    frequencies. An ``init_score`` does that for any objective, but predictions do not include it.
 
     Examples
     --------
@@ -216,12 +216,12 @@ def lightgbm_objective(
 def xgboost_metric(
     *, name: str = "cross_entropy", soft_labels: ArrayLike | None = None, **options: Any
 ) -> "XGBoostMetric":
-    """Make a metric for XGBoost: the mean loss that `xgboost_objective` lowers.
+    """Return a metric for XGBoost: the mean loss that `xgboost_objective` minimises.
 
     Parameters
     ----------
     name : str, default "cross_entropy"
-        What the metric is called in the logs. With another name than the built-in ``mlogloss``, both can be watched.
+        Name of the metric in the logs. If it differs from the built-in ``mlogloss``, both can be watched.
     soft_labels, **options
         As for `xgboost_objective`.
 
@@ -239,8 +239,8 @@ def xgboost_metric(
     Notes
     -----
     The mean is that of `fastce.cross_entropy`, with the data's weights as sample weights: without options it is
-    ``mlogloss``, or ``logloss`` of two classes with one margin. The data must be margins, which XGBoost passes if the
-    objective, too, is not one of its own. Early stopping lowers it, as the name is none of those that XGBoost raises.
+    ``mlogloss``, or ``logloss`` of two classes with one margin. Predictions must be margins, which XGBoost passes if
+    the objective is custom as well. Early stopping minimises the metric, unless its name is one that XGBoost maximises.
 
     Examples
     --------
@@ -260,15 +260,14 @@ def lightgbm_metric(
     soft_labels: ArrayLike | None = None,
     **options: Any,
 ) -> "LightGBMMetric":
-    """Make a metric for LightGBM: the mean loss that `lightgbm_objective` lowers.
+    """Return a metric for LightGBM: the mean loss that `lightgbm_objective` minimises.
 
     Parameters
     ----------
     num_class : int, optional
         As for `lightgbm_objective`.
     name : str, default "cross_entropy"
-        What the metric is called in the logs. With another name than the built-in ``multi_logloss``, both can be
-        watched.
+        Name of the metric in the logs. If it differs from the built-in ``multi_logloss``, both can be watched.
     soft_labels, **options
         As for `xgboost_objective`.
 
@@ -276,8 +275,8 @@ def lightgbm_metric(
     -------
     metric : callable
         For ``lightgbm.train({"objective": objective, ...}, ..., feval=metric)``, or for
-        ``LGBMClassifier(objective=objective).fit(..., eval_metric=metric)``; returns (name, value, False), for lower
-        is better. Can be pickled.
+        ``LGBMClassifier(objective=objective).fit(..., eval_metric=metric)``; returns (name, value, False), where False
+        means that lower is better. Can be pickled.
 
     Raises
     ------
@@ -287,8 +286,8 @@ def lightgbm_metric(
     Notes
     -----
     The mean is that of `fastce.cross_entropy`, with the data's weights as sample weights: without options it is
-    ``multi_logloss``, or ``binary_logloss`` of two classes with one score. The data must be raw scores, which LightGBM
-    passes if the objective, too, is not one of its own.
+    ``multi_logloss``, or ``binary_logloss`` of two classes with one score. Predictions must be raw scores, which
+    LightGBM passes if the objective is custom as well.
 
     Examples
     --------
@@ -302,7 +301,7 @@ def lightgbm_metric(
 
 
 class _Rows(NamedTuple):
-    """The rows of a call: predictions as they came, the logits that they stand for, target and weights."""
+    """The rows of a call: predictions as passed, the logits that they mean, target and weights."""
 
     margins: Array
     logits: Array
@@ -311,12 +310,12 @@ class _Rows(NamedTuple):
 
     @property
     def has_one_margin(self) -> bool:
-        """Tell whether the logits are those of two classes with one margin."""
+        """Return True if the logits are those of two classes with one margin."""
         return self.logits is not self.margins
 
     @contextlib.contextmanager
     def explaining(self) -> Iterator[None]:
-        """Add to what is said of a class that does not exist why it does not."""
+        """Explain, in the message about an invalid class, that there are two classes."""
         try:
             yield
         except IndexError as error:
@@ -326,7 +325,7 @@ class _Rows(NamedTuple):
 
 
 def _as_logits(margins: Array) -> Array:
-    """Return the logits: the margins themselves, or of one margin those of two classes, (0, margin)."""
+    """Return the logits: the margins themselves, or for one margin those of two classes, (0, margin)."""
     if margins.ndim not in (1, 2):
         raise ValueError(
             f"predictions must have shape (n, n_classes), or (n,) or (n, 1) for two classes, got {margins.shape}"
@@ -339,7 +338,7 @@ def _as_logits(margins: Array) -> Array:
 
 
 def _split_signs(sample_weight: Any) -> tuple[Any, NDArray[np.bool_] | None]:
-    """Return the absolute values of weights and which are negative; all that is no such weight as it is, and None."""
+    """Return the absolute values of weights and which are negative; or the argument and None if none are."""
     weight = np.asarray(sample_weight)
     if weight.dtype.kind not in "iuf" or not (weight < 0).any():
         return sample_weight, None
@@ -347,7 +346,7 @@ def _split_signs(sample_weight: Any) -> tuple[Any, NDArray[np.bool_] | None]:
 
 
 class _Softmax:
-    """What objectives and metrics share: options and soft labels, and how a call is read.
+    """The common part of objectives and metrics: options, soft labels and the interpretation of a call.
 
     Parameters
     ----------
@@ -407,7 +406,7 @@ class _Softmax:
         return self
 
     def _read(self, preds: Any, data: Any, sample_weight: Any) -> "_Rows":
-        """Return what the arguments of either form say."""
+        """Return the rows of a call in either interface."""
         if hasattr(data, "get_label"):
             labels, sample_weight = data.get_label(), data.get_weight()
         else:
@@ -447,7 +446,7 @@ class _Softmax:
 
 
 class SoftmaxObjective(_Softmax):
-    """What `xgboost_objective` and `lightgbm_objective` make."""
+    """The result of `xgboost_objective` and `lightgbm_objective`."""
 
     def __init__(
         self,
@@ -511,7 +510,7 @@ class _Metric(_Softmax):
 
 
 class XGBoostMetric(_Metric):
-    """What `xgboost_metric` makes."""
+    """The result of `xgboost_metric`."""
 
     def __call__(self, preds: Any, data: Any, sample_weight: ArrayLike | None = None) -> float | tuple[str, float]:
         """Return (name, value) from (predictions, data), or the value from (labels, predictions, weights)."""
@@ -520,7 +519,7 @@ class XGBoostMetric(_Metric):
 
 
 class LightGBMMetric(_Metric):
-    """What `lightgbm_metric` makes."""
+    """The result of `lightgbm_metric`."""
 
     def __call__(self, preds: Any, data: Any, sample_weight: ArrayLike | None = None) -> tuple[str, float, bool]:
         """Return (name, value, False) from (predictions, data) or (labels, predictions, weights)."""

@@ -1,14 +1,15 @@
-"""What only arrays on a GPU need: errors that come late, and checks that wait.
+"""Arrays on a GPU: when errors are reported.
 
-The functions of `fastce` take CuPy arrays, and whatever else is on a GPU and speaks DLPack or the CUDA array interface,
-as they take NumPy's: with the same options, in place or not, on the current stream of the logits' device. Results are
-CuPy arrays. Everything but numbers has to be on that device; nothing is copied between host and device unasked.
+The functions of `fastce` take CuPy arrays, and others on a GPU that speak DLPack or the CUDA array interface, just like
+NumPy arrays: with the same options, in place or not, on the current stream of the logits' device. Results are CuPy
+arrays. All arrays of a call must be on that device; nothing is copied between host and device unasked.
 
-A row's results have the same bits in every batch and with every `out`, as long as it begins at the same place within 16
-bytes, which may decide which thread adds up what. Rows without gaps whose length is a multiple of 16 bytes all do.
+A row's results are the same bits in every batch and with every `out`, if the row begins at the same offset within 16
+bytes, which decides which thread sums what. Rows without gaps whose length is a multiple of 16 bytes all do.
 
-Calls return before the GPU has done anything, so what it finds wrong is told later (`check_errors`), or by who waits
-(`synchronous_checks`). The first call of its kind compiles a kernel, for a second or so, which CuPy keeps on disk.
+Calls return before the GPU has done anything. So a class out of range is reported later, by the next call or by
+`check_errors`; within `synchronous_checks` each call waits for the check. The first call of its kind compiles a kernel,
+which takes about a second. CuPy keeps it on disk.
 """
 
 from fastce._array import synchronous_checks

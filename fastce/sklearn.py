@@ -1,15 +1,15 @@
-"""Multinomial logistic regression, and the loss under it, for scripts that take them from scikit-learn today.
+"""Replacements for scikit-learn's multinomial logistic regression and for its loss: a script changes one import.
 
 Needs scikit-learn and SciPy, which nothing else in this package imports.
 
 Design
 ------
-1. The objective is scikit-learn's to the letter, in the form in which its solvers minimise it: the weighted mean of the
-   losses, plus ||coef||^2 / (2 C) over the sum of the weights. `tol` means the same there and here.
-2. Class weights are factors of the sample weights, as in scikit-learn; under label smoothing too, where fastce's
-   `weight` would weigh the smoothed classes.
-3. Parameters of scikit-learn that have but one meaning here are there all the same, so that nothing but the import
-   changes. They have no deprecation, and so do not warn where scikit-learn's do.
+1. The objective is exactly scikit-learn's, in the form in which its solvers minimise it: the weighted mean of the
+   losses, plus ||coef||^2 / (2 C) divided by the sum of the weights. `tol` has the same meaning in both.
+2. Class weights multiply the sample weights, as in scikit-learn, also under label smoothing, where the option `weight`
+   of fastce would weight the smoothed classes.
+3. Parameters of scikit-learn that allow one value only are accepted too, so that a script changes nothing but the
+   import. They are not deprecated here, so they do not warn where scikit-learn's do.
 """
 
 import warnings
@@ -41,7 +41,7 @@ from fastce._sklearn_objective import Layer, Objective, Rows, total_weight
 __all__ = ["HalfMultinomialLoss", "LogisticRegression"]
 
 _SOLVERS = (*solvers.METHODS, "sgd")
-# Of scikit-learn's parameters, those of which one meaning is here: the rule, what is allowed, and who has the others.
+# Parameters of scikit-learn that allow one value here: the rule, the allowed values, and a solver for the others.
 _ONLY: dict[str, tuple[str, tuple[Any, ...], str]] = {
     "penalty": ("'l2' or None", ("l2", None, "deprecated"), "saga"),
     "l1_ratio": ("0 or None", (0, None), "saga"),
@@ -58,7 +58,7 @@ _INSTEAD = {
 
 
 class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):  # type: ignore[misc]
-    """Multinomial logistic regression, in the place of ``sklearn.linear_model.LogisticRegression``.
+    """Multinomial logistic regression, a replacement for ``sklearn.linear_model.LogisticRegression``.
 
     Parameters
     ----------
@@ -67,35 +67,36 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     C : float, default 1.0
         Inverse of the strength of the penalty, positive. ``np.inf`` means no penalty.
     l1_ratio : {0, None}, default 0.0
-        The share of the coefficients' absolute values in the penalty, which has none.
+        The share of the L1 norm in the penalty, which has none.
     dual : False
         The problem is solved in its primal form.
     tol : float, default 1e-4
-        With "lbfgs" and "newton-cg" no entry of the gradient is larger at the end, and the next step promises no larger
-        fall of the objective; where rounding ends the search before, a warning says so. With "sgd", by how much less
-        the objective must get within 5 passes.
+        With "lbfgs" and "newton-cg", `fit` stops when no entry of the gradient exceeds `tol` and the next step promises
+        to lower the objective by no more than `tol`. It warns if rounding errors stop it earlier. With "sgd", `fit`
+        stops when the objective has fallen by less than `tol` within 5 passes.
     fit_intercept : bool, default True
         Whether there are intercepts; they are not penalised.
     intercept_scaling : float, default 1.0
-        Positive, and without effect, as in scikit-learn where intercepts are not penalised.
+        Positive. Without effect, as in scikit-learn where intercepts are not penalised.
     class_weight : dict or "balanced", optional
-        Factors of the sample weights by class label, 1 where none is given; "balanced" gives every class the same sum.
+        Factors of the sample weights by class label, 1 for labels without one; "balanced" gives all classes the same
+        total weight.
     random_state : int, RandomState instance or None, default None
-        Decides the order of the rows in "sgd".
+        Determines the order of the rows in "sgd".
     solver : {"lbfgs", "newton-cg", "sgd"}, default "lbfgs"
         How the objective is minimised: see Notes.
     max_iter : int, default 100
-        Iterations at most; with "sgd", passes through the rows.
+        Maximum number of iterations; with "sgd", of passes through the rows.
     verbose : int, default 0
-        Whether to print objective and largest gradient after each iteration.
+        If positive, print objective and largest gradient after each iteration.
     warm_start : bool, default False
-        Whether `fit` starts from the coefficients that are there.
+        Whether `fit` starts from the coefficients of the previous call.
     n_jobs : int, optional
         Without effect, as in scikit-learn since 1.8: see `n_threads`.
     label_smoothing : float in [0, 1], default 0.0
-        How much of the target is replaced by the uniform distribution.
+        Share of the uniform distribution in the target.
     n_threads : int, optional
-        At most so many threads share the rows. ``None``: as many as the kernels use.
+        Maximum number of threads that share the rows. ``None`` means as many as the kernels use.
 
     Attributes
     ----------
@@ -115,8 +116,8 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     Raises
     ------
     ValueError, TypeError
-        From `fit` and `partial_fit`, for parameters or data out of range, and for less than two classes. Parameters
-        that scikit-learn has and this has not are refused with what to use instead.
+        From `fit` and `partial_fit`, for parameters or data out of range, and for fewer than two classes. The message
+        for an unsupported parameter or solver of scikit-learn names an alternative.
 
     See Also
     --------
@@ -128,16 +129,16 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
 
         (1 / A) sum_i a_i l_i(X coef_^T + intercept_) + ||coef_||^2 / (2 C A),
 
-    as in scikit-learn 1.9; for two classes with the logits 0 and ``X @ coef_[0] + intercept_``. Among the minima that
-    differ in what all classes share, the one where it is 0 is returned. Weights may be negative, as there, as long as
-    their sum is positive; the objective need not have a minimum then.
+    as in scikit-learn 1.9; for two classes with the logits 0 and ``X @ coef_[0] + intercept_``. Minima that differ by a
+    shift common to all classes are equivalent; the one with mean 0 over the classes is returned. Weights may be
+    negative, as in scikit-learn, if their sum is positive; the objective need not have a minimum then.
 
-    "lbfgs" and "newton-cg" work in coordinates that make the problem rounder [1]_: correlated or unscaled
-    features cost few iterations. Both are exact, and "lbfgs" is the faster as a rule; "newton-cg" for high accuracy.
-    "sgd" is for very many rows, and what `partial_fit` does: mini-batches of 128 rows, Adam [2]_, and an average over
-    its steps. It leaves some thousandths of the objective to be gained. Features are scaled as the first rows want it.
+    "lbfgs" and "newton-cg" precondition the problem [1]_, so that correlated or unscaled features cost few iterations.
+    Both are exact. "lbfgs" is usually faster, "newton-cg" is for high accuracy. "sgd" is for very many rows, and is
+    what `partial_fit` does: mini-batches of 128 rows, Adam [2]_, and an average over its steps. Its objective ends some
+    thousandths above the minimum. It scales the features by statistics of the first rows.
 
-    While `fit` runs, BLAS is kept to one thread, in the whole process, and until the last of those that overlap ends.
+    While `fit` runs, BLAS is limited to one thread in the whole process, until the last of overlapping calls ends.
 
     References
     ----------
@@ -206,11 +207,11 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         Parameters
         ----------
         X : array_like or sparse, shape (n_samples, n_features)
-            Features. Float32 is kept, all else becomes float64; sparse matrices become CSR.
+            Features. float32 is kept, other dtypes are converted to float64, sparse matrices to CSR.
         y : array_like, shape (n_samples,)
             Class labels.
         sample_weight : array_like, shape (n_samples,), optional
-            One factor per row, finite; their sum must be positive, times class weights if there are any.
+            One factor per row, finite. Their sum, times the class weights, must be positive.
 
         Returns
         -------
@@ -220,7 +221,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         Warns
         -----
         ConvergenceWarning
-            If `max_iter` was not enough, or rounding ended it early.
+            If `max_iter` iterations were not enough, or rounding errors ended the search early.
         """
         self._check_parameters()
         X, y = self._check_rows(X, y, reset=True)
@@ -262,7 +263,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         classes: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
     ) -> "LogisticRegression":
-        """Go through one batch of rows by the steps of "sgd", whatever `solver` says.
+        """Train on one batch of rows by the steps of "sgd", whatever `solver` is.
 
         Parameters
         ----------
@@ -278,8 +279,8 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
 
         Notes
         -----
-        The penalty is ||coef_||^2 / (2 C A) with A the sum of weights of all rows seen so far, so that after one pass
-        it is that of `fit`.
+        The penalty is ||coef_||^2 / (2 C A) with A the total weight of all rows seen so far, so after one pass it is
+        that of `fit`.
         """
         self._check_parameters()
         if isinstance(self.class_weight, str):
@@ -319,7 +320,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         return self
 
     def decision_function(self, X: Any) -> NDArray[Any]:
-        """Return the logits; of two classes those of the second, where those of the first are 0.
+        """Return the logits; for two classes those of the second class relative to the first.
 
         Parameters
         ----------
@@ -350,7 +351,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         return fastce.softmax(self._logits(X), n_threads=self.n_threads)
 
     def predict_log_proba(self, X: Any) -> NDArray[Any]:
-        """Return the logarithms of the classes' probabilities, exact where the probabilities round to 0 or 1.
+        """Return the logarithms of the classes' probabilities, accurate even where these round to 0 or 1.
 
         Parameters
         ----------
@@ -453,12 +454,12 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
 
 
 def _quietly() -> np.errstate:
-    """Let numbers of a search become 0 or infinite: small products are meant to, and without a minimum all grow."""
+    """Ignore underflow, which is harmless, and overflow, which happens if there is no minimum."""
     return np.errstate(over="ignore", under="ignore", invalid="ignore")
 
 
 def _own_arrays(state: object) -> None:
-    """Copy what an object may not write to: joblib's `mmap_mode` hands out models whose arrays are files."""
+    """Copy the read-only arrays of an object: joblib's `mmap_mode` loads models with memory-mapped arrays."""
     for name, value in vars(state).items():
         if isinstance(value, np.ndarray) and not value.flags.writeable:
             setattr(state, name, np.array(value))

@@ -1,20 +1,21 @@
-"""Softmax cross-entropy on PyTorch's tensors, for scripts that take it from `torch.nn` today: change the import.
+"""Softmax cross-entropy of PyTorch tensors, a replacement for that of `torch.nn`: a script changes one import.
 
 Needs PyTorch, which nothing else in this package imports.
 
 Design
 ------
-1. On the host a reduced loss makes its gradient in the forward sweep; only that is saved, not the logits. The upstream
-   gradient of a training step is 1, and then backward has nothing left to do.
-2. Elsewhere the sweep that makes the gradient is backward's, with the upstream gradient folded into it:
+1. On the CPU the forward pass of a reduced loss also computes the gradient, and saves it instead of the logits. The
+   upstream gradient of a training step is 1, and then backward has nothing left to do.
+2. In other cases backward computes the gradient, with the upstream gradient folded in:
 
-   - float16, whose losses are scaled up lest small gradients become 0: scaling what has become 0 comes too late;
-   - ``reduction="none"``, whose upstream gradients are anything: multiplying by them later is a sweep as well, and
-     makes NaN of the zeros of skipped rows where they are infinite;
-   - on a GPU, where to ask whether a number is 1 is to wait for all work before it.
+   - float16, where losses are scaled up to keep small gradients from underflow: scaling a stored 0 would be too late;
+   - ``reduction="none"``, with arbitrary upstream gradients: multiplying by them later takes another sweep, and turns
+     the zeros of skipped rows into NaN where they are infinite;
+   - on a GPU, where asking whether a number is 1 means waiting for all work before it.
 
-3. A saved gradient is multiplied where it is, unless the graph is retained: whoever got it before may hold it still.
-4. Transforms, forward mode, compilers and whatever else intercepts operators get operators: see `_torch_operators`.
+3. A saved gradient is multiplied in place, unless the graph is retained: an earlier caller may still hold it.
+4. Transforms, forward mode, compilers and everything else that intercepts operators get operators: see
+   `_torch_operators`.
 """
 
 from typing import Any
@@ -62,20 +63,20 @@ def cross_entropy(
     Parameters
     ----------
     input : Tensor, shape (N, C), (N, C, d1, ...) or (C,), float32, float64, float16 or bfloat16
-        The logits, on the host or on a CUDA device, of any strides.
+        The logits, on the CPU or on a CUDA device, of any strides.
     target : Tensor
         Class indices of any integer dtype, shaped like `input` without the class axis; or class probabilities of any
         floating dtype, shaped like `input`.
     weight : Tensor, shape (C,), optional
         One factor per class, finite, of any sign.
     size_average, reduce : bool, optional
-        What `reduction` was formerly called. Deprecated in PyTorch, which warns.
+        Old names of `reduction`. Deprecated in PyTorch, which warns.
     ignore_index : int, default -100
-        Rows with this class index are skipped. With class probabilities it must be negative, and means nothing.
+        Rows with this class index are skipped. With class probabilities it must be negative, and has no effect.
     reduction : {"mean", "sum", "none"}, default "mean"
-        What to do with the losses of the rows.
+        How the losses of the rows are combined.
     label_smoothing : float in [0, 1], default 0
-        How much of the target is replaced by the uniform distribution.
+        Share of the uniform distribution in the target.
     sample_weight : Tensor, shaped like an index target, optional
         One factor per row, finite, of any sign. Rows of weight 0 are skipped.
     logit_scale, softcap, z_loss, on_empty, n_threads
@@ -84,20 +85,20 @@ def cross_entropy(
     Returns
     -------
     loss : Tensor, without dimensions, or shaped like an index target if ``reduction="none"``
-        Of the dtype of `input`, as in PyTorch; under autocast float32 for logits of 16 bits, as there.
+        Has the dtype of `input`; under autocast float32 for half-precision logits. Both are as in PyTorch.
 
     Raises
     ------
     TypeError
-        If an argument is no tensor, is sparse, quantized, nested or masked, is on another device than `input`, or of a
-        wrong kind; if `input` is neither on the host nor on a CUDA device.
+        If an argument is not a tensor, is sparse, quantized, nested or masked, is on another device than `input`, or
+        has the wrong dtype; if `input` is neither on the CPU nor on a CUDA device.
     IndexError, ValueError
         As `fastce.cross_entropy`.
     NotImplementedError
         If anything but `input` requires a gradient or has a tangent; if the gradient is differentiated again, in either
-        mode; if it is compiled whole within a transform of ``torch.func``.
+        mode; if it is compiled as a whole within a transform of ``torch.func``.
     ImportError
-        If a tensor is bfloat16 and ml_dtypes is missing, or on a GPU and CuPy is.
+        If a tensor is bfloat16 and ml_dtypes is missing, or if it is on a GPU and CuPy is missing.
 
     See Also
     --------
@@ -106,17 +107,18 @@ def cross_entropy(
 
     Notes
     -----
-    The gradient has the dtype and the memory format of `input`. For a reduced loss on the host the forward sweep makes
-    it, and it is kept instead of the logits; backward multiplies it by the upstream gradient unless that is 1. In
-    float16, with ``reduction="none"`` and on a GPU, backward makes it with the upstream gradient folded in: one
-    rounding, so that scaled losses keep small gradients. Then `input` is saved, and must not be overwritten before.
+    The gradient has the dtype and the memory format of `input`. For a reduced loss on the CPU the forward pass computes
+    it, and it is saved instead of the logits; backward multiplies it by the upstream gradient unless that is 1. In
+    float16, with ``reduction="none"`` and on a GPU, backward computes it with the upstream gradient folded in. It is
+    rounded once, so scaled losses keep small gradients. Then `input` is saved, and must not be overwritten before
+    backward.
 
     The transforms of ``torch.func`` work, gradients per sample by ``vmap(grad(...))`` in one call for all samples, and
-    so do forward mode, ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and fake tensors. They get an operator,
-    ``torch.ops.fastce.cross_entropy``, and backward makes the gradient there. Class weights that differ from sample to
-    sample take one call each.
+    so do forward mode, ``torch.compile``, ``torch.export``, ``torch.jit.trace`` and fake tensors. They see an operator,
+    ``torch.ops.fastce.cross_entropy``, whose backward computes the gradient. Class weights that differ from sample to
+    sample need one call each.
 
-    On a GPU work is put on PyTorch's current stream, and a class that does not exist is told late: see `fastce.cuda`.
+    On a GPU work goes to PyTorch's current stream, and a class out of range is reported late: see `fastce.cuda`.
 
     Examples
     --------
@@ -176,15 +178,15 @@ def cross_entropy(
 
 
 def empty_cache() -> None:
-    """Give back to the system the memory that is kept for the next large gradient on the CPU.
+    """Free the memory that is kept for the next large gradient on the CPU.
 
     See Also
     --------
-    torch.cuda.empty_cache : The same for GPUs, whose memory PyTorch keeps itself.
+    torch.cuda.empty_cache : The same for GPUs, whose memory PyTorch caches itself.
 
     Notes
     -----
-    At most one is kept: the last that nothing refers to any more.
+    The memory of one gradient is kept: the last one that nothing refers to any more.
 
     Examples
     --------
@@ -195,12 +197,12 @@ def empty_cache() -> None:
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
-    """Softmax cross-entropy as a module, in the place of ``torch.nn.CrossEntropyLoss``, which it is a kind of.
+    """Softmax cross-entropy as a module, a subclass of and replacement for ``torch.nn.CrossEntropyLoss``.
 
     Parameters
     ----------
     weight : Tensor, shape (C,), optional
-        One factor per class. A buffer: it moves with the module and is part of its state.
+        One factor per class. It is a buffer: it moves with the module and is part of its state.
     size_average, ignore_index, reduce, reduction, label_smoothing
         As for `cross_entropy`. Also attributes.
     logit_scale, softcap, z_loss, on_empty, n_threads
@@ -213,7 +215,8 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
 
     Notes
     -----
-    Sample weights differ from batch to batch: they are given to the call, ``loss(input, target, sample_weight=...)``.
+    Sample weights differ from batch to batch, so they are passed to the call: ``loss(input, target,
+    sample_weight=...)``.
 
     Examples
     --------

@@ -163,6 +163,15 @@ def test_pages_are_plain_markdown(page):
         assert len(line) <= WIDTH or line.startswith(("|", "![")), line
 
 
+@pytest.mark.parametrize("name", sorted({*fastce.__all__} - {"CrossEntropyStats"}))
+def test_help_shows_annotations_by_their_names(name):
+    """ArrayLike, and not the union that it stands for."""
+    thing = getattr(fastce, name)
+    methods = [method for _, method in inspect.getmembers(thing, inspect.isfunction)] if inspect.isclass(thing) else []
+    for function in (thing, *methods):
+        assert not re.search(r"\bnumpy\.|\btyping\.|Union", str(inspect.signature(function)))
+
+
 def test_the_readme_names_every_function_and_its_parameters():
     cells = [code for row in table_of(README, "Functions") for code in CODE.findall(row[0])]
     calls = dict(re.match(r"(\w+)(?:\((.*)\))?$", code).groups() for code in cells)
