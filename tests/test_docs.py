@@ -132,6 +132,8 @@ def test_names_exist(page):
             find(match[1].split(".")[1:])
         for path in re.findall(r"(?<!\S)(?:asv_bench|tests|fastce|docs|\.ci)/[\w./]*", code):
             assert (CLONE / path).exists(), code
+        if page.name == "architecture.md" and re.fullmatch(r"[\w*./]+(\.\w+|/)", code) and not (CLONE / code).exists():
+            assert list((CLONE / "fastce").glob(code)), code
         if not code.startswith("pip "):
             for option in set(re.findall(r"(?<!\S)--[a-z-]+", code)) - {"--help"}:
                 assert f'"{option}"' in sources, code
