@@ -78,7 +78,7 @@ def imports(path):
             if top != "fastce":
                 others.add(top)
             else:
-                own.add(rest.partition(".")[0] if rest.startswith("_") else "fastce")
+                own.add(rest.partition(".")[0] if re.match("_[^_]", rest) else "fastce")
     return own, others
 
 
