@@ -6,7 +6,7 @@ if that confirms it; then the exit status is 1. Needs a quiet machine and 4 GiB 
 """
 
 import contextlib
-import importlib
+import importlib.util
 import os
 import sys
 from pathlib import Path
@@ -33,9 +33,10 @@ class OtherBuild:
         sys.path.insert(0, os.fspath(folder))
         try:
             with self.active():
+                found = Path(importlib.util.find_spec(PACKAGE).origin)
+                if not found.is_relative_to(folder) or found.samefile(fastce.__file__):
+                    raise SystemExit(f"{folder} holds no other {PACKAGE}: found {found}")
                 self.package = importlib.import_module(PACKAGE)
-                if not Path(self.package.__file__).is_relative_to(folder):
-                    raise SystemExit(f"{folder} holds no {PACKAGE}: found {self.package.__file__}")
         finally:
             sys.path.remove(os.fspath(folder))
 
@@ -82,6 +83,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     base = OtherBuild(options.folder.resolve())
     note(f"base: {base.package.__file__}; new: {fastce.__file__}")
+    options.isa = [isa for isa in options.isa if isa in base.package._cpu.supported_isas]
     chosen = choose(options)
     table = Table(["case", "isa", "threads", "base, us", "new, us", "new / base"], [case.name for case in chosen])
     slower = []

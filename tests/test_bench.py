@@ -17,7 +17,7 @@ pytestmark = pytest.mark.filterwarnings("default")
 @pytest.fixture(autouse=True)
 def _no_pauses(monkeypatch):
     monkeypatch.setattr(timing, "PAUSE", 0)
-    monkeypatch.setattr(bench, "MIN_SAMPLE", 0)
+    monkeypatch.setattr(bench, "SAMPLE", 0)
     monkeypatch.setattr(steps, "TURN", 0)
 
 

@@ -284,8 +284,9 @@ def test_two_builds_are_compared_in_one_process(scripts, tmp_path):
         assert all(float(row[5]) == pytest.approx(float(row[4]) / float(row[3]), rel=0.02) for row in rows)
         assert done.stderr.count("slower: ") == (len(variants) if status else 0)
 
-    done = run_python(["compare.py", tmp_path / "nothing"], cwd=FOLDER, env=environment)
-    assert done.returncode == 1 and "holds no fastce" in done.stderr
+    for folder in (tmp_path / "nothing", environment["PYTHONPATH"]):
+        done = run_python(["compare.py", folder], cwd=FOLDER, env=environment)
+        assert done.returncode == 1 and "holds no other fastce" in done.stderr
 
 
 @pytest.mark.parametrize("busy", [False, True])

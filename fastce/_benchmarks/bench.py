@@ -39,7 +39,7 @@ COMPILED = "torch.compile"
 # Logits below which nothing gets more than one thread: it would slow some packages down.
 SMALL = 16384
 
-MIN_SAMPLE = 1e-2  # s: after a pause a processor is slow at first
+SAMPLE = 1e-2  # s: longer than elsewhere, since each one follows a pause
 
 ALL: list[Case | Step] = [*CASES, *STEPS]
 QUICK: list[Case | Step] = [*QUICK_CASES, *STEPS[::3]]
@@ -123,7 +123,7 @@ def measure(case: Case, peers: dict[str, Peer], n_threads: int | None, n_most: i
     calls, dropped = prepare(case, peers, n_threads, n_most, logits)
     ways: dict[str, list[Callable[[], object]]] = {FLOOR: make_floors(IN_PLACE, logits.array, n_most)}
     ways |= {name: [call] for name, call in calls.items()}
-    take = partial(sample, before=logits.restore, at_least=MIN_SAMPLE, after_pause=True)
+    take = partial(sample, before=logits.restore, at_least=SAMPLE, after_pause=True)
     seconds = run_rounds({name: [partial(take, call) for call in ways[name]] for name in ways}, rounds, case.name)
     return {
         "shape": case.shape,
