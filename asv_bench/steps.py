@@ -8,6 +8,7 @@ process keeps one core busy meanwhile, and fastce is held against one thread. Ne
 
 import argparse
 import contextlib
+import functools
 import importlib
 import subprocess
 import sys
@@ -46,18 +47,24 @@ def make_steps(step, with_torch):
     return {title: make_step(step, *loss) for title, loss in losses.items()}
 
 
-def make_predictions(n_rows):
-    """Return `predict_proba` by scikit-learn's model and by ours."""
+@functools.cache
+def fit_models():
+    """Return scikit-learn's model and ours, fitted to digits."""
     features, target = load_digits(return_X_y=True)
+    models = {
+        "fastce": fastce.sklearn.LogisticRegression(max_iter=20),
+        ONE_THREAD: fastce.sklearn.LogisticRegression(max_iter=20, n_threads=1),
+        "scikit-learn": LogisticRegression(max_iter=20),
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that few iterations are not enough
-        models = {
-            "fastce": fastce.sklearn.LogisticRegression(max_iter=20).fit(features, target),
-            ONE_THREAD: fastce.sklearn.LogisticRegression(max_iter=20, n_threads=1).fit(features, target),
-            "scikit-learn": LogisticRegression(max_iter=20).fit(features, target),
-        }
-    features = np.resize(features, (n_rows, features.shape[1]))
-    return {name: lambda model=model: model.predict_proba(features) for name, model in models.items()}
+        return {name: model.fit(features, target) for name, model in models.items()}
+
+
+def make_predictions(n_rows):
+    """Return `predict_proba` by each model."""
+    features = np.resize(load_digits().data, (n_rows, 64))
+    return {name: functools.partial(model.predict_proba, features) for name, model in fit_models().items()}
 
 
 def make_boosters(name, shape, n_rounds):
@@ -73,7 +80,7 @@ def make_boosters(name, shape, n_rounds):
         for _ in range(n_rounds):
             update()
 
-    return {who: lambda objective=objective: learn(objective) for who, objective in objectives.items()}
+    return {who: functools.partial(learn, objective) for who, objective in objectives.items()}
 
 
 def print_run(title, calls, rivals, rounds, turn):
@@ -93,7 +100,7 @@ def main(arguments=None):
     parser.add_argument("--busy", action="store_true", help="beside a process that keeps a core busy")
     parser.add_argument("--torch", action="store_true", help="also with PyTorch's loss")
     parser.add_argument("--boosting", nargs=4, type=int, default=(20000, 20, 10, 30), metavar=("N", "d", "C", "ROUNDS"))
-    parser.add_argument("--skip", nargs="+", default=(), choices=("steps", "predictions", "boosting"))
+    parser.add_argument("--skip", nargs="*", default=(), choices=("steps", "predictions", "boosting"))
     options = parser.parse_args(arguments)
     config = fastce.show_config(mode="dicts")
     print(f"threads: {config['threads']['effective']}; waiting: {config['threads']['waiting']}")

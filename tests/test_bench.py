@@ -43,6 +43,8 @@ def test_all_installed_peers_agree(tmp_path, capsys):
             cannot = {"NumPy", "scikit-learn", "Numba"}
         elif case["dtype"] in ("float16", "bfloat16"):
             cannot = {"scikit-learn", "Numba"}
+        if case["dtype"] == "bfloat16":
+            cannot |= {"NumPy", "SciPy"}  # round differences of logits to 8 bits, and are 2 % off
         assert set(case["dropped"]) == cannot & taking_part, name
         assert set(case["seconds"]) == {"floor", *taking_part} - set(case["dropped"])
         assert all(seconds > 0 for seconds in case["seconds"].values())

@@ -293,16 +293,19 @@ def test_two_builds_are_compared_in_one_process(scripts, tmp_path):
 def test_steps_with_products_and_rounds_are_printed(scripts, capsys, busy):
     pytest.importorskip("sklearn")
     program = importlib.import_module("steps")
-    arguments = ["--runs", "2", "--rounds", "1", "--turn", "0", "--boosting", "200", "3", "3", "1"]
     missing = [name for name in program.LIBRARIES if importlib.util.find_spec(name) is None]
-    program.main([*arguments, *["--busy"] * busy, *["--skip", "boosting"] * bool(missing)])
+    skipped = ["predictions", "boosting"] if busy else ["boosting"] * bool(missing)
+    arguments = ["--runs", "2", "--rounds", "1", "--turn", "0", "--boosting", "200", "3", "3", "1", "--skip", *skipped]
+    program.main([*arguments, *["--busy"] * busy])
     head, *lines, worst = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"threads: \d+; waiting: .+", head)
     rows = [line for line in lines if line.startswith("  ")]
     titles = [row.partition(":")[0].strip() for row in rows]
     n = len(rows) // 2
-    assert titles[:n] == titles[n:] and n == 8 + 2 * (not missing)
-    assert titles[:5] == [*(step.name for step in steps.STEPS), "predict_proba-1x64x10"]
+    assert titles[:n] == titles[n:]
+    assert n == 4 + 4 * ("predictions" not in skipped) + 2 * ("boosting" not in skipped)
+    assert titles[:4] == [step.name for step in program.STEPS]
+    assert busy or titles[4] == "predict_proba-1x64x10"
     time = r"[A-Za-z -]+ \d+\.\d{3}"
     assert all(re.fullmatch(rf"  [^:]+: {time}(, {time})+ ms; ratio \d+\.\d\d", row) for row in rows)
     assert worst.startswith("worst ratios: step-64x256x1000 ")

@@ -35,18 +35,22 @@ def test_the_demo_needs_sensible_arguments():
     assert "at least 1, got '0'" in done.stderr
 
 
+# Whoever runs the tests in the background has the signal ignored, and children inherit that.
+INTERRUPTIBLE = """
+import signal, sys
+from fastce.__main__ import main
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.skipif(os.name != "posix", reason="signals as on Unix")
 def test_an_interrupt_ends_the_demo_without_a_traceback():
-    command = [*COMMAND, "--epochs", "1000000"]
+    command = [sys.executable, "-c", INTERRUPTIBLE, "demo", "--epochs", "1000000"]
     environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
     with subprocess.Popen(
-        command,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        # Whoever runs the tests in the background has the signal ignored, and children inherit that.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         for line in process.stdout:
             if line.startswith("epoch"):  # it is under way
