@@ -1,8 +1,10 @@
 """Fixtures, and how tests run.
 
-A test marked `every_isa` runs with each instruction set of this build and machine in turn, every time from the same
-inputs. What the definition says of these is computed once. A test marked `slow` is left out unless pytest is told
-`-m slow` (those alone) or `-m ""` (all); .ci/run runs both tiers.
+A test marked `slow` is left out unless pytest is told `-m slow` (those alone) or `-m ""` (all); .ci/run runs both.
+
+A test marked `every_isa` runs with the widest instruction set of this build and machine, and in the slow tier with each
+of the others; marked `every_isa(by_default=True)`, with each of them at once. What the definition says of a problem is
+computed once for all of them.
 
 The other modules here that are no tests:
 
@@ -49,22 +51,41 @@ def _keep_freed_memory():
             mallopt(parameter, 2**30)
 
 
+def pytest_generate_tests(metafunc):
+    marker = metafunc.definition.get_closest_marker("every_isa")
+    if marker is not None and not marker.kwargs.get("by_default"):
+        *others, widest = _cpu.supported_isas
+        tiers = [pytest.param([widest], id="widest")]
+        if others:
+            tiers.append(pytest.param(others, id="others", marks=pytest.mark.slow))
+        metafunc.parametrize("_isas", tiers, indirect=True)
+
+
 def pytest_itemcollected(item):
     if item.get_closest_marker("every_isa") is None:
         return
     hypothesis = getattr(item.obj, "hypothesis", None)
     if hypothesis is None:
-        item.obj = with_every_isa(item.obj)
+        item.obj = _for_each_isa(item.obj)
     elif not hasattr(hypothesis.inner_test, "__wrapped__"):  # the cases of a test share the function
-        hypothesis.inner_test = with_every_isa(hypothesis.inner_test)
+        hypothesis.inner_test = _for_each_isa(hypothesis.inner_test)
 
 
-def with_every_isa(test):
+_isas_of_test = []
+
+
+@pytest.fixture(autouse=True)
+def _isas(request):
+    """The instruction sets of a test that is marked `every_isa`."""
+    _isas_of_test[:] = getattr(request, "param", _cpu.supported_isas)
+
+
+def _for_each_isa(test):
     """Return a test that runs once with each instruction set, on copies of its arguments."""
 
     @functools.wraps(test)
     def run(*args, **kwargs):
-        for name in _cpu.supported_isas:
+        for name in _isas_of_test:
             with _cpu.use_isa(name):
                 try:
                     test(*map(_fresh, args), **{key: _fresh(value) for key, value in kwargs.items()})

@@ -124,7 +124,7 @@ def worst_errors(isa):
     return worst
 
 
-@pytest.mark.every_isa
+@pytest.mark.every_isa(by_default=True)
 @pytest.mark.parametrize("order", ["C", "F"])
 @pytest.mark.parametrize("n_classes", SIZES)
 @pytest.mark.parametrize("kind", KINDS)

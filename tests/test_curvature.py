@@ -15,7 +15,7 @@ from fastce import _reference
 from fastce._curvature import CURVATURES
 from oracle import assert_curvatures, assert_equal, assert_within
 
-pytestmark = pytest.mark.every_isa
+pytestmark = pytest.mark.every_isa(by_default=True)
 
 KINDS = ["index", "prob"]
 DTYPES = [np.float32, np.float64, np.float16, ml_dtypes.bfloat16]

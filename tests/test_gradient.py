@@ -7,7 +7,7 @@ import fastce
 from cases import OPTION_SETS, make_logits, make_target, options_for, row_shape
 from oracle import assert_within
 
-pytestmark = pytest.mark.every_isa
+pytestmark = pytest.mark.every_isa(by_default=True)
 
 KINDS = ["index", "prob"]
 STEP = 1e-3  # of the differences: their error is about STEP^4 and eps / STEP, both below 1e-11

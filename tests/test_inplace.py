@@ -18,7 +18,7 @@ def problems(rng, dtype, kind):
             yield f"{shape} {names}", make_logits(rng, shape, dtype), make_target(rng, kind, shape), options
 
 
-@pytest.mark.every_isa
+@pytest.mark.every_isa(by_default=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_in_place_has_the_bits_of_a_new_gradient(dtype, kind, layout, rng):
@@ -32,7 +32,7 @@ def test_in_place_has_the_bits_of_a_new_gradient(dtype, kind, layout, rng):
         assert_equal(logits, grad, err_msg=what)
 
 
-@pytest.mark.every_isa
+@pytest.mark.every_isa(by_default=True)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_the_layout_of_out_does_not_change_the_bits(dtype, kind, layout, rng):
@@ -120,7 +120,7 @@ def test_lists_and_other_array_likes_are_converted():
     assert np.isnan(fastce.cross_entropy(np.empty((0, 3)), []))
 
 
-@pytest.mark.every_isa
+@pytest.mark.every_isa(by_default=True)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax"])
 def test_softmax_works_in_place(dtype, name, layout, rng):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import fastce
-from cases import LAYOUTS, OPTION_SETS, make_target, options_for, row_shape
+from cases import LAYOUTS, OPTION_SETS, make_target, options_for, row_shape, slow_except
 from fastce import _linear, _reference
 from oracle import Bounds, arithmetic, assert_equal, assert_within, half_unit
 
@@ -897,8 +897,8 @@ def peak_besides_results(function, *arguments, **options):
     return peak - sum(a.nbytes for a in result[1:] if a is not None) if isinstance(result, tuple) else peak
 
 
-@pytest.mark.parametrize("names", ["plain", "all"])
-@pytest.mark.parametrize("kind", ["index", "prob"])
+@pytest.mark.parametrize("names", slow_except(["plain"], ["plain", "all"]))
+@pytest.mark.parametrize("kind", slow_except(["index"], ["index", "prob"]))
 def test_the_logits_are_never_held_whole(kind, names, rng):
     """131 MB of logits; the buffers may take what the constants say, and the rest 1 MiB, 64 bytes per row and a bit."""
     n_rows, n_features, n_classes = 4096, 16, 8000
@@ -933,7 +933,7 @@ def test_leading_dimensions_are_not_merged_by_a_copy(rng):
             assert peak < 20 * 32 * 1024 + 5 * chunk_bytes + 2**20 < features.nbytes / 2
 
 
-@pytest.mark.parametrize("return_stats", [False, True])
+@pytest.mark.parametrize("return_stats", slow_except([False], [False, True]))
 def test_k_dimensional_logits_are_never_held_whole(return_stats, rng):
     """66 MB of logits."""
     n_rows, n_classes, outer = 2048, 500, (4, 4)

@@ -6,7 +6,7 @@ import pytest
 import fastce
 from cases import make_logits
 
-pytestmark = pytest.mark.every_isa
+pytestmark = pytest.mark.every_isa(by_default=True)
 
 
 def test_mean_equals_log_loss_of_scikit_learn(dtype, rng):

@@ -10,7 +10,7 @@ from oracle import Bounds, assert_curvatures, assert_equal, assert_matches_refer
 
 hypothesis = pytest.importorskip("hypothesis")
 st = hypothesis.strategies
-pytestmark = pytest.mark.every_isa
+pytestmark = pytest.mark.every_isa(by_default=True)
 
 INTEGERS = ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8")
 SPECIAL = (-np.inf, 0.0, -0.0, 1e4, -1e4, 3e38, 1e-40, 88.0, -104.0)  # of a logit now and then

@@ -8,7 +8,7 @@ from cases import CLASSES, FEW_CLASSES, LAYOUTS, OPTION_SETS, ROWS, make_logits,
 from fastce import _reference
 from oracle import Bounds, assert_matches_reference, assert_within
 
-pytestmark = pytest.mark.every_isa
+pytestmark = pytest.mark.every_isa(by_default=True)
 
 KINDS = ["index", "prob"]
 INTEGERS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64", "intp", ">i4", ">u2")
