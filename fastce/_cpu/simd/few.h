@@ -248,7 +248,7 @@ FASTCE_INLINE void F(scale_and_put)(const REAL* x, ptrdiff_t pitch, ptrdiff_t n,
 FASTCE_INLINE void F(exp_pairs)(const REAL* x, ptrdiff_t pitch, REAL scale, REAL* top, REAL* rest) {
     for (int i = 0; i < 64; i += WIDTH) {
         const VEC a = F(load)(x + i), b = F(load)(x + pitch + i);
-        const VEC m = F(max)(b, a), other = F(select)(F(is_greater)(b, a), a, b);
+        const VEC m = F(max_or_nan)(b, a), other = F(select)(F(is_greater)(b, a), a, b);
         F(store)(top + i, m);
         F(store)(rest + i, F(exp)(scale * (other - m)));
     }

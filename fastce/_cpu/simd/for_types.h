@@ -10,8 +10,8 @@
        F(name)  the name for this type: fastce_name_floats, _doubles, _float or _double
 
    Vectors are GCC's and Clang's: operators work on them as on numbers, on all instruction sets. Compilers without get
-   "vectors" of one number. PS and EPI end the names of intrinsics. No header may include a template from its part for
-   each type. */
+   "vectors" of one number. PS, EPI and NEON end the names of intrinsics. No header may include a template from its part
+   for each type. */
 
 #ifdef FASTCE_TEMPLATE
 
@@ -28,6 +28,7 @@
 #define UINT uint32_t
 #define IS_FLOAT 1
 #define PS _ps
+#define NEON _f32
 #define EPI _epi32
 #define EXP_UNIT 4294967296.0f /* 2^32, what `exp` returns for 0 */
 #define SUFFIX _floats
@@ -44,6 +45,7 @@
 #endif
 #undef EXP_UNIT
 #undef EPI
+#undef NEON
 #undef PS
 #undef IS_FLOAT
 #undef UINT
@@ -55,6 +57,7 @@
 #define UINT uint64_t
 #define IS_FLOAT 0
 #define PS _pd
+#define NEON _f64
 #define EPI _epi64
 #define EXP_UNIT 18446744073709551616.0 /* 2^64 */
 #define SUFFIX _doubles
@@ -71,6 +74,7 @@
 #endif
 #undef EXP_UNIT
 #undef EPI
+#undef NEON
 #undef PS
 #undef IS_FLOAT
 #undef UINT

@@ -101,7 +101,7 @@ FASTCE_INLINE VEC F(exp)(VEC x) {
     const float magic = 3145728.0f; /* 1.5 * 2^21 */
     const int shift = 21;
 #endif
-    VEC in_range = F(max)(F(fill)(FLOOR), x); /* which keeps NaN */
+    VEC in_range = F(max_or_nan)(F(fill)(FLOOR), x); /* which keeps NaN */
     VEC sum = in_range * 1.4426950408889634f + magic;
     VEC r = in_range - (sum - magic) * 0.6931471805599453f;
     BITS bits = F(bits_of)(sum);
@@ -117,14 +117,14 @@ FASTCE_INLINE VEC F(exp)(VEC x) {
     return p * power + power;
 #else
     VEC power, fraction;
-    F(split_exp)(F(max)(F(fill)(FLOOR), x), &power, &fraction);
+    F(split_exp)(F(max_or_nan)(F(fill)(FLOOR), x), &power, &fraction);
     return fraction * power + power;
 #endif
 }
 
 /* tanh(x) within 3 ulp. */
 FASTCE_INLINE VEC F(tanh)(VEC x) {
-    VEC power, fraction, t = F(max)(F(fill)(-30), F(negative)(x)); /* tanh is 1 to the last bit long before */
+    VEC power, fraction, t = F(max_or_nan)(F(fill)(-30), F(negative)(x)); /* tanh is 1 to the last bit long before */
     F(split_exp)(2 * t, &power, &fraction);
     power = power * (1 / EXP_UNIT);
     t = fraction * power + (power - 1); /* expm1(-2|x|) */

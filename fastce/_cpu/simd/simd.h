@@ -31,6 +31,12 @@
 #if defined(FASTCE_X86)
 #include <immintrin.h>
 #endif
+#if defined(__GNUC__) && defined(__aarch64__)
+#define FASTCE_IS_NEON 1
+#include <arm_neon.h>
+#else
+#define FASTCE_IS_NEON 0
+#endif
 #define FASTCE_FLOATS (FASTCE_VECTOR_BYTES ? FASTCE_VECTOR_BYTES / 4 : 1)
 #define FASTCE_DOUBLES (FASTCE_VECTOR_BYTES ? FASTCE_VECTOR_BYTES / 8 : 1)
 
@@ -47,6 +53,8 @@
 #define FASTCE_KEEP_ORDER(x) __asm__ volatile("" : "+v"(x) : : "memory")
 #elif defined(FASTCE_X86)
 #define FASTCE_KEEP_ORDER(x) __asm__ volatile("" : "+x"(x) : : "memory")
+#elif FASTCE_IS_NEON
+#define FASTCE_KEEP_ORDER(x) __asm__ volatile("" : "+w"(x) : : "memory")
 #else
 #define FASTCE_KEEP_ORDER(x) ((void)0)
 #endif
@@ -139,6 +147,8 @@ FASTCE_INLINE VEC F(select)(MASK mask, VEC x, VEC other) {
     return FASTCE_NAME(_mm512_mask_mov, PS, )(other, mask, x);
 #elif FASTCE_VECTOR_BYTES == 32
     return FASTCE_NAME(_mm256_blendv, PS, )(other, x, (VEC)mask);
+#elif FASTCE_IS_NEON
+    return FASTCE_NAME(vbslq, NEON, )((BITS)mask, x, other);
 #else
     return F(of_bits)(((BITS)mask & F(bits_of)(x)) | (~(BITS)mask & F(bits_of)(other)));
 #endif
@@ -178,12 +188,23 @@ FASTCE_INLINE INTS F(load_ints)(const int32_t* source) {
 }
 #endif
 
-/* The larger of two; `other` where one is NaN. */
-FASTCE_INLINE VEC F(max)(VEC x, VEC other) {
+/* The larger of two; NaN where `other` is. */
+FASTCE_INLINE VEC F(max_or_nan)(VEC x, VEC other) {
 #if WIDTH > 1 && defined(FASTCE_X86)
     return FASTCE_NAME(FASTCE_X86(max), PS, )(x, other);
+#elif WIDTH > 1 && FASTCE_IS_NEON
+    return FASTCE_NAME(vmaxq, NEON, )(x, other);
 #else
     return F(select)(F(is_greater)(x, other), x, other);
+#endif
+}
+
+/* The larger of two; `other` where x is NaN. */
+FASTCE_INLINE VEC F(max)(VEC x, VEC other) {
+#if WIDTH > 1 && FASTCE_IS_NEON
+    return FASTCE_NAME(vmaxnmq, NEON, )(x, other);
+#else
+    return F(max_or_nan)(x, other);
 #endif
 }
 

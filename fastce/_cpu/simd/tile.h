@@ -26,7 +26,7 @@
 #define FASTCE_TILE 64
 #define FASTCE_NO_CLASS 0x7FFFFFFF
 
-#if FASTCE_SWEEPS_16_BITS
+#if FASTCE_IS_WIDE
 #if FASTCE_VECTOR_BYTES == 64
 typedef __m512i fastce_words;
 #else
@@ -78,7 +78,7 @@ FASTCE_INLINE double fastce_wide_lane_sum(const double* lanes) {
     FASTCE_OF_VECTORS(write_gradient_in_place, *(e))(e, n, alpha, beta, w, gamma, t)
 #define fastce_write_log(x, top, scale, log_sum, out) FASTCE_OF_VECTORS(write_log, *(x))(x, top, scale, log_sum, out)
 
-#if FASTCE_SWEEPS_16_BITS
+#if FASTCE_IS_WIDE
 /* The smallest of integers without a sign, the largest of those with one. */
 FASTCE_INLINE uint16_t fastce_min_word(fastce_words x) {
 #if FASTCE_VECTOR_BYTES == 64
@@ -126,6 +126,8 @@ FASTCE_INLINE float fastce_max_of_16_bits(fastce_format format, const uint16_t* 
     if ((found & 0x7FFF) > (format == FASTCE_HALF ? 0x7C00 : 0x7F80)) return fastce_max_of_floats(format, x, n);
     return format == FASTCE_HALF ? fastce_float_of_half(found) : fastce_float_of_bfloat16(found);
 }
+#else
+#define fastce_max_of_16_bits fastce_max_of_floats
 #endif
 
 /* The maximum of n >= 64 classes of a row, floats or of 16 bits; NaN is left out. */
