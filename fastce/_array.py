@@ -3,7 +3,7 @@
 Design
 ------
 1. The logits decide; every other array must live where they do. CuPy is imported for arrays on a GPU only.
-2. What is on a GPU is told by DLPack's protocol or by the CUDA array interface, and taken in without a copy. Copying
+2. What is on a GPU is found by DLPack's protocol or by the CUDA array interface, and taken in without a copy. Copying
    between host and device is left to the caller, who will want to know of it.
 3. Looking at numbers on a GPU means waiting for it. Only whoever asks for it, by `synchronous_checks`, does.
 4. To take in an object that is no array runs its own code, say `__array__`, which may do anything to the other
@@ -33,11 +33,11 @@ _ON_HOST = (np.ndarray, np.generic, int, float, list, tuple, type(None))
 _RESULTS = ("out", "hess_out")
 _NEEDED = ("logits", "target", "v", "x", "features", "linear_weight")
 
-_waits = contextvars.ContextVar("fastce_waits", default=False)
+_is_synchronous = contextvars.ContextVar("fastce_is_synchronous", default=False)
 
 
 def is_on_gpu(value: object) -> bool:
-    """Tell whether an object is an array on a GPU."""
+    """Return True for an array on a GPU."""
     kind = type(value)
     if issubclass(kind, _ON_HOST):
         return False
@@ -54,7 +54,7 @@ def array_module(value: object) -> Any:
         import cupy
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
-            f"arrays on a GPU need CuPy, got {_article(value)}: pip install 'fastce[cuda]' for CUDA 13, "
+            f"arrays on a GPU need CuPy, got {article(value)}: pip install 'fastce[cuda]' for CUDA 13, "
             f"'fastce[cuda12]' for CUDA 12",
             name=error.name,
         ) from error
@@ -62,18 +62,18 @@ def array_module(value: object) -> Any:
 
 
 def _is_from(kind: type, package: str) -> bool:
-    """Tell whether a type, or one that it is derived from, comes from a package."""
+    """Return True if a type, or one that it is derived from, comes from a package."""
     return any(base.__module__.partition(".")[0] == package for base in kind.__mro__)
 
 
-def _article(value: object) -> str:
+def article(value: object) -> str:
     """Return what a value is, for messages."""
     name = type(value).__name__
     return f"{'an' if name[0] in 'AEIOUaeio' else 'a'} {name}"
 
 
 def is_masked(value: object) -> bool:
-    """Tell masked arrays, without importing their module: until somebody else has, there are none."""
+    """Return True for a masked array, without importing the module: until somebody else has, there are none."""
     ma = sys.modules.get("numpy.ma")
     return ma is not None and issubclass(type(value), ma.MaskedArray)
 
@@ -86,41 +86,30 @@ def take_in(xp: Any, given: Iterable[tuple[str, object]]) -> dict[str, Array]:
     """
     taken: dict[str, Array] = {}
     for name, value in given:
-        if name in _RESULTS:
+        if name == "grad_output" and xp is not np and isinstance(value, int | float | np.generic):
+            taken[name] = np.asarray(value)  # a number, which needs none of the GPU's memory
+        elif name in _RESULTS:
             if xp is not np and value is not None:
                 taken[name] = _on_gpu(value, name, xp)
             elif _is_plain(value):
                 taken[name] = value  # type: ignore[assignment]
         elif value is not None or name in _NEEDED:
             taken[name] = _convert(value, name, xp)
-    return {name: _view(array, xp) for name, array in taken.items()}  # all at the end: see 4 above
+    return {name: _view(array) for name, array in taken.items()}  # all at the end: see 4 above
 
 
-def check_array(value: object, name: str, xp: Any = np) -> Array:
-    """Return `value` as a plain array of the module `xp` that nobody else has."""
-    return _view(_convert(value, name, xp), xp)
-
-
-def _view(array: Array, xp: Any) -> Array:
-    return (np.asarray(array) if xp is np else array).view()
-
-
-def check_result(value: object, name: str, xp: Any = np) -> Array:
-    """Return an array to be written to as one of the module `xp`, at the same place."""
-    if xp is not np:
-        return _on_gpu(value, name, xp)
-    if not _is_plain(value):
-        raise TypeError(f"{name} must be a NumPy array, got {_article(value)}")
-    return np.asarray(value)
+def _view(array: Any) -> Array:
+    view: Array = (np.asarray(array) if isinstance(array, np.ndarray) else array).view()
+    return view
 
 
 def _is_plain(value: object) -> bool:
-    """Tell NumPy arrays that are not masked, by their type: what `isinstance` goes by may be pretended."""
+    """Return True for a NumPy array that is not masked, by its type: what `isinstance` goes by may be pretended."""
     return issubclass(type(value), np.ndarray) and not is_masked(value)
 
 
 def _convert(value: object, name: str, xp: Any) -> Array:
-    """Do the part of `check_array` that runs code of others."""
+    """Return an array, by code of others where it is none yet."""
     if xp is np and _is_plain(value):
         return value  # type: ignore[return-value]  # nearly all there is
     _check_kind(value, name)
@@ -130,11 +119,13 @@ def _convert(value: object, name: str, xp: Any) -> Array:
         owner = "a CuPy array" if _is_from(type(value), "cupy") else "an array on a GPU"
         raise TypeError(f"{name} must be a NumPy array like every other argument, got {owner}")
     try:
-        return np.asarray(value)
+        array = np.asarray(value)
     except ValueError as error:  # such as rows of differing lengths
-        raise ValueError(f"{name} must be an array or like one, got {_article(value)}: {error}") from error
+        raise ValueError(f"{name} must be an array or like one, got {article(value)}: {error}") from error
     except (TypeError, RuntimeError) as error:  # such as a type that NumPy does not know
-        raise TypeError(f"{name} must be an array or like one, got {_article(value)}: {error}") from error
+        raise TypeError(f"{name} must be an array or like one, got {article(value)}: {error}") from error
+    # An empty list of classes has no kind of its own.
+    return array.astype(np.int64) if name == "target" and array.size == 0 and isinstance(value, list | tuple) else array
 
 
 def _check_kind(value: object, name: str) -> None:
@@ -147,7 +138,7 @@ def _check_kind(value: object, name: str) -> None:
             f"use fastce.torch.cross_entropy, or give {name}.detach()"
         )
     if type(value).__module__.startswith("scipy.sparse"):
-        raise TypeError(f"{name} must be a dense array, got {_article(value)}: convert it with {name}.toarray()")
+        raise TypeError(f"{name} must be a dense array, got {article(value)}: convert it with {name}.toarray()")
 
 
 def _on_gpu(value: Any, name: str, xp: Any) -> Array:
@@ -169,21 +160,21 @@ def address_of(array: Any) -> int:
     return int(array.ctypes.data if isinstance(array, np.ndarray) else array.data.ptr)
 
 
-def outline(array: Any) -> Array:
-    """Return an array at the same place that must not be read, for NumPy to tell what overlaps."""
-    if isinstance(array, np.ndarray):
-        return array
+def bounds_view(array: Any) -> Array:
+    """Return an array with the address, shape, strides and dtype of this one, whose numbers must not be read."""
+    if array is None or isinstance(array, np.ndarray):
+        return array  # type: ignore[return-value]
 
-    class Outline:
+    class Bounds:
         __array_interface__: ClassVar[dict[str, Any]] = {
             "version": 3,
             "shape": array.shape,
             "strides": array.strides,
             "typestr": f"|V{array.itemsize}",
-            "data": (address_of(array), True),
+            "data": (address_of(array), False),
         }
 
-    return np.asarray(Outline())
+    return np.asarray(Bounds()).view(array.dtype)
 
 
 def device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
@@ -194,14 +185,14 @@ def device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
     return place
 
 
-def may_look_at(array: object) -> bool:
-    """Tell whether an array's numbers may be checked."""
-    return isinstance(array, np.ndarray) or waits()
+def is_host_readable(array: object) -> bool:
+    """Return True if an array's numbers may be looked at."""
+    return isinstance(array, np.ndarray) or is_synchronous()
 
 
-def waits() -> bool:
-    """Tell whether checks wait for the GPU."""
-    return _waits.get()
+def is_synchronous() -> bool:
+    """Return True if checks wait for the GPU."""
+    return _is_synchronous.get()
 
 
 @contextlib.contextmanager
@@ -209,7 +200,7 @@ def synchronous_checks() -> Iterator[None]:
     """Check everything before anything is written, on the GPU too.
 
     Arrays on a GPU are not looked at otherwise: NaN and infinite weights go unnoticed, and class indices that do not
-    exist are told late, see `check_errors`. Within this context calls wait for the GPU, and raise as those of NumPy
+    exist are reported late, see `check_errors`. Within this context calls wait for the GPU, and raise as those of NumPy
     arrays do.
 
     Examples
@@ -218,8 +209,8 @@ def synchronous_checks() -> Iterator[None]:
     >>> with fastce.cuda.synchronous_checks():
     ...     pass  # loss, grad = fastce.cross_entropy_with_grad(logits, target)
     """
-    token = _waits.set(True)
+    token = _is_synchronous.set(True)
     try:
         yield
     finally:
-        _waits.reset(token)
+        _is_synchronous.reset(token)

@@ -13,11 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._array import Array
-from fastce._backend import solve_ordinary
-from fastce._options import check_name
-from fastce._problem import DTYPES, arithmetic, as_float, check_out, check_problem, is_real, put_back, put_last
-from fastce._solve import solve
+from fastce._dispatch import DIAGONAL, PRODUCT, call
+from fastce._options import as_name
 
 
 class Curvature(NamedTuple):
@@ -118,44 +115,10 @@ def cross_entropy_hvp(
     8.7565e-27
     """
     options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-    if v is not None:
-        ordinary: NDArray[Any] | None = solve_ordinary(
-            logits, target, out, axis, True, None, weight, sample_weight, grad_output, options, n_threads, v
-        )
-        if ordinary is not None:
-            return ordinary
-    problem, class_axis = check_problem(
-        logits,
-        target,
-        axis=axis,
-        weight=weight,
-        sample_weight=sample_weight,
-        grad_output=grad_output,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        on_empty=on_empty,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        z_loss=z_loss,
-        n_threads=n_threads,
-        others=[("v", v), ("out", out)],
-        on_host=True,
+    product: NDArray[Any] = call(
+        PRODUCT, logits, target, axis, weight, sample_weight, options, n_threads, grad_output, out, None, v
     )
-    like = put_back(problem.logits, class_axis)
-    vector = _check_v(problem.given["v"], like)
-    product = check_out(problem.given.get("out", out), like, problem.inputs, also=[("v", vector)])
-    vector = as_float(vector, arithmetic(problem.logits.dtype), DTYPES)
-    solve(problem, put_last(product, class_axis), v=put_last(vector, class_axis))
-    return product if out is None else out
-
-
-def _check_v(v: Array, logits: Array) -> Array:
-    if not is_real(v.dtype):
-        raise TypeError(f"v must be real numbers, got {v.dtype}")
-    if v.shape != logits.shape:
-        raise ValueError(f"v must have the shape of logits, {logits.shape}, got {v.shape}")
-    return v
+    return product
 
 
 def cross_entropy_grad_hess(
@@ -242,52 +205,10 @@ def cross_entropy_grad_hess(
     >>> print(grad.round(6), hess.round(6))
     [[-0.213014  0.106507  0.106507]] [[0.167639 0.095163 0.095163]]
     """
-    curvature = check_name(curvature, "curvature", tuple(CURVATURES))
+    diagonal = CURVATURES[as_name(curvature, "curvature", tuple(CURVATURES))]
     options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-    ordinary: tuple[NDArray[Any], NDArray[Any]] | None = solve_ordinary(
-        logits,
-        target,
-        out,
-        axis,
-        True,
-        None,
-        weight,
-        sample_weight,
-        grad_output,
-        options,
-        n_threads,
-        hess=hess_out,
-        curvature=CURVATURES[curvature],
-    )
-    if ordinary is not None:
-        return ordinary
-    problem, class_axis = check_problem(
-        logits,
-        target,
-        axis=axis,
-        weight=weight,
-        sample_weight=sample_weight,
-        grad_output=grad_output,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        on_empty=on_empty,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        z_loss=z_loss,
-        n_threads=n_threads,
-        others=[("out", out), ("hess_out", hess_out)],
-        on_host=True,
-    )
-    like, given = put_back(problem.logits, class_axis), problem.given
-    grad = check_out(given.get("out", out), like, problem.inputs)
-    hess = check_out(
-        given.get("hess_out", hess_out), like, [*problem.inputs, ("out", grad)], is_result="hess_out", in_place=False
-    )
-    solve(
-        problem,
-        put_last(grad, class_axis),
-        hess=put_last(hess, class_axis),
-        curvature=CURVATURES[curvature],
-    )
-    return grad if out is None else out, hess if hess_out is None else hess_out
+    results: tuple[NDArray[Any], NDArray[Any]] = call(
+        DIAGONAL, logits, target, axis, weight, sample_weight, options, n_threads, grad_output, out, None, None,
+        hess_out, diagonal,
+    )  # fmt: skip
+    return results

@@ -33,11 +33,23 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce._array import Array, take_in
-from fastce._backend import backend_of
-from fastce._options import LossOptions, Options, check_integer, check_options
-from fastce._problem import Problem, Shape, arithmetic, check_axis, check_logits_array, check_problem, put_last
-from fastce._solve import CrossEntropyStats, empty_stats, find_normalizer, reduce_loss, solve
+from fastce._dispatch import (
+    GRAD,
+    LOSS,
+    NORMALIZER,
+    Arguments,
+    CrossEntropyStats,
+    arithmetic,
+    call,
+    check_array,
+    find_axis,
+    plain_options,
+    settle,
+    total,
+)
+from fastce._options import NUMBERS_AND_NAMES, LossOptions, as_integer
 
+Shape = tuple[int, ...]
 Loss = np.floating[Any] | NDArray[Any]
 Grad = NDArray[Any] | None
 Rows = slice | NDArray[np.intp]
@@ -57,8 +69,9 @@ _PRODUCT_BYTES = 2**22
 
 
 class _Layer(NamedTuple):
-    """A checked call. The logits of `problem` have their shape and no numbers.
+    """A checked call, with `arguments` of the loss whose logits have their shape and no numbers.
 
+    What these have for each row, class indices included, is flat.
     `features` is an array of shape (*lead, d), or CSR of two dimensions; `weight` and `bias` are a matrix and a vector
     of one entry for each class and position, in this order; `outer` is (d1, ..., dK).
     """
@@ -71,7 +84,10 @@ class _Layer(NamedTuple):
     weight: Array
     bias: Array | None
     chunk_rows: int | None
-    problem: Problem
+    arguments: Arguments
+    named: dict[str, Any]  # the same options by name
+    row_shape: Shape
+    is_prob: bool
     is_finite: bool = True  # the weight, as far as that matters
 
 
@@ -79,7 +95,7 @@ class _Grads:
     """The gradients that are wanted, while they are summed: of the features row by row, the others over all chunks."""
 
     def __init__(self, layer: _Layer, wanted: frozenset[str]) -> None:
-        features, weight, work = layer.features, layer.weight, layer.problem.logits.dtype
+        features, weight, work = layer.features, layer.weight, layer.arguments.logits.dtype
         self.features: Grad = None
         self.weight: Grad = None
         self.bias: Grad = None
@@ -397,13 +413,13 @@ def _check_layer(
 ) -> tuple[_Layer, float]:
     """Check everything, the classes of all rows included; return the call and what its mean divides by."""
     if chunk_rows is not None:
-        chunk_rows = check_integer(chunk_rows, "chunk_rows")
+        chunk_rows = as_integer(chunk_rows, "chunk_rows")
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows must be None or at least 1, got {chunk_rows}")
-    axis = None if options["axis"] is None else check_integer(options["axis"], "axis")
-    options |= check_options(**{name: options[name] for name in Options._fields})._asdict()
+    numbers_and_names, n_threads, axis = plain_options(
+        tuple(options[name] for name in NUMBERS_AND_NAMES), options["n_threads"], options["axis"]
+    )
     is_sparse = _is_sparse(features)
-    is_list = isinstance(target, list | tuple)  # an empty one has no kind of its own
     given = take_in(
         np,
         [
@@ -414,16 +430,13 @@ def _check_layer(
             *((name, options[name]) for name in _ARRAY_OPTIONS if name in options),
         ],
     )
-    if is_list and given["target"].size == 0:
-        given["target"] = given["target"].astype(np.int64)
-    options |= {name: given[name] for name in _ARRAY_OPTIONS if name in given}
     if is_sparse:
         _check_csr(features)
     else:
         features = given["features"]
-        check_logits_array(features, "features", np)
+        check_array(features, "features")
     weight = given["linear_weight"]
-    check_logits_array(weight, "linear_weight", np)
+    check_array(weight, "linear_weight")
     if weight.ndim < 2:
         raise ValueError(f"linear_weight must have shape (C, d) or (C, d1, ..., dK, d), got {weight.shape}")
     *lead, n_features = features.shape
@@ -444,12 +457,29 @@ def _check_layer(
         _check_dtype(bias, "linear_bias", features.dtype)
     logits = np.broadcast_to(np.zeros((), arithmetic(features.dtype)), (*lead, n_classes, *outer))
     class_axis = len(lead)
-    if check_axis(axis, logits, default=class_axis) != class_axis:
+    if find_axis(axis, logits.ndim, class_axis) != class_axis:
         raise ValueError(
             f"axis must be None or {class_axis}, the class axis of logits of shape {logits.shape}, got {axis}"
         )
-    problem, _ = check_problem(logits, given["target"], **(options | {"axis": class_axis}))
-    normalizer = find_normalizer(problem, backend_of(problem.logits))
+    normalizer, arguments = settle(
+        NORMALIZER,
+        Arguments(
+            logits,
+            given["target"],
+            class_axis,
+            given.get("weight"),
+            given.get("sample_weight"),
+            numbers_and_names,
+            n_threads,
+            given.get("grad_output"),
+        ),
+    )
+    is_prob = arguments.target.dtype.kind not in "iu"
+    arguments = arguments._replace(
+        target=arguments.target if is_prob else arguments.target.reshape(-1),
+        sample_weight=None if arguments.sample_weight is None else arguments.sample_weight.reshape(-1),
+        grad_output=None if arguments.grad_output is None else arguments.grad_output.reshape(-1),
+    )
     layer = _Layer(
         features=features.reshape(1, n_features).tocsr() if is_sparse and not lead else features,
         is_sparse=is_sparse,
@@ -459,13 +489,16 @@ def _check_layer(
         weight=weight.reshape(n_classes * prod(outer), n_features),
         bias=None if bias is None else bias.reshape(-1),
         chunk_rows=chunk_rows,
-        problem=problem,
+        arguments=arguments,
+        named=arguments.by_name(),
+        row_shape=(*lead, *outer),
+        is_prob=is_prob,
     )
     return layer, normalizer
 
 
 def _is_sparse(value: object) -> bool:
-    """Tell SciPy's sparse arrays and matrices, and what is derived from them."""
+    """Return True for SciPy's sparse arrays and matrices, and what is derived from them."""
     return any(kind.__module__.startswith("scipy.sparse") for kind in type(value).__mro__)
 
 
@@ -478,7 +511,7 @@ def _check_csr(features: Any) -> None:
         raise TypeError(
             f"features must be dense or of SciPy's CSR format, got {features.format}: convert it with features.tocsr()"
         )
-    check_logits_array(features.data, "features", np)
+    check_array(features.data, "features")
     dtype = features.data.dtype
     if dtype != arithmetic(dtype):
         raise TypeError(f"features of SciPy's CSR format must be float32 or float64, got {dtype.name}")
@@ -503,10 +536,11 @@ def _check_dtype(array: Array, name: str, dtype: np.dtype[Any]) -> None:
 
 def _no_stats(layer: _Layer) -> CrossEntropyStats:
     """Return the statistics of skipped rows, for those of the others to be written over."""
-    stats = empty_stats(layer.problem)
-    for field, value in zip(stats, (0, 0, -1, 0), strict=True):
-        field[...] = value
-    return stats
+    dtype = layer.arguments.logits.dtype
+    kinds = (dtype, dtype, np.dtype(np.int64), dtype)
+    return CrossEntropyStats(
+        *(np.full(layer.row_shape, value, kind) for value, kind in zip((0, 0, -1, 0), kinds, strict=True))
+    )
 
 
 def _finish(layer: _Layer, grads: _Grads) -> tuple[Grad, Grad, Grad]:
@@ -523,38 +557,40 @@ def _finish(layer: _Layer, grads: _Grads) -> tuple[Grad, Grad, Grad]:
 
 def _solve_layer(layer: _Layer, normalizer: float, grads: _Grads | None, stats: CrossEntropyStats | None) -> Loss:
     """Run a checked call and return the loss; add to the gradients and write the statistics, if there are any."""
-    problem = layer.problem
-    options = problem.options
-    mean = options.reduction == "mean"
-    is_empty = mean and normalizer == 0
-    loss = np.zeros(problem.row_shape, problem.logits.dtype)
+    named, dtype = layer.named, layer.arguments.logits.dtype
+    is_mean = named["reduction"] == "mean"
+    loss = np.zeros(layer.row_shape, dtype)
     with np.errstate(all="ignore"):  # infinities, NaN and what underflows are results like others
-        if not is_empty:
-            grad_output = problem.grad_output / normalizer if mean else problem.grad_output
+        if not is_mean or normalizer != 0:
             # Each chunk is a call of its own; the sums over all rows are made below.
-            part = problem._replace(grad_output=grad_output, options=options._replace(reduction="none"))
-            _run_chunks(layer._replace(problem=part), loss, grads, stats)
+            factors = layer.arguments.grad_output
+            factors = np.ones(1) if factors is None else factors
+            part = layer.arguments._replace(grad_output=factors.astype(np.float64) / normalizer if is_mean else factors)
+            _run_chunks(layer._replace(arguments=part), loss, grads, stats)
         elif stats is not None:  # rows of weights that add up to 0 have statistics
-            part = problem._replace(options=options._replace(reduction="none"))
-            _run_chunks(layer._replace(problem=part), loss, None, stats)
-    if options.reduction == "none":
-        return loss
-    return reduce_loss(backend_of(loss).total(loss), normalizer, options, loss.dtype)
+            _run_chunks(layer, loss, None, stats)
+        if named["reduction"] == "none":
+            return loss
+        value = total(loss)
+        if is_mean:
+            value = value / normalizer if normalizer != 0 else np.nan if named["on_empty"] == "nan" else 0.0
+        result: Loss = dtype.type(value)
+        return result
 
 
 def _find_kept(layer: _Layer) -> NDArray[np.bool_] | None:
-    """Tell which positions of which rows are not skipped, a matrix; None if that is all of them."""
-    problem = layer.problem
-    kept = np.ones(prod(problem.row_shape), bool)
-    if problem.target is not None:
-        kept &= problem.target != problem.ignore_index
-    if problem.sample_weight is not None:
-        kept &= problem.sample_weight != 0
+    """Return which positions of which rows are not skipped, a matrix; None if that is all of them."""
+    arguments = layer.arguments
+    kept = np.ones(prod(layer.row_shape), bool)
+    if not layer.is_prob:
+        kept &= arguments.target != layer.named["ignore_index"]
+    if arguments.sample_weight is not None:
+        kept &= arguments.sample_weight != 0
     return None if kept.all() else kept.reshape(prod(layer.lead), prod(layer.outer))
 
 
 def _run_chunks(layer: _Layer, loss: Array, grads: _Grads | None, stats: CrossEntropyStats | None) -> None:
-    work = layer.problem.logits.dtype
+    work = layer.arguments.logits.dtype
     kept = _find_kept(layer)
     chunks = list(_split(layer, kept))
     if not chunks:
@@ -581,9 +617,10 @@ def _split(layer: _Layer, kept: NDArray[np.bool_] | None) -> Iterator[Rows]:
         return
     at_once = layer.chunk_rows
     if at_once is None:
-        row_bytes = len(layer.weight) * layer.problem.logits.itemsize
-        if layer.problem.prob is not None and (chosen is not None or not _can_merge(layer.problem.prob, layer.lead)):
-            row_bytes += len(layer.weight) * layer.problem.prob.itemsize  # which are copied
+        target = layer.arguments.target
+        row_bytes = len(layer.weight) * layer.arguments.logits.itemsize
+        if layer.is_prob and (chosen is not None or not _can_merge(target, layer.lead)):
+            row_bytes += len(layer.weight) * target.itemsize  # which are copied
         at_once = max(1, _LOGITS_BYTES // row_bytes)
         at_once = -(-n_rows // -(-n_rows // at_once))  # no small one at the end
     for start in range(0, n_rows, at_once):
@@ -622,7 +659,7 @@ def _run_chunk(
     stats: CrossEntropyStats | None,
 ) -> None:
     """Write the losses of some rows, and their statistics, and add their part of the gradients."""
-    problem, weight, lead, outer = layer.problem, layer.weight, layer.lead, layer.outer
+    given, weight, lead, outer = layer.arguments, layer.weight, layer.lead, layer.outer
     count = _count(rows)
     features = layer.features
     if buffer is None:
@@ -636,22 +673,28 @@ def _run_chunk(
         logits += layer.bias
 
     def take_rows(vector: Array) -> Array:
-        return vector.reshape(prod(lead), prod(outer))[rows].reshape(-1)
+        return vector.reshape(prod(lead), prod(outer))[rows].reshape(count, *outer)
 
-    chunk = problem._replace(
-        logits=put_last(logits.reshape(count, layer.n_classes, *outer), 1),
-        target=None if problem.target is None else take_rows(problem.target),
-        prob=None if problem.prob is None else _take(problem.prob, lead, rows),
-        sample_weight=None if problem.sample_weight is None else take_rows(problem.sample_weight),
-        grad_output=problem.grad_output if isinstance(problem.grad_output, float) else take_rows(problem.grad_output),
-        row_shape=(count, *outer),
-    )
-    chunk_stats = None if stats is None else empty_stats(chunk)
     all_rows = prod(lead), *outer
-    loss.reshape(all_rows)[rows] = solve(chunk, None if grads is None else chunk.logits, chunk_stats)
-    if stats is not None and chunk_stats is not None:
-        for field, part in zip(stats, chunk_stats, strict=True):
-            field.reshape(all_rows)[rows] = part
+    chunk_logits = logits.reshape(count, layer.n_classes, *outer)
+    factors = np.ones(1) if given.grad_output is None else given.grad_output
+    part = given._replace(
+        logits=chunk_logits,
+        target=_take(given.target, lead, rows) if layer.is_prob else take_rows(given.target),
+        axis=1,
+        sample_weight=None if given.sample_weight is None else take_rows(given.sample_weight),
+        options=tuple("none" if name == "reduction" else layer.named[name] for name in NUMBERS_AND_NAMES),
+        grad_output=np.broadcast_to(factors, (count, *outer)) if factors.size == 1 else take_rows(factors),
+        out=None if grads is None else chunk_logits,
+        make_stats=None if stats is None else CrossEntropyStats,
+        is_scaled=True,
+    )
+    results = call(LOSS if grads is None else GRAD, *part)
+    losses = results[0] if type(results) is tuple else results
+    loss.reshape(all_rows)[rows] = losses
+    if stats is not None:
+        for field, values in zip(stats, results[-1], strict=True):
+            field.reshape(all_rows)[rows] = values
     if grads is not None:
         _add_grads(layer, grads, rows, logits, features, kept)
 
@@ -684,7 +727,7 @@ def _add_grads(
 
 
 def _is_finite(values: Any) -> bool:
-    """Return True if 0 times each of these numbers is 0, and their sum does not overflow."""
+    """Return True if 0 times any of these numbers is 0, but where their sum overflows perhaps not."""
     return bool(np.isfinite(values.sum()))
 
 

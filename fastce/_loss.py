@@ -7,10 +7,8 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._backend import solve_ordinary
+from fastce._dispatch import GRAD, LOSS, CrossEntropyStats, call
 from fastce._options import LossOptions
-from fastce._problem import check_out, check_problem, put_back, put_last
-from fastce._solve import CrossEntropyStats, empty_stats, solve
 
 Loss = np.floating[Any] | NDArray[Any]
 
@@ -111,27 +109,8 @@ def cross_entropy(
     8.7565e-27
     """
     options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-    ordinary: Loss | None = solve_ordinary(
-        logits, target, None, axis, False, None, weight, sample_weight, None, options, n_threads
-    )
-    if ordinary is not None:
-        return ordinary
-    problem, _ = check_problem(
-        logits,
-        target,
-        axis=axis,
-        weight=weight,
-        sample_weight=sample_weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        on_empty=on_empty,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        z_loss=z_loss,
-        n_threads=n_threads,
-    )
-    return solve(problem)
+    loss: Loss = call(LOSS, logits, target, axis, weight, sample_weight, options, n_threads)
+    return loss
 
 
 @overload
@@ -240,33 +219,9 @@ def cross_entropy_with_grad(
     [[-0.1065  0.0533  0.0533]
      [ 0.0226  0.4547 -0.4774]]
     """
-    make_stats = CrossEntropyStats if return_stats else None
     options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-    ordinary: tuple[Loss, NDArray[Any]] | tuple[Loss, NDArray[Any], CrossEntropyStats] | None = solve_ordinary(
-        logits, target, out, axis, True, make_stats, weight, sample_weight, grad_output, options, n_threads
+    make_stats = CrossEntropyStats if return_stats else None
+    results: tuple[Loss, NDArray[Any]] | tuple[Loss, NDArray[Any], CrossEntropyStats] = call(
+        GRAD, logits, target, axis, weight, sample_weight, options, n_threads, grad_output, out, make_stats
     )
-    if ordinary is not None:
-        return ordinary
-    problem, class_axis = check_problem(
-        logits,
-        target,
-        axis=axis,
-        weight=weight,
-        sample_weight=sample_weight,
-        grad_output=grad_output,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        on_empty=on_empty,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        z_loss=z_loss,
-        n_threads=n_threads,
-        others=[("out", out)],
-    )
-    grad = check_out(problem.given.get("out", out), put_back(problem.logits, class_axis), problem.inputs)
-    stats = None if make_stats is None else empty_stats(problem)
-    loss = solve(problem, put_last(grad, class_axis), stats)
-    if out is not None:
-        grad = out  # itself, and not a view of it
-    return (loss, grad) if stats is None else (loss, grad, stats)
+    return results

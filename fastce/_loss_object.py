@@ -8,11 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce._curvature import cross_entropy_grad_hess, cross_entropy_hvp
+from fastce._dispatch import CrossEntropyStats, plain_options
 from fastce._loss import Loss, cross_entropy, cross_entropy_with_grad
-from fastce._options import check_integer, check_options
-from fastce._solve import CrossEntropyStats
-
-_DEFAULTS: dict[str, Any] = cross_entropy.__kwdefaults__ or {}
+from fastce._options import OPTIONS
 
 
 class CrossEntropyLoss:
@@ -67,17 +65,8 @@ class CrossEntropyLoss:
         z_loss: float = 0.0,
         n_threads: int | None = None,
     ) -> None:
-        if axis is not None:
-            check_integer(axis, "axis")
-        check_options(
-            ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
-            reduction=reduction,
-            on_empty=on_empty,
-            logit_scale=logit_scale,
-            softcap=softcap,
-            z_loss=z_loss,
-            n_threads=n_threads,
+        plain_options(
+            (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss), n_threads, axis
         )
         self.axis = axis
         self.weight = weight
@@ -94,7 +83,11 @@ class CrossEntropyLoss:
     def __repr__(self) -> str:
         """Show the options that differ from their defaults."""
         options = self._options(None)
-        changed = (f"{name}={options[name]!r}" for name in _DEFAULTS if not _is_same(options[name], _DEFAULTS[name]))
+        changed = (
+            f"{name}={options[name]!r}"
+            for name, option in OPTIONS.items()
+            if not _is_same(options[name], option.default)
+        )
         return f"{type(self).__name__}({', '.join(changed)})"
 
     def __eq__(self, other: object) -> bool:
@@ -102,14 +95,14 @@ class CrossEntropyLoss:
         if not isinstance(other, CrossEntropyLoss) or type(self) is not type(other):
             return NotImplemented
         own, others = self._options(None), other._options(None)
-        return all(_is_same(own[name], others[name]) for name in _DEFAULTS)
+        return all(_is_same(own[name], others[name]) for name in OPTIONS)
 
     __hash__ = None  # type: ignore[assignment]
 
     def _options(self, sample_weight: ArrayLike | None) -> dict[str, Any]:
         """Return the options of a call; attributes that others have put here are none."""
         own = vars(self)
-        options = own if len(own) == len(_DEFAULTS) else {name: own[name] for name in _DEFAULTS}
+        options = own if len(own) == len(OPTIONS) else {name: own[name] for name in OPTIONS}
         return options if sample_weight is None else {**options, "sample_weight": sample_weight}
 
     def __call__(self, logits: ArrayLike, target: ArrayLike, *, sample_weight: ArrayLike | None = None) -> Loss:
@@ -206,7 +199,7 @@ class CrossEntropyLoss:
 
 
 def _is_same(a: object, b: object) -> bool:
-    """Tell whether two values of an option are the same."""
+    """Return True if two values of an option are the same."""
     if a is b:
         return True
     if a is None or b is None:

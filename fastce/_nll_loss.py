@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._problem import check_problem
-from fastce._solve import solve
+from fastce._dispatch import NLL, call
+from fastce._options import DEFAULTS
 
 
 def nll_loss(
@@ -55,14 +55,6 @@ def nll_loss(
     >>> print(fastce.nll_loss(np.log([[0.5, 0.5], [0.1, 0.9]]), [0, 1], reduction="none").round(4))
     [0.6931 0.1054]
     """
-    problem, _ = check_problem(
-        log_probs,
-        target,
-        axis=axis,
-        weight=weight,
-        sample_weight=sample_weight,
-        ignore_index=ignore_index,
-        reduction=reduction,
-        on_empty=on_empty,
-    )
-    return solve(problem, normalized=True)
+    options = (ignore_index, *DEFAULTS[1:2], reduction, on_empty, *DEFAULTS[4:])
+    loss: np.floating[Any] | NDArray[Any] = call(NLL, log_probs, target, axis, weight, sample_weight, options, None)
+    return loss

@@ -22,10 +22,11 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce._array import Array, array_module, device_of, take_in
-from fastce._backend import backend_of
-from fastce._options import check_integer, check_n_threads, shown
-from fastce._problem import Shape, arithmetic, check_axis, check_logits_array, check_out, is_one_of, is_real, put_last
+from fastce._dispatch import arithmetic, check_array, check_n_threads, find_axis, find_result, put_last, sweep
+from fastce._messages import shown
+from fastce._options import as_integer
 
+Shape = tuple[int, ...]
 Axis = int | tuple[int, ...] | None
 Result = np.floating[Any] | NDArray[Any]
 Operands = tuple[NDArray[np.float64], NDArray[np.float64]]
@@ -222,7 +223,7 @@ def logsumexp(
     if xp is not np and b is not None:
         raise TypeError(f"b must be None where x is on a GPU, got {shown(b)}: add log(b) to x, or use x.get()")
     given = take_in(xp, (("x", x), ("b", b), ("out", out)))
-    terms, factors = _check_terms(_at_least_1d(given["x"]), xp), given.get("b")
+    terms, factors = _check_terms(_at_least_1d(given["x"])), given.get("b")
     has_own_dtype = type(b) not in (bool, int, float, type(None))  # in NumPy's promotion
     if factors is not None:
         terms, factors = _broadcast(terms, _check_factors(factors))
@@ -232,8 +233,8 @@ def logsumexp(
     with device_of(terms):
         lse = xp.full(shape, -np.inf, dtype)
     if out is not None:
-        inputs = ("x", given["x"]), ("b", factors)
-        place = check_out(given.get("out", out), lse, inputs, "the result", in_place=False)
+        inputs = [("x", given["x"]), *(() if factors is None else (("b", factors),))]
+        place = find_result(given.get("out", out), lse, "the result", inputs, in_place=False)
     if factors is None:
         if terms.size:
             merged = _merge(terms, axes)
@@ -262,9 +263,9 @@ def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: i
     xp = array_module(x)
     given = take_in(xp, (("x", x), ("out", out)))
     logits = _at_least_1d(given["x"])
-    check_logits_array(logits, "x", xp)
+    check_array(logits, "x")
     axes = _find_axes(integers, logits)
-    result = check_out(given.get("out", out), given["x"], [], "x")
+    result = find_result(given.get("out", out), given["x"], "x", [], in_place=True)
     places = _at_least_1d(result)
     if logits.size == 0:
         pass
@@ -274,13 +275,13 @@ def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: i
         is_view = _can_merge(places, axes)
         with device_of(logits):
             target = _merge(places, axes) if is_view else xp.empty(rows.shape, logits.dtype)
-        backend_of(logits).run(rows, out=target, n_threads=n_threads, **kind)
+        sweep(rows, out=target, n_threads=n_threads, **kind)
         if not is_view:
             moved[...] = target.reshape(moved.shape)
     else:
         work = _put_last(logits, axes).copy(order="C")
         rows = _merge(work, range(logits.ndim - len(axes), logits.ndim))
-        backend_of(logits).run(rows, out=rows, n_threads=n_threads, **kind)
+        sweep(rows, out=rows, n_threads=n_threads, **kind)
         _put_last(places, axes)[...] = work
     return result if out is None else out
 
@@ -289,8 +290,8 @@ def _as_integers(axis: Axis) -> Axis:
     """Return `axis` with plain integers, of no range yet."""
     try:
         if isinstance(axis, tuple):
-            return tuple(check_integer(k, "axis") for k in axis)
-        return None if axis is None else check_integer(axis, "axis")
+            return tuple(as_integer(k, "axis") for k in axis)
+        return None if axis is None else as_integer(axis, "axis")
     except TypeError:
         raise TypeError(f"axis must be None, an integer or a tuple of integers, got {shown(axis)}") from None
 
@@ -303,8 +304,8 @@ def _at_least_1d(x: Array) -> Array:
 def _find_axes(axis: Axis, x: Array) -> tuple[int, ...]:
     """Return the axes as non-negative numbers, in the order in which memory has them."""
     if isinstance(axis, int):
-        return (check_axis(axis, x, 0),)
-    axes = range(x.ndim) if axis is None else [check_axis(k, x, 0) for k in axis]
+        return (find_axis(axis, x.ndim, 0),)
+    axes = range(x.ndim) if axis is None else [find_axis(k, x.ndim, 0) for k in axis]
     if len(set(axes)) < len(axes):
         raise ValueError(f"axis must name no axis twice, got {axis} for {x.ndim} dimensions")
     return tuple(sorted(axes, key=lambda k: -abs(x.strides[k])))
@@ -332,18 +333,18 @@ def _merge(array: Array, axes: Sequence[int]) -> Array:
     return moved.reshape((*moved.shape[:n_kept], prod(moved.shape[n_kept:])))
 
 
-def _check_terms(x: Array, xp: Any) -> Array:
+def _check_terms(x: Array) -> Array:
     """Return what `logsumexp` takes: also integers and booleans."""
     if x.dtype.kind == "c":
         raise TypeError(f"x must be real numbers, got {x.dtype}: scipy.special.logsumexp takes complex ones")
     if x.dtype.kind not in _INTEGERS:
-        check_logits_array(x, "x", xp)
+        check_array(x, "x")
     return x
 
 
 def _check_factors(b: Array) -> Array:
     """Return real numbers, booleans among them."""
-    if not is_real(b.dtype, "iufb"):
+    if b.dtype.kind not in "iufb" and b.dtype.type.__name__ != "bfloat16":
         raise TypeError(f"b must be real numbers, got {b.dtype}")
     return b
 
@@ -360,7 +361,7 @@ def _result_dtype(x: np.dtype[Any], b: np.dtype[Any] | None) -> np.dtype[Any]:
     """Return the dtype of a sum: what NumPy promotes the operands to, but at least float32, and a floating one."""
     if b is None and x.kind not in _INTEGERS:
         return arithmetic(x)
-    known = [np.dtype(np.float32) if is_one_of(dtype, _HALVES) else dtype for dtype in (x, b) if dtype is not None]
+    known = [np.dtype(np.float32) if dtype.type.__name__ in _HALVES else dtype for dtype in (x, b) if dtype is not None]
     return np.dtype(np.float32 if np.result_type(*known) == np.float32 else np.float64)
 
 
@@ -382,7 +383,7 @@ def _write_lse(rows: Array, lse: Array, n_threads: int | None) -> None:
     if rows.ndim == 1:
         rows = rows[None]
     lse = lse.reshape(rows.shape[:-1])
-    backend_of(rows).run(rows, lse=lse, n_threads=n_threads)
+    sweep(rows, lse=lse, n_threads=n_threads)
     if not isinstance(rows, np.ndarray):
         return  # the GPU's kernel sees to infinities itself
     is_odd = np.isnan(lse)

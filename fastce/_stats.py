@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from numpy.typing import ArrayLike
 
-from fastce._backend import solve_ordinary
-from fastce._problem import check_problem
-from fastce._solve import CrossEntropyStats, empty_stats, solve
+from fastce._dispatch import STATS, CrossEntropyStats, call
 
 
 def cross_entropy_stats(
@@ -63,26 +59,7 @@ def cross_entropy_stats(
     [0 0] [0.6656 1.0986]
     """
     options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
-    ordinary: tuple[Any, CrossEntropyStats] | None = solve_ordinary(
-        logits, target, None, axis, False, CrossEntropyStats, weight, sample_weight, None, options, n_threads
+    stats: CrossEntropyStats = call(
+        STATS, logits, target, axis, weight, sample_weight, options, n_threads, None, None, CrossEntropyStats
     )
-    if ordinary is not None:
-        return ordinary[1]
-    problem, _ = check_problem(
-        logits,
-        target,
-        axis=axis,
-        weight=weight,
-        sample_weight=sample_weight,
-        ignore_index=ignore_index,
-        label_smoothing=label_smoothing,
-        reduction=reduction,
-        on_empty=on_empty,
-        logit_scale=logit_scale,
-        softcap=softcap,
-        z_loss=z_loss,
-        n_threads=n_threads,
-    )
-    stats = empty_stats(problem)
-    solve(problem, stats=stats)
     return stats

@@ -27,11 +27,11 @@ import pytest
 import nvrtc
 from fastce._cuda._geometry import Geometry, Limits, choose_geometry, total_geometry
 from fastce._cuda._program import DIRECTORY, Variant, source_of
-from fastce._problem import DTYPES
 
 if nvrtc.find() is None:
     pytest.skip("needs the packages nvidia-cuda-nvrtc and nvidia-cuda-runtime", allow_module_level=True)
 
+DTYPES = ("float32", "float64", "float16", "bfloat16")
 IS_FULL = os.environ.get("FASTCE_CUDA_MATRIX") == "full"
 # Bytes of shared memory: the most that a block may ask for, and what a multiprocessor has; 1024 of each block are not
 # for it. From the table of technical specifications in NVIDIA's programming guide.

@@ -13,33 +13,31 @@ import fastce
 PACKAGE = Path(fastce.__file__).parent
 
 # module: what of this package it may import. The standard library and NumPy are open to all.
-RULES = {"_array", "_options", "_problem"}
 FLOORS = {
     "__init__": {
         "_config",
         "_curvature",
+        "_dispatch",
         "_linear",
         "_loss",
         "_loss_object",
         "_nll_loss",
         "_softmax",
-        "_solve",
         "_stats",
-    },  # the door
-    "_loss": {*RULES, "_backend", "_solve"},  # meaning: the public functions
-    "_linear": {*RULES, "_backend", "_solve"},
-    "_curvature": {*RULES, "_backend", "_solve"},
-    "_loss_object": {"_curvature", "_loss", "_options", "_solve"},
-    "_nll_loss": {*RULES, "_solve"},
-    "_stats": {*RULES, "_backend", "_solve"},
-    "_softmax": {*RULES, "_backend"},
+    },  # the public API
+    "_loss": {"_dispatch", "_options"},  # functions
+    "_linear": {"_array", "_dispatch", "_options"},
+    "_curvature": {"_dispatch", "_options"},
+    "_loss_object": {"_curvature", "_dispatch", "_loss", "_options"},
+    "_nll_loss": {"_dispatch", "_options"},
+    "_stats": {"_dispatch"},
+    "_softmax": {"_array", "_dispatch", "_messages", "_options"},
     "_config": {"_cpu"},
-    "_problem": {"_array", "_options"},  # the rules
+    "_dispatch": {"_array", "_cpu", "_cuda", "_messages", "_options"},  # dispatch, and what it needs
+    "_options": {"_cpu", "_messages"},
+    "_messages": {"_array"},
     "_array": set(),
-    "_options": set(),
-    "_solve": {*RULES, "_backend"},  # the junction
-    "_backend": {"_cpu", "_cuda"},
-    "cuda": {"_array", "_cuda"},  # a side door, to what a GPU alone needs
+    "cuda": {"_array", "_cuda"},  # what a GPU alone needs
     "_reference": set(),  # aside
 }
 # Imported within functions: nothing of it before there is an array on a GPU.
@@ -125,7 +123,7 @@ def test_the_kernels_know_only_each_other():
         pytest.skip("an installed package has no sources")
     for path in sources:
         for module in re.findall(r"^\s*(?:from|cimport|import)\s+([\w.]+)", path.read_text(), re.MULTILINE):
-            assert module.split(".")[0] in ("cython", "libc", "numpy", "openmp") or module.startswith("fastce._cpu"), (
+            assert module.split(".")[0] in ("cpython", "cython", "libc", "numpy", "openmp") or module.startswith("fastce._cpu"), (
                 f"{path.name} imports {module}"
             )
 

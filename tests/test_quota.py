@@ -83,7 +83,7 @@ def test_the_rule_that_decides(maximum, changes, n_threads, rule, monkeypatch):
     monkeypatch.setattr(_cpu, "build_info", {**_cpu.build_info, "openmp": True})
     monkeypatch.setattr(_cpu, "_MAXIMUM", 64)
     monkeypatch.setattr(_cpu, "_OMP_NUM_THREADS", changes.get("environment"))
-    monkeypatch.setattr(_cpu, "_kernels", SimpleNamespace(max_threads=lambda: maximum))
+    monkeypatch.setattr(_cpu, "kernels", SimpleNamespace(max_threads=lambda: maximum))
     monkeypatch.setattr(_cpu, "cpu_quota", lambda: changes.get("quota"))
     monkeypatch.setattr(_cpu.os, "sched_getaffinity", lambda pid: affinity, raising=False)
     assert _cpu.effective_n_threads() == (n_threads, rule)

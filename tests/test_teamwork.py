@@ -41,16 +41,16 @@ def call(n_numbers, n_threads=None):
 
 
 def test_a_short_call_is_shared_only_right_after_another():
-    wants_team = _cpu._kernels.wants_team
+    wants_team = _cpu.kernels.wants_team
     time.sleep(1e-3)
-    assert not wants_team(None, SHORT)
+    assert not wants_team(0, SHORT)
     assert wants_team(2, SHORT)  # whoever asks for it gets it
     shared = 0
     for _ in range(100):  # in some of which other processes may take the time
         call(SHORT, n_threads=1)
-        shared += wants_team(None, SHORT)
+        shared += wants_team(0, SHORT)
     assert shared > 0
-    for n_threads in (None, 2):
+    for n_threads in (0, 2):
         assert not wants_team(n_threads, 1000)
     assert not wants_team(1, 10**9)
 
@@ -61,17 +61,17 @@ import numpy as np
 import fastce
 from fastce import _cpu
 
-wants_team = _cpu._kernels.wants_team
+wants_team = _cpu.kernels.wants_team
 logits, target = np.zeros((60_000, 10), np.float32), np.zeros(60_000, np.int64)
 seen = []
 for _ in range(20):
-    seen.append(wants_team(None, logits.size))
+    seen.append(wants_team(0, logits.size))
     fastce.cross_entropy(logits, target)
-longer = wants_team(None, 10**10)
+longer = wants_team(0, 10**10)
 deadline = time.monotonic() + 60
-while not wants_team(None, logits.size) and time.monotonic() < deadline:
+while not wants_team(0, logits.size) and time.monotonic() < deadline:
     time.sleep(0.01)
-print(json.dumps([seen, longer, wants_team(None, logits.size)]))
+print(json.dumps([seen, longer, wants_team(0, logits.size)]))
 """
 
 

@@ -1,4 +1,4 @@
-"""The CPU backend: picks the kernels for this machine and hands problems to them.
+"""The CPU backend: picks the kernels for this machine, and how many threads share a call.
 
 Design
 ------
@@ -18,14 +18,32 @@ import ctypes
 import importlib
 import importlib.util
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
-
-from numpy.typing import NDArray
 
 from fastce._cpu import _runtime
 from fastce._cpu._quota import cpu_quota
+from fastce._cpu._rules import RuleError
+
+__all__ = [
+    "DEFAULT_IGNORE_INDEX",
+    "DIAGONAL",
+    "GRAD",
+    "LOSS",
+    "NLL",
+    "NORMALIZER",
+    "PRODUCT",
+    "STATS",
+    "RuleError",
+    "build_info",
+    "compiled_isas",
+    "describe_waiting",
+    "effective_n_threads",
+    "isa",
+    "kernels",
+    "supported_isas",
+    "use_isa",
+]
 
 _ISAS = ("baseline", "neon", "avx2", "avx512")  # narrowest first
 compiled_isas = tuple(isa for isa in _ISAS if importlib.util.find_spec(f"{__name__}._kernels_{isa}"))
@@ -38,14 +56,35 @@ with _runtime.starting():
 supported_isas = compiled_isas[:1] + tuple(isa for isa in compiled_isas[1:] if isa in _narrowest.cpu_supports())
 build_info = _narrowest.build_info()
 
-_used_threads = False
+# What a call can compute, and the default of an option, as C knows them.
+LOSS: int = _narrowest.LOSS
+NLL: int = _narrowest.NLL
+GRAD: int = _narrowest.GRAD
+STATS: int = _narrowest.STATS
+PRODUCT: int = _narrowest.PRODUCT
+DIAGONAL: int = _narrowest.DIAGONAL
+NORMALIZER: int = _narrowest.NORMALIZER
+DEFAULT_IGNORE_INDEX: int = _narrowest.DEFAULT_IGNORE_INDEX
 
+_used_threads = False
 
 _N_PROCESSORS = os.cpu_count() or 1  # of the machine; asked once, for that takes as long as a small call
 
 
+def choose_n_threads(n_threads: int) -> int:
+    """Return how many threads, at most so many if that is not 0, share a call that several are to share."""
+    global _used_threads
+    n_threads = min(n_threads, most_threads()) if n_threads else effective_n_threads()[0]
+    if n_threads > 1:
+        n_threads = kernels.startable_threads(n_threads)
+        _used_threads = True
+    return n_threads
+
+
 def _load(isa: str) -> ModuleType:
-    return importlib.import_module(f"{__name__}._kernels_{isa}")
+    module = importlib.import_module(f"{__name__}._kernels_{isa}")
+    module.set_thread_policy(choose_n_threads)
+    return module
 
 
 def _select() -> str:
@@ -60,7 +99,7 @@ def _select() -> str:
 
 
 isa = _select()
-_kernels = _load(isa)
+kernels = _load(isa)
 
 # As OpenMP found them when it was loaded: it looks at the environment once.
 _OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")
@@ -69,20 +108,20 @@ _OMP_NUM_THREADS = os.environ.get("OMP_NUM_THREADS")
 @contextlib.contextmanager
 def use_isa(name: str) -> Iterator[None]:
     """Run with another instruction set for a while; for tests and benchmarks, in one thread."""
-    global isa, _kernels
-    before = isa, _kernels
-    isa, _kernels = name, _load(name)
+    global isa, kernels
+    before = isa, kernels
+    isa, kernels = name, _load(name)
     try:
         yield
     finally:
-        isa, _kernels = before
+        isa, kernels = before
 
 
 def effective_n_threads() -> tuple[int, str]:
     """Return how many threads a large problem gets without `n_threads`, and the rule that decided."""
     if not build_info["openmp"]:
         return 1, "built without OpenMP"
-    maximum = _kernels.max_threads()
+    maximum = kernels.max_threads()
     if maximum != _MAXIMUM:  # the calling thread's own, as set by threadpoolctl
         return maximum, "a limit set at run time"
     if _OMP_NUM_THREADS:
@@ -96,34 +135,6 @@ def effective_n_threads() -> tuple[int, str]:
     return maximum, "OpenMP's maximum"
 
 
-def run(
-    logits: NDArray[Any],
-    target: NDArray[Any] | None = None,
-    prob: NDArray[Any] | None = None,
-    out: NDArray[Any] | None = None,
-    *,
-    n_threads: int | None = None,
-    **options: Any,
-) -> float:
-    """Sweep over `logits`, whose last axis holds the classes; see ``_kernels.run`` for arguments and result.
-
-    Without `n_threads` several threads share it only if that pays.
-    """
-    n_threads = _choose_n_threads(n_threads) if _kernels.wants_team(n_threads, logits.size) else 1
-    total_loss: float = _kernels.run(logits, target, prob, out, n_threads=n_threads, **options)
-    return total_loss
-
-
-def _choose_n_threads(n_threads: int | None) -> int:
-    """Return how many threads share a problem that several are to share."""
-    global _used_threads
-    n_threads = effective_n_threads()[0] if n_threads is None else min(n_threads, most_threads())
-    if n_threads > 1:
-        n_threads = _kernels.startable_threads(n_threads)
-        _used_threads = True
-    return n_threads
-
-
 def describe_waiting() -> str:
     """Return how long threads without work wait before they sleep, and what decided that."""
     return _runtime.describe_waiting(str(_narrowest.__file__)) if build_info["openmp"] else "no threads"
@@ -131,7 +142,7 @@ def describe_waiting() -> str:
 
 def most_threads() -> int:
     """Return the number of threads beyond which more cannot help: a processor each, or as many as OpenMP was told."""
-    maximum: int = _kernels.max_threads()
+    maximum: int = kernels.max_threads()
     return max(maximum, _N_PROCESSORS)
 
 
@@ -139,63 +150,7 @@ def _count_processors() -> int:
     """Return how many processors the process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def solve_ordinary(
-    logits: object,
-    target: object,
-    out: object,
-    axis: object,
-    with_grad: bool,
-    make_stats: Callable[..., Any] | None,
-    weight: object,
-    sample_weight: object,
-    grad_output: object,
-    options: tuple[object, ...],
-    n_threads: object,
-    v: object = None,
-    hess: object = None,
-    curvature: tuple[Any, ...] | None = None,
-) -> Any:
-    """Do a whole call that is ordinary; else return None. See ``_kernels.solve_ordinary``."""
-    return _kernels.solve_ordinary(
-        logits,
-        target,
-        out,
-        axis,
-        with_grad,
-        make_stats,
-        weight,
-        sample_weight,
-        grad_output,
-        options,
-        n_threads,
-        v,
-        hess,
-        curvature,
-        _choose_n_threads,
-    )
-
-
-def scan(
-    target: NDArray[Any],
-    ignore_index: int,
-    n_classes: int,
-    weight: NDArray[Any] | None,
-    sample_weight: NDArray[Any] | None,
-    n_threads: int | None,
-) -> tuple[int, float]:
-    """Return the first row with an invalid target, or -1, and the normalizer of the mean."""
-    n_threads = _choose_n_threads(n_threads) if _kernels.wants_team(n_threads, target.size) else 1
-    found: tuple[int, float] = _kernels.scan(target, ignore_index, n_classes, weight, sample_weight, n_threads)
-    return found
-
-
-def total(values: NDArray[Any]) -> float:
-    """Return the float64 sum of contiguous `values`, the same whatever the number of threads."""
-    result: float = _kernels.total(values)
-    return result
+    return _N_PROCESSORS
 
 
 def _release_threads() -> None:
@@ -204,7 +159,7 @@ def _release_threads() -> None:
     if not _runtime.is_llvm(extension):
         with contextlib.suppress(AttributeError):  # OpenMP before 5.0 cannot
             ctypes.CDLL(extension).omp_pause_resource_all(1)  # 1: omp_pause_soft
-            _kernels.forget_threads()
+            kernels.forget_threads()
 
 
 if build_info["openmp"] and hasattr(os, "register_at_fork"):

@@ -1,27 +1,47 @@
 """The kernels as Python sees them: one module for each instruction set, all compiled from this source.
 
-Arguments are trusted: everything was checked before.
+Design
+------
+1. `call` is the one way to the kernels of losses, for arrays of any strides. What it returns is ready for the user. It
+   raises `RuleError` before anything is written: see `call.pxd`.
+2. Shapes and addresses are read before anything lets other threads run, and once. Results are made from what was read.
 """
-from libc.limits cimport INT_MAX
+from libc.math cimport INFINITY, fabs
+from libc.float cimport DBL_MIN
 from libc.stdint cimport int64_t
 
 cimport numpy as cnp
 
-from fastce._cpu._arrays cimport address, arithmetic_of, describe, scalar_of, set_curvature, set_vector
-from fastce._cpu._ordinary cimport (
-    NO_CLASS_IGNORED, Options, are_inputs, are_results, empty_like, empty_per_row, read_axis, read_options
-)
+from fastce._cpu._arrays cimport describe, new_like, new_per_row, scalar_of, set_curvature
 from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_forget_started, fastce_has_avx2, fastce_has_avx512,
     fastce_max_threads, fastce_startable
 )
 from fastce._cpu._process cimport process_task
-from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Task, Vector
+from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Task, Vector, vector_item
 from fastce._cpu._team cimport scan_targets
 from fastce._cpu._teamwork cimport pays_to_share
-from fastce._cpu._vectors cimport sum_vector
+from fastce._cpu._vectors cimport first_bad, sum_vector
+from fastce._cpu.call cimport (
+    DEFAULT_IGNORE_INDEX as _DEFAULT_IGNORE_INDEX, Call, Operand, Options, check_apart, check_axis, check_conversions,
+    check_finite, check_float, check_grad_output, check_like, check_logits, check_results, check_sample_weight,
+    check_target, check_v, check_weight, fail, make_ready, read_array, read_grad_output, read_options, read_result,
+    read_threads_and_axis, read_vector, set_operand, view_of
+)
+
+from fastce._cpu._rules import RuleError
 
 cnp.import_array()
+
+# What `call` computes: the loss; the same of log-probabilities; ...; what a mean divides by.
+cpdef enum:
+    LOSS
+    NLL
+    GRAD
+    STATS
+    PRODUCT
+    DIAGONAL
+    NORMALIZER
 
 cdef enum:
     SHARED_NUMBERS = 1024  # below which there is nothing to share, whatever is asked for: a group of rows or few
@@ -46,9 +66,9 @@ def max_threads():
     return fastce_max_threads()
 
 
-cpdef bint wants_team(n_threads, Py_ssize_t n_numbers):
-    """Return whether several threads are to share so many numbers, as `n_threads` or, if that is None, use allows."""
-    if n_threads is None:
+cpdef bint wants_team(int n_threads, Py_ssize_t n_numbers) noexcept:
+    """Return True if threads are to share so many numbers: at most `n_threads`, or, if that is 0, if it pays."""
+    if n_threads == 0:
         return pays_to_share(n_numbers)
     return n_threads > 1 and n_numbers >= SHARED_NUMBERS
 
@@ -63,187 +83,323 @@ def forget_threads():
     fastce_forget_started()
 
 
-def run(
-    cnp.ndarray logits not None, cnp.ndarray target=None, cnp.ndarray prob=None, cnp.ndarray out=None, *,
-    cnp.ndarray weight=None, cnp.ndarray sample_weight=None, cnp.ndarray grad_output=None,
-    cnp.ndarray loss=None, cnp.ndarray lse=None, cnp.ndarray log_prob=None, cnp.ndarray entropy=None,
-    cnp.ndarray argmax=None, bint log_softmax=False, bint normalized=False, int64_t ignore_index=NO_CLASS_IGNORED,
-    double label_smoothing=0.0, double z_loss=0.0, double logit_scale=1.0, double softcap=0.0,
-    double weight_sum=0.0, double factor=1.0, int n_threads=1, cnp.ndarray v=None, cnp.ndarray hess=None,
-    curvature=None,
-):
-    """Do one sweep over `logits`, shape (..., n_classes); return the sum of the losses.
+cdef object _choose_n_threads
 
-    There must be at least one row and one class.
 
-    Everything that is given as an output is written: `out` (like `logits`: the gradient, without a target the softmax
-    or the log-softmax) and the per-row arrays `loss`, `lse`, `log_prob`, `entropy` (in the logits' dtype) and `argmax`
-    (int64). `target` is int64; per-row arrays are contiguous in C order over the row axes. `softcap` 0 means none.
+def set_thread_policy(choose_n_threads):
+    """Say who chooses how many threads share a call that several are to share, of at most so many, or 0: any number."""
+    global _choose_n_threads
+    _choose_n_threads = choose_n_threads
 
-    With `v`, shaped like the logits, `out` gets the product of the Hessian and `v` instead; with `hess`, like the
-    logits, that gets the diagonal that `curvature`, a `Curvature`, describes. Then there must be a target and `out`,
-    and no losses are summed.
+
+cdef int choose_team(int n_threads, Py_ssize_t n_numbers) except -1:
+    return <int>_choose_n_threads(n_threads) if wants_team(n_threads, n_numbers) else 1
+
+
+cdef broken(const Call* call):
+    """Return the exception for a rule that is broken."""
+    return RuleError(
+        call.rule.decode(), call.name.decode(), call.value, None if call.other == NULL else call.other.decode())
+
+
+def check_options(tuple options, n_threads, axis):
+    """Check what a call can be refused for without its arrays."""
+    cdef Call c
+    c.other = NULL
+    if not read_options(&c, options, n_threads, axis):
+        raise broken(&c)
+
+
+def check_array(array, str name, bint on_gpu=False):
+    """Check that an array is one of logits."""
+    cdef Call c
+    cdef bytes encoded = name.encode()
+    c.other = NULL
+    c.on_gpu = on_gpu
+    set_operand(&c.logits, array)
+    if not check_float(&c, &c.logits, encoded):
+        raise broken(&c)
+
+
+def find_axis(int n_dims, axis, int default_axis):
+    """Return the class axis as a number that is not negative."""
+    cdef Call c
+    c.other = NULL
+    if not (read_threads_and_axis(&c, None, axis) and check_axis(&c, n_dims, default_axis)):
+        raise broken(&c)
+    return c.axis
+
+
+def find_n_threads(n_threads):
+    """Return the largest number of threads, 0 if the library chooses."""
+    cdef Call c
+    c.other = NULL
+    if not read_threads_and_axis(&c, n_threads, None):
+        raise broken(&c)
+    return c.options.n_threads
+
+
+def is_far(factors, str name, bint is_rounded):
+    """Return True if factors, float or double, are far from 1; they must be finite, also as float if `is_rounded`."""
+    cdef Call c
+    cdef Vector vector
+    cdef bytes encoded = name.encode()
+    c.other = NULL
+    c.far = 0
+    set_operand(&c.weight, factors)
+    kept = read_vector(&c.weight, &vector)
+    if not check_finite(&c, &vector, cnp.PyArray_SIZE(kept), encoded, is_rounded, 1):
+        raise broken(&c)
+    return c.far != 0
+
+
+def check_result(out, like, inputs, bint in_place, bint on_gpu=False):
+    """Check that a result like this one can go to `out`, which may be `like` itself if that is worked on `in_place`.
+
+    `inputs` are (name, array) pairs.
     """
-    cdef Task task
-    describe(&task, cnp.PyArray_NDIM(logits) - 1, logits, target, prob, out, hess if v is None else v)
-    task.weight = address(weight)
-    task.weight_sum = weight_sum
-    set_vector(&task.sample_weight, sample_weight)
-    set_vector(&task.grad_output, grad_output)
-    task.ignore_index = ignore_index
-    task.label_smoothing = label_smoothing
-    task.z_loss = z_loss
-    task.logit_scale = logit_scale
-    task.softcap = softcap
-    task.normalized = normalized
-    task.factor = factor
-    task.out_kind = LOG_SOFTMAX if log_softmax else GRADIENT
-    task.loss = address(loss)
-    task.lse = address(lse)
-    task.log_prob = address(log_prob)
-    task.entropy = address(entropy)
-    task.argmax = <int64_t*>address(argmax)
-    task.is_product = v is not None
-    if curvature is not None:
-        set_curvature(&task, curvature)
-    return process_task(&task, <int>cnp.PyArray_ITEMSIZE(logits), n_threads)
+    cdef Call c
+    cdef Operand other
+    cdef bytes encoded
+    c.other = NULL
+    c.on_gpu = on_gpu
+    c.is_taken_in = True
+    set_operand(&c.logits, like)
+    if not (
+        read_result(&c, &c.out, out, "out") and check_like(&c, &c.out, &c.logits, "out")
+        and check_apart(&c, &c.out, "out", &c.logits, "logits", in_place)
+    ):
+        raise broken(&c)
+    for name, array in inputs:
+        encoded = name.encode()
+        set_operand(&other, array)
+        if not check_apart(&c, &c.out, "out", &other, encoded, False):
+            raise broken(&c)
 
 
-cdef solve_arrays(
-    cnp.ndarray logits, int axis, cnp.ndarray target, cnp.ndarray out, bint with_grad, make_stats, cnp.ndarray weight,
-    cnp.ndarray sample_weight, cnp.ndarray grad_output, const Options* options, n_threads, cnp.ndarray v,
-    cnp.ndarray hess, curvature, choose_n_threads,
-):
-    """Do an ordinary call, unless a class does not exist or a mean has nothing to divide by: then return None."""
-    cdef Task task
-    cdef double normalizer = 0
-    cdef double loss
-    cdef bint has_classes = cnp.PyArray_NDIM(target) < cnp.PyArray_NDIM(logits)
-    cdef bint is_second = v is not None or curvature is not None
-    cdef int arithmetic = arithmetic_of(logits)
-    cdef Py_ssize_t bad
-    cdef int team = 1
-    cdef Vector class_weight
-    cdef cnp.ndarray losses, lse, log_prob, argmax, entropy
-    # All shapes and addresses are read before anything lets other threads run: they may give the arrays other shapes.
-    if with_grad and out is None:
-        out = empty_like(logits)
-    if curvature is not None and hess is None:
-        hess = empty_like(logits)
-    describe(
-        &task, axis, logits, target if has_classes else None, None if has_classes else target, out,
-        hess if v is None else v)
-    set_vector(&task.sample_weight, sample_weight)
-    set_vector(&task.grad_output, grad_output)
-    set_vector(&class_weight, weight)
-    task.is_product = v is not None
-    if curvature is not None:
-        set_curvature(&task, curvature)
-    if options.is_per_row and not is_second:
-        losses = empty_per_row(logits, axis, arithmetic)
-        task.loss = address(losses)
-    if make_stats is not None:
-        lse = empty_per_row(logits, axis, arithmetic)
-        log_prob = empty_per_row(logits, axis, arithmetic)
-        argmax = empty_per_row(logits, axis, cnp.NPY_INT64)
-        entropy = empty_per_row(logits, axis, arithmetic)
-        task.lse, task.log_prob, task.entropy = address(lse), address(log_prob), address(entropy)
-        task.argmax = <int64_t*>address(argmax)
-    # From here on others run. What is converted has the shape of that moment.
-    if weight is not None and cnp.PyArray_TYPE(weight) != arithmetic:
-        weight = cnp.PyArray_Cast(weight, arithmetic)
-        if cnp.PyArray_SIZE(weight) != task.n_classes:
-            return None
-        set_vector(&class_weight, weight)
-    if has_classes and cnp.PyArray_TYPE(target) != cnp.NPY_INT64:
-        target = cnp.PyArray_Cast(target, cnp.NPY_INT64)
-        if cnp.PyArray_SIZE(target) != task.n_rows:
-            return None
-        task.target = <const int64_t*>address(target)
-    if wants_team(n_threads, task.n_rows * task.n_classes):
-        team = choose_n_threads(n_threads)
-    if has_classes:
-        bad = scan_targets(
-            task.target, task.n_rows, options.ignore_index, task.n_classes, &class_weight, &task.sample_weight, team,
-            &normalizer)
-        if bad >= 0:
-            return None
+cdef bint read_needed(Call* c, Operand* operand, given, const char* name) except -1:
+    """Read an array that must be there."""
+    return fail(c, "array", name, 0) if given is None else read_array(c, operand, given, name)
+
+
+cdef rounded(weight, Vector* vector, cnp.npy_intp n, int type_num):
+    """Put weights of classes into the arithmetic's type, whatever NumPy would say to their rounding."""
+    cdef Py_ssize_t k
+    cdef bint is_double = type_num == cnp.NPY_FLOAT64
+    if weight is None or vector.is_double == is_double:
+        return weight
+    result = cnp.PyArray_EMPTY(1, &n, type_num, 0)
+    if is_double:
+        for k in range(n):
+            (<double*>cnp.PyArray_DATA(result))[k] = vector_item(vector, k)
     else:
-        normalizer = task.n_rows if sample_weight is None else sum_vector(&task.sample_weight, task.n_rows)
-    if options.is_mean and normalizer == 0:
-        return None
-    task.weight = class_weight.data
-    task.weight_sum = task.n_classes if weight is None else sum_vector(&class_weight, task.n_classes)
-    task.ignore_index = options.ignore_index
-    task.label_smoothing = options.label_smoothing
-    task.z_loss = options.z_loss
-    task.logit_scale = options.logit_scale
-    task.softcap = options.softcap
-    task.factor = options.grad_output / normalizer if options.is_mean else options.grad_output
-    loss = process_task(&task, <int>cnp.PyArray_ITEMSIZE(logits), team)
-    if is_second:
-        return out if v is not None else (out, hess)
-    result = losses if options.is_per_row else scalar_of(loss / normalizer if options.is_mean else loss, arithmetic)
-    if make_stats is not None:
-        stats = make_stats(lse, log_prob, argmax, entropy)
-        return (result, out, stats) if with_grad else (result, stats)
-    return (result, out) if with_grad else result
+        for k in range(n):
+            (<float*>cnp.PyArray_DATA(result))[k] = <float>vector_item(vector, k)
+    vector.data = cnp.PyArray_BYTES(result)
+    vector.is_double = is_double
+    return result
 
 
-def solve_ordinary(
-    logits, target, out, axis, bint with_grad, make_stats, weight, sample_weight, grad_output, tuple given, n_threads,
-    v, hess, curvature, choose_n_threads,
-):
-    """Do a whole call, checks included, if it is ordinary in every respect; else do nothing and return None.
+cdef read_classes(Call* c):
+    """Put class indices one after the other as int64, whose address goes to the operand; return what keeps them."""
+    ready = make_ready(&c.target, cnp.NPY_INT64)
+    if ready is not <object>c.target.array:
+        c.target.data = cnp.PyArray_BYTES(ready)
+    return ready
 
-    Ordinary is what can break no rule: aligned arrays in native byte order, all in C order but for those shaped like
-    the logits, which may be in Fortran order; integers that fit in int64; any valid options. Return the loss, or a
-    tuple of it and, as far as they are asked for, the gradient and what `make_stats` makes of the statistics. With `v`
-    return the product of the Hessian and that instead; with `curvature`, a `Curvature`, the gradient and that
-    diagonal, in `hess` if that is given. If several threads are to share it, `choose_n_threads` says how many.
+
+cdef Py_ssize_t scan_classes(
+    Call* c, const Vector* weights, const Vector* sample_weights, int team, double* normalizer
+) except -2:
+    """Return the first row whose class does not exist, or -1; write what a mean divides by.
+
+    Targets of uint64 have the bits of int64 here. Then a number that `ignore_index` is not may have its bits.
     """
-    cdef Options options
-    cdef int class_axis
-    if n_threads is not None:
-        if not (type(n_threads) is int and n_threads >= 1):
-            return None
-        n_threads = min(n_threads, INT_MAX)
-    if not read_options(given, grad_output, &options):
-        return None
-    if not options.is_per_row:
-        grad_output = None  # is among the options
-    class_axis = read_axis(axis, logits)
-    if class_axis < 0 or not are_inputs(
-            logits, class_axis, target, v, weight, sample_weight, grad_output, &options):
-        return None
-    if not are_results(out, hess, logits, target, v, weight, sample_weight, grad_output):
-        return None
-    return solve_arrays(
-        logits, class_axis, target, out, with_grad, make_stats, weight, sample_weight, grad_output, &options, n_threads,
-        v, hess, curvature, choose_n_threads)
-
-
-def scan(
-    cnp.ndarray target not None, int64_t ignore_index, int64_t n_classes, cnp.ndarray weight, cnp.ndarray sample_weight,
-    int n_threads,
-):
-    """Return the first row with an invalid target, or -1, and the normalizer: the sum of a_i w_y over kept rows."""
-    cdef Vector a, w
-    cdef double normalizer = 0
+    cdef const int64_t* target = <const int64_t*>c.target.data
+    cdef Options* options = &c.options
+    cdef bint is_uint64 = cnp.PyTypeNum_ISUNSIGNED(c.target.type_num) and c.target.itemsize == 8
     cdef Py_ssize_t bad
-    set_vector(&a, sample_weight)
-    set_vector(&w, weight)
-    bad = scan_targets(
-        <const int64_t*>address(target), cnp.PyArray_SIZE(target), ignore_index, n_classes, &w, &a, n_threads,
-        &normalizer)
-    return bad, normalizer
+    if options.is_uint64 != is_uint64 and (options.is_uint64 or options.ignore_index < 0):
+        bad = first_bad(target, c.n_rows, 0, c.n_classes)
+        if bad >= 0:
+            return bad
+        options.ignore_index = -1  # which is no target
+    return scan_targets(
+        target, c.n_rows, options.ignore_index, c.n_classes, weights, sample_weights, team, normalizer)
+
+
+def call(
+    int what, logits, target, axis, weight, sample_weight, tuple options, n_threads, grad_output=None, out=None,
+    make_stats=None, v=None, hess_out=None, curvature=None, bint is_taken_in=False, bint is_scaled=False,
+    bint on_gpu=False,
+):
+    """Check every rule, and compute `what`; raise `RuleError` for the first that is broken, before anything is written.
+
+    - LOSS, and NLL for logits that are log-probabilities already: the loss.
+    - GRAD: the loss and the gradient, in `out` if that is given. Like LOSS with what `make_stats`, if that is given,
+      makes of the statistics as the last part of the result.
+    - STATS: what `make_stats` makes of the statistics.
+    - PRODUCT: the product of the Hessian and `v`, in `out`.
+    - DIAGONAL: the gradient in `out`, and the diagonal that `curvature`, a `Curvature`, describes in `hess_out`.
+    - NORMALIZER: what a mean divides by, after all checks of a gradient's arguments; None if the arrays are views of
+      the bounds of arrays `on_gpu`, in which there is nothing to look at.
+
+    `options` are in the order of `_options.NUMBERS_AND_NAMES`. What only Python can convert breaks a rule, too. After
+    it has taken in all arguments it says so, and that weights are as near to 1 as they can be (`is_scaled`).
+    """
+    cdef Call c
+    cdef Task task
+    cdef Vector weights, sample_weights, grad_outputs
+    cdef double normalizer = 0, loss = 0
+    cdef bint is_diagonal = what == DIAGONAL, is_product = what == PRODUCT
+    cdef bint with_grad = is_diagonal or is_product or what == GRAD
+    cdef bint is_second = is_diagonal or is_product
+    cdef bint has_divisor
+    cdef Py_ssize_t bad = -1
+    cdef int team
+    c.other = NULL
+    c.is_taken_in = is_taken_in
+    c.is_scaled = is_scaled
+    c.far = 0
+    c.on_gpu = on_gpu
+    if not (
+        read_options(&c, options, n_threads, axis)
+        and read_needed(&c, &c.logits, logits, "logits") and read_needed(&c, &c.target, target, "target")
+        and read_array(&c, &c.weight, weight, "weight")
+        and read_array(&c, &c.sample_weight, sample_weight, "sample_weight")
+        and read_grad_output(&c, grad_output)
+        and (read_needed(&c, &c.v, v, "v") if is_product else read_array(&c, &c.v, None, "v"))
+        and read_result(&c, &c.out, out, "out") and read_result(&c, &c.hess_out, hess_out, "hess_out")
+        and check_logits(&c) and check_target(&c)
+    ):
+        raise broken(&c)
+    # From here on others may run: `make_ready` and the search for shared memory let them. All is read.
+    if not check_weight(&c):
+        raise broken(&c)
+    weight = None if on_gpu else read_vector(&c.weight, &weights)
+    if not (
+        (on_gpu or check_finite(&c, &weights, c.n_classes, "weight", c.arithmetic == cnp.NPY_FLOAT32, 1))
+        and check_sample_weight(&c)
+    ):
+        raise broken(&c)
+    sample_weight = None if on_gpu else read_vector(&c.sample_weight, &sample_weights)
+    if not (
+        (on_gpu or check_finite(&c, &sample_weights, c.n_rows, "sample_weight", False, 2))
+        and check_grad_output(&c) and check_v(&c) and check_results(&c) and check_conversions(&c)
+    ):
+        raise broken(&c)
+    if on_gpu:
+        return None
+    grad_output = read_vector(&c.grad_outputs, &grad_outputs)
+    if grad_output is not None and not c.options.is_per_row:
+        c.grad_output = vector_item(&grad_outputs, 0)
+        grad_outputs.data = NULL
+    weight = rounded(weight, &weights, c.n_classes, c.arithmetic)
+    team = choose_team(c.options.n_threads, c.n_rows * c.n_classes)
+    if c.has_classes:
+        target = read_classes(&c)
+        bad = scan_classes(&c, &weights, &sample_weights, team, &normalizer)
+        if bad >= 0:
+            fail(&c, "class", "target", <double>bad)
+            raise broken(&c)
+    else:
+        normalizer = c.n_rows if sample_weight is None else sum_vector(&sample_weights, c.n_rows)
+    if c.options.is_mean and normalizer != 0 and not DBL_MIN <= fabs(normalizer) < INFINITY:
+        fail(&c, "normalizer", "weight", normalizer)
+        raise broken(&c)
+    if what == NORMALIZER:
+        return normalizer
+
+    has_divisor = not c.options.is_mean or normalizer != 0
+    if with_grad and out is None:
+        out = new_like(&c.logits)
+        set_operand(&c.out, out)
+    if is_diagonal and hess_out is None:
+        hess_out = new_like(&c.logits)
+        set_operand(&c.hess_out, hess_out)
+    describe(
+        &task, &c.logits, c.axis, NULL if c.has_classes else &c.target,
+        &c.out if with_grad and has_divisor else NULL,
+        NULL if not has_divisor else &c.v if is_product else &c.hess_out if is_diagonal else NULL)
+    task.target = <const int64_t*>c.target.data if c.has_classes else NULL
+    task.sample_weight, task.grad_output = sample_weights, grad_outputs
+    task.is_product = is_product
+    task.normalized = what == NLL
+    if is_diagonal:
+        set_curvature(&task, curvature)
+    losses = lse = log_prob = argmax = entropy = None
+    if c.options.is_per_row and not is_second and what != STATS:
+        losses = new_per_row(&c, c.arithmetic)
+        task.loss = cnp.PyArray_DATA(losses)
+    if make_stats is not None:
+        lse, log_prob = new_per_row(&c, c.arithmetic), new_per_row(&c, c.arithmetic)
+        argmax, entropy = new_per_row(&c, cnp.NPY_INT64), new_per_row(&c, c.arithmetic)
+        task.lse, task.log_prob = cnp.PyArray_DATA(lse), cnp.PyArray_DATA(log_prob)
+        task.entropy, task.argmax = cnp.PyArray_DATA(entropy), <int64_t*>cnp.PyArray_DATA(argmax)
+    task.weight = weights.data
+    task.weight_sum = c.n_classes if weight is None else sum_vector(&weights, c.n_classes)
+    task.ignore_index = c.options.ignore_index
+    task.label_smoothing = c.options.label_smoothing
+    task.z_loss = c.options.z_loss
+    task.logit_scale = c.options.logit_scale
+    task.softcap = c.options.softcap
+    task.factor = c.grad_output
+    if c.options.is_mean and has_divisor:
+        task.factor /= normalizer
+    if c.n_rows > 0 and (has_divisor or make_stats is not None):
+        loss = process_task(&task, <int>c.logits.itemsize, team)
+    if not has_divisor:
+        if with_grad:
+            view_of(&c.out)[...] = 0
+        if is_diagonal:
+            view_of(&c.hess_out)[...] = 0
+    if is_second:
+        return (out, hess_out) if is_diagonal else out
+    if what == STATS:
+        return make_stats(lse, log_prob, argmax, entropy)
+    if c.options.is_per_row:
+        result = losses
+    elif c.options.is_mean:
+        result = scalar_of(loss / normalizer if has_divisor else c.options.on_empty, c.arithmetic)
+    else:
+        result = scalar_of(loss, c.arithmetic)
+    if make_stats is None:
+        return (result, out) if with_grad else result
+    stats = make_stats(lse, log_prob, argmax, entropy)
+    return (result, out, stats) if with_grad else (result, stats)
+
+
+def sweep(cnp.ndarray x not None, int axis, out=None, lse=None, bint log_softmax=False, n_threads=None):
+    """Write the softmax along an axis, or its logarithm, to `out`, and the log-sum-exp to `lse`, contiguous.
+
+    The arguments are trusted: those who call have checked them. There must be at least one row and one class.
+    """
+    cdef Operand logits, result
+    cdef Task task
+    cdef Call c
+    c.other = NULL
+    if not read_threads_and_axis(&c, n_threads, None):
+        raise broken(&c)
+    set_operand(&logits, x)
+    if out is not None:
+        set_operand(&result, out)
+    describe(&task, &logits, axis, NULL, NULL if out is None else &result, NULL)
+    task.ignore_index = _DEFAULT_IGNORE_INDEX
+    task.out_kind = LOG_SOFTMAX if log_softmax else GRADIENT
+    if lse is not None:
+        task.lse = cnp.PyArray_DATA(<cnp.ndarray>lse)
+    process_task(&task, <int>logits.itemsize, choose_team(c.options.n_threads, task.n_rows * task.n_classes))
 
 
 def total(cnp.ndarray values not None):
     """Return the float64 sum of a contiguous float array, in an order that depends on its length alone."""
     cdef Vector vector
     cdef double result
-    set_vector(&vector, values)
+    vector.data = cnp.PyArray_BYTES(values)
+    vector.is_double = cnp.PyArray_TYPE(values) == cnp.NPY_FLOAT64
     with nogil:
         result = sum_vector(&vector, cnp.PyArray_SIZE(values))
     return result
+
+
+DEFAULT_IGNORE_INDEX = _DEFAULT_IGNORE_INDEX

@@ -1,4 +1,4 @@
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypedDict
 
 from numpy.typing import NDArray
@@ -11,60 +11,56 @@ class _BuildInfo(TypedDict):
 def build_info() -> _BuildInfo: ...
 def cpu_supports() -> tuple[str, ...]: ...
 def max_threads() -> int: ...
-def wants_team(n_threads: int | None, n_numbers: int) -> bool: ...
+def wants_team(n_threads: int, n_numbers: int) -> bool: ...
 def startable_threads(n_threads: int) -> int: ...
 def forget_threads() -> None: ...
-def run(
-    logits: NDArray[Any],
-    target: NDArray[Any] | None = None,
-    prob: NDArray[Any] | None = None,
-    out: NDArray[Any] | None = None,
-    *,
-    weight: NDArray[Any] | None = None,
-    sample_weight: NDArray[Any] | None = None,
-    grad_output: NDArray[Any] | None = None,
-    loss: NDArray[Any] | None = None,
-    lse: NDArray[Any] | None = None,
-    log_prob: NDArray[Any] | None = None,
-    entropy: NDArray[Any] | None = None,
-    argmax: NDArray[Any] | None = None,
-    log_softmax: bool = False,
-    normalized: bool = False,
-    ignore_index: int = -100,
-    label_smoothing: float = 0.0,
-    z_loss: float = 0.0,
-    logit_scale: float = 1.0,
-    softcap: float = 0.0,
-    weight_sum: float = 0.0,
-    factor: float = 1.0,
-    n_threads: int = 1,
-    v: NDArray[Any] | None = None,
-    hess: NDArray[Any] | None = None,
-    curvature: tuple[Any, ...] | None = None,
-) -> float: ...
-def solve_ordinary(
+def set_thread_policy(choose_n_threads: Callable[[int], int]) -> None: ...
+def check_options(options: tuple[Any, ...], n_threads: object, axis: object) -> None: ...
+def check_array(array: NDArray[Any], name: str, on_gpu: bool = False) -> None: ...
+def find_axis(n_dims: int, axis: object, default_axis: int) -> int: ...
+def find_n_threads(n_threads: object) -> int: ...
+def is_far(factors: NDArray[Any], name: str, is_rounded: bool) -> bool: ...
+def check_result(
+    out: object,
+    like: NDArray[Any],
+    inputs: Sequence[tuple[str, NDArray[Any]]],
+    in_place: bool,
+    on_gpu: bool = False,
+) -> None: ...
+def call(
+    what: int,
     logits: object,
     target: object,
-    out: object,
     axis: object,
-    with_grad: bool,
-    make_stats: Callable[..., Any] | None,
     weight: object,
     sample_weight: object,
-    grad_output: object,
-    given: tuple[object, ...],
+    options: tuple[Any, ...],
     n_threads: object,
-    v: object,
-    hess: object,
-    curvature: tuple[Any, ...] | None,
-    choose_n_threads: Callable[[int | None], int],
+    grad_output: object = None,
+    out: object = None,
+    make_stats: Callable[..., Any] | None = None,
+    v: object = None,
+    hess_out: object = None,
+    curvature: tuple[Any, ...] | None = None,
+    is_taken_in: bool = False,
+    is_scaled: bool = False,
+    on_gpu: bool = False,
 ) -> Any: ...
-def scan(
-    target: NDArray[Any],
-    ignore_index: int,
-    n_classes: int,
-    weight: NDArray[Any] | None,
-    sample_weight: NDArray[Any] | None,
-    n_threads: int,
-) -> tuple[int, float]: ...
+def sweep(
+    x: NDArray[Any],
+    axis: int,
+    out: NDArray[Any] | None = None,
+    lse: NDArray[Any] | None = None,
+    log_softmax: bool = False,
+    n_threads: int | None = None,
+) -> None: ...
 def total(values: NDArray[Any]) -> float: ...
+
+DEFAULT_IGNORE_INDEX: int
+LOSS: int
+NLL: int
+GRAD: int
+STATS: int
+PRODUCT: int
+DIAGONAL: int
+NORMALIZER: int
