@@ -31,6 +31,9 @@ from fastce._cpu.call cimport (
 
 from fastce._cpu._rules import RuleError
 
+cdef extern from *:
+    bint unlikely(bint condition) noexcept nogil  # Cython's own macro: what is rare must not be what is made fast
+
 cnp.import_array()
 
 # What `call` computes: the loss; the same of log-probabilities; ...; what a mean divides by.
@@ -262,7 +265,7 @@ def call(
     c.is_scaled = is_scaled
     c.far = 0
     c.on_gpu = on_gpu
-    if not (
+    if unlikely(not (
         read_options(&c, options, n_threads, axis)
         and read_needed(&c, &c.logits, logits, "logits") and read_needed(&c, &c.target, target, "target")
         and read_array(&c, &c.weight, weight, "weight")
@@ -271,24 +274,24 @@ def call(
         and (read_needed(&c, &c.v, v, "v") if is_product else read_array(&c, &c.v, None, "v"))
         and read_result(&c, &c.out, out, "out") and read_result(&c, &c.hess_out, hess_out, "hess_out")
         and check_logits(&c) and check_target(&c)
-    ):
+    )):
         raise broken(&c)
     # From here on others may run: `make_ready` and the search for shared memory let them. All is read.
-    if not check_weight(&c):
+    if unlikely(not check_weight(&c)):
         raise broken(&c)
     weight = None if on_gpu else read_vector(&c.weight, &weights)
-    if not (
+    if unlikely(not (
         (on_gpu or check_finite(&c, &weights, c.n_classes, "weight", c.arithmetic == cnp.NPY_FLOAT32, 1))
         and check_sample_weight(&c)
-    ):
+    )):
         raise broken(&c)
     sample_weight = None if on_gpu else read_vector(&c.sample_weight, &sample_weights)
-    if not (
+    if unlikely(not (
         (on_gpu or check_finite(&c, &sample_weights, c.n_rows, "sample_weight", False, 2))
         and check_grad_output(&c) and check_v(&c) and check_results(&c) and check_conversions(&c)
-    ):
+    )):
         raise broken(&c)
-    if on_gpu:
+    if unlikely(on_gpu):
         return None
     grad_output = read_vector(&c.grad_outputs, &grad_outputs)
     if grad_output is not None and not c.options.is_per_row:
@@ -299,12 +302,12 @@ def call(
     if c.has_classes:
         target = read_classes(&c)
         bad = scan_classes(&c, &weights, &sample_weights, team, &normalizer)
-        if bad >= 0:
+        if unlikely(bad >= 0):
             fail(&c, "class", "target", <double>bad)
             raise broken(&c)
     else:
         normalizer = c.n_rows if sample_weight is None else sum_vector(&sample_weights, c.n_rows)
-    if c.options.is_mean and normalizer != 0 and not DBL_MIN <= fabs(normalizer) < INFINITY:
+    if unlikely(c.options.is_mean and normalizer != 0 and not DBL_MIN <= fabs(normalizer) < INFINITY):
         fail(&c, "normalizer", "weight", normalizer)
         raise broken(&c)
     if what == NORMALIZER:
@@ -348,7 +351,7 @@ def call(
         task.factor /= normalizer
     if c.n_rows > 0 and (has_divisor or make_stats is not None):
         loss = process_task(&task, <int>c.logits.itemsize, team)
-    if not has_divisor:
+    if unlikely(not has_divisor):
         if with_grad:
             view_of(&c.out)[...] = 0
         if is_diagonal:
