@@ -10,6 +10,9 @@ from numpy.typing import ArrayLike, NDArray
 from fastce._dispatch import NLL, call
 from fastce._options import DEFAULTS
 
+# What log-probabilities have no use for.
+_, _SMOOTHING, _, _, *_OTHERS = DEFAULTS
+
 
 def nll_loss(
     log_probs: ArrayLike,
@@ -55,6 +58,6 @@ def nll_loss(
     >>> print(fastce.nll_loss(np.log([[0.5, 0.5], [0.1, 0.9]]), [0, 1], reduction="none").round(4))
     [0.6931 0.1054]
     """
-    options = (ignore_index, *DEFAULTS[1:2], reduction, on_empty, *DEFAULTS[4:])
+    options = (ignore_index, _SMOOTHING, reduction, on_empty, *_OTHERS)
     loss: np.floating[Any] | NDArray[Any] = call(NLL, log_probs, target, axis, weight, sample_weight, options, None)
     return loss

@@ -123,7 +123,8 @@ def test_the_kernels_know_only_each_other():
         pytest.skip("an installed package has no sources")
     for path in sources:
         for module in re.findall(r"^\s*(?:from|cimport|import)\s+([\w.]+)", path.read_text(), re.MULTILINE):
-            assert module.split(".")[0] in ("cpython", "cython", "libc", "numpy", "openmp") or module.startswith("fastce._cpu"), (
+            top = module.split(".")[0]
+            assert top in ("cpython", "cython", "libc", "numpy", "openmp") or module.startswith("fastce._cpu"), (
                 f"{path.name} imports {module}"
             )
 

@@ -304,7 +304,7 @@ cdef inline bint read_array(Call* call, Operand* operand, object given, const ch
 
 
 cdef inline bint read_result(Call* call, Operand* operand, object given, const char* name) except -1:
-    """Do the same for what is written to; if it is no array, that is said when all else is right."""
+    """Read an array that is written to, if there is one; what is no array is refused when all else is right."""
     if not call.is_taken_in or given is None or cnp.PyArray_CheckExact(given):
         return read_array(call, operand, given, name)
     memset(operand, 0, sizeof(operand[0]))
