@@ -82,6 +82,8 @@ cdef enum Kind:
 cdef struct Operand:
     PyObject* array      # which owns the memory, and is kept by the caller; NULL if there is no operand
     char* data
+    const char* start    # the bytes between which it lies; none if it is empty
+    const char* stop
     int type_num
     Kind kind
     bint is_native
@@ -279,6 +281,8 @@ cdef inline Kind kind_of(cnp.ndarray array) except? OTHER:
 cdef inline bint set_operand(Operand* operand, cnp.ndarray array) except -1:
     """Read an array."""
     cdef int k
+    cdef Py_ssize_t length
+    cdef bint is_empty = False
     operand.kind = kind_of(array)  # first: it runs Python
     operand.array = <PyObject*>array
     operand.data = cnp.PyArray_BYTES(array)
@@ -289,9 +293,17 @@ cdef inline bint set_operand(Operand* operand, cnp.ndarray array) except -1:
     operand.is_writable = cnp.PyArray_ISWRITEABLE(array)
     operand.n_dims = cnp.PyArray_NDIM(array)
     operand.itemsize = cnp.PyArray_ITEMSIZE(array)
+    operand.start = operand.data
+    operand.stop = operand.data + operand.itemsize
     for k in range(operand.n_dims):
         operand.shape[k] = cnp.PyArray_DIM(array, k)
         operand.strides[k] = cnp.PyArray_STRIDE(array, k)
+        length = (operand.shape[k] - 1) * operand.strides[k]
+        operand.start += min(length, 0)
+        operand.stop += max(length, 0)
+        is_empty |= operand.shape[k] == 0
+    if is_empty:
+        operand.stop = operand.start
     return True
 
 
@@ -334,14 +346,6 @@ cdef inline object view_of(const Operand* operand):
     return new_view(
         operand.type_num, operand.is_native, operand.n_dims, <cnp.npy_intp*>operand.shape,
         <cnp.npy_intp*>operand.strides, operand.data, operand.is_writable, <object>operand.array)
-
-
-cdef inline bint is_empty(const Operand* operand) noexcept:
-    cdef int k
-    for k in range(operand.n_dims):
-        if operand.shape[k] == 0:
-            return True
-    return False
 
 
 cdef inline bint is_like(const Operand* operand, const Operand* other) noexcept:
@@ -489,20 +493,6 @@ cdef inline bint check_v(Call* call) noexcept:
 
 # ----- results
 
-cdef inline void set_bounds(const Operand* operand, const char** start, const char** stop) noexcept:
-    """Return the bytes between which an array lies."""
-    cdef int k
-    cdef Py_ssize_t length
-    start[0] = operand.data
-    stop[0] = operand.data + operand.itemsize
-    for k in range(operand.n_dims):
-        length = (operand.shape[k] - 1) * operand.strides[k]
-        if length < 0:
-            start[0] += length
-        else:
-            stop[0] += length
-
-
 cdef inline bint are_same(const Operand* a, const Operand* b) noexcept:
     """Return True if two arrays of one shape have every number at the same place."""
     cdef int k
@@ -516,15 +506,7 @@ cdef inline bint are_same(const Operand* a, const Operand* b) noexcept:
 
 cdef inline bint share_memory(const Operand* a, const Operand* b) except -1:
     """Return True if two arrays share a number, or are too intricate to tell."""
-    cdef const char* start_a
-    cdef const char* stop_a
-    cdef const char* start_b
-    cdef const char* stop_b
-    if is_empty(a) or is_empty(b):
-        return False
-    set_bounds(a, &start_a, &stop_a)
-    set_bounds(b, &start_b, &stop_b)
-    if stop_a <= start_b or stop_b <= start_a:
+    if a.stop <= b.start or b.stop <= a.start or a.start == a.stop or b.start == b.stop:
         return False
     if a.is_dense and b.is_dense:
         return True
@@ -556,7 +538,7 @@ cdef inline bint check_like(Call* call, const Operand* result, const Operand* li
         return fail(call, "result dtype", name, 0)
     if not (result.is_writable or call.on_gpu):
         return fail(call, "read-only", name, 0)
-    if is_empty(result):
+    if result.start == result.stop:
         return True
     for k in range(result.n_dims):
         if result.strides[k] == 0 and result.shape[k] > 1:
