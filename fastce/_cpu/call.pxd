@@ -32,36 +32,8 @@ cdef extern from "numpy/arrayobject.h":  # what Cython's own declarations lack
 cdef extern from "Python.h":
     long long PyLong_AsLongLongAndOverflow(object number, int* overflow)
 
-cdef extern from *:
-    """
-    /* Weights are scaled by a power of two if the largest is larger than this, or smaller than the inverse: else the
-       sum that a mean divides by need not be a normal number, and a product of two weights may leave the type. */
-    #define FASTCE_FAR 1099511627776.0 /* 2^40 */
-    /* An array over memory that another one owns. */
-    static PyObject* fastce_view(
-        int type_num, int is_native, int n_dims, npy_intp* shape, npy_intp* strides, void* data, int is_writable,
-        PyObject* owner
-    ) {
-        PyObject* view;
-        PyArray_Descr* dtype = PyArray_DescrFromType(type_num);
-        if (dtype != NULL && !is_native) {
-            PyArray_Descr* native = dtype;
-            dtype = PyArray_DescrNewByteorder(native, NPY_SWAP);
-            Py_DECREF(native);
-        }
-        if (dtype == NULL) return NULL;
-        view = PyArray_NewFromDescr(
-            &PyArray_Type, dtype, n_dims, shape, strides, data, is_writable ? NPY_ARRAY_WRITEABLE : 0, NULL);
-        if (view == NULL) return NULL;
-        Py_INCREF(owner);
-        if (PyArray_SetBaseObject((PyArrayObject*)view, owner) < 0) {
-            Py_DECREF(view);
-            return NULL;
-        }
-        return view;
-    }
-    """
-    const double FAR "FASTCE_FAR"
+cdef extern from "host/arrays.h":
+    double FAR "FASTCE_FAR"
     object new_view "fastce_view"(
         int type_num, int is_native, int n_dims, cnp.npy_intp* shape, cnp.npy_intp* strides, void* data,
         int is_writable, object owner)
