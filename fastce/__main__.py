@@ -60,10 +60,10 @@ def add_demo(commands: Commands) -> None:
         "and compare fastce's loss and gradient with NumPy's and scikit-learn's, in value and in time.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    parser.add_argument("--epochs", type=at_least_one, default=20, help="how often to see every image")
+    parser.add_argument("--epochs", type=at_least_one, default=20, help="passes through the images")
     parser.add_argument("--batch-size", type=at_least_one, default=128, help="images per step")
-    parser.add_argument("--seed", type=not_negative, default=0, help="of the split and the order of the images")
-    parser.add_argument("--n-threads", type=at_least_one, help="at most this many threads in the loss (None: no limit)")
+    parser.add_argument("--seed", type=not_negative, default=0, help="seed of the split and of the order of the images")
+    parser.add_argument("--n-threads", type=at_least_one, help="maximum number of threads of the loss (None: no limit)")
 
 
 def add_bench(commands: Commands) -> None:
@@ -71,28 +71,28 @@ def add_bench(commands: Commands) -> None:
     parser = commands.add_parser(
         "bench",
         help="time loss and gradient against other packages",
-        description="Time the mean cross-entropy of class indices and its gradient, by fastce and by whichever of "
-        "NumPy, SciPy, scikit-learn, PyTorch, JAX with optax, and Numba are installed, in multiples of the memory "
-        "floor: the time that NumPy takes to multiply the logits by 1 in place, in one call or in one for each "
-        "thread. Then time training steps, which multiply matrices before and after the loss, in milliseconds. The "
-        "last column is how many times as fast as the fastest peer fastce is. Wants a quiet machine.",
+        description="Time the mean cross-entropy of class indices and its gradient with fastce, and with those of "
+        "NumPy, SciPy, scikit-learn, PyTorch, JAX with optax, and Numba that are installed, in multiples of the memory "
+        "floor: the time that NumPy takes to multiply the logits by 1 in place, in one call or in one per thread. "
+        "Then time training steps, which multiply matrices before and after the loss, in milliseconds. The last "
+        "column is the speedup of fastce over its fastest peer. Needs a quiet machine.",
         epilog=f"Cases: {list_names(CASES)}; steps: {list_names(STEPS)}; quick ones: {list_names(bench.QUICK)}.",
     )
     which = parser.add_mutually_exclusive_group()
-    which.add_argument("--cases", nargs="+", type=known_case, metavar="NAME", help="which to run (default: see below)")
-    which.add_argument("--quick", action="store_true", help="run small cases, to see whether it works")
-    parser.add_argument("--rounds", type=at_least_one, default=11, metavar="N", help="samples (default: %(default)s)")
+    which.add_argument("--cases", nargs="+", type=known_case, metavar="NAME", help="what to run (default: all)")
+    which.add_argument("--quick", action="store_true", help="run small cases only, as a quick check")
+    parser.add_argument("--rounds", type=at_least_one, default=11, metavar="N", help="rounds (default: %(default)s)")
     parser.add_argument(
         "--n-threads",
         type=at_least_one,
         metavar="N",
-        help="for all that can be told (default: fastce's default, and for the others as many as it may use)",
+        help="threads, where a package can be told (default: fastce's choice, and for its peers as many as it may use)",
     )
-    parser.add_argument("--compile", action="store_true", help="also time torch.compile, which wants a C++ compiler")
+    parser.add_argument("--compile", action="store_true", help="also time torch.compile, which needs a C++ compiler")
     parser.add_argument(
-        "--json", type=new_file, metavar="FILE", help="write machine, versions and lower quartiles, in seconds"
+        "--json", type=new_file, metavar="FILE", help="save machine, versions and lower quartiles, in seconds"
     )
-    parser.add_argument("--plot", type=new_file, metavar="FILE.png", help="draw the multiples; wants matplotlib")
+    parser.add_argument("--plot", type=new_file, metavar="FILE.png", help="plot the multiples; needs matplotlib")
 
 
 def list_names(cases: Iterable[Case | Step]) -> str:
@@ -109,7 +109,7 @@ def known_case(text: str) -> Case | Step:
 
 
 def new_file(text: str) -> Path:
-    """Return the path, if a file can be there: to find that out after the measurements would be late."""
+    """Return the path if a file can be written there; after the measurements it would be late to find out."""
     path = Path(text)
     if path.is_dir() or not path.parent.is_dir():
         raise argparse.ArgumentTypeError(f"must be a file in a folder that exists, got {text!r}")
@@ -127,7 +127,7 @@ def not_negative(text: str) -> int:
 
 
 def whole_number(text: str, least: int) -> int:
-    """Return the number in the text; argparse shows the message of its own error alone."""
+    """Return the number in the text; argparse shows the message of ArgumentTypeError only."""
     try:
         number = int(text)
     except ValueError:
