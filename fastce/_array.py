@@ -17,7 +17,8 @@ import contextlib
 import contextvars
 import sys
 from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -164,17 +165,16 @@ def bounds_view(array: Any) -> Array:
     """Return an array with the address, shape, strides and dtype of this one, whose numbers must not be read."""
     if array is None or isinstance(array, np.ndarray):
         return array  # type: ignore[return-value]
-
-    class Bounds:
-        __array_interface__: ClassVar[dict[str, Any]] = {
+    bounds = SimpleNamespace(
+        __array_interface__={
             "version": 3,
             "shape": array.shape,
             "strides": array.strides,
             "typestr": f"|V{array.itemsize}",
             "data": (address_of(array), False),
         }
-
-    return np.asarray(Bounds()).view(array.dtype)
+    )
+    return np.asarray(bounds).view(array.dtype)
 
 
 def device_of(array: Any) -> contextlib.AbstractContextManager[Any]:
