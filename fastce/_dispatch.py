@@ -20,32 +20,18 @@ from numpy.typing import NDArray
 
 from fastce import _cpu
 from fastce._array import Array, array_module, bounds_view, device_of, is_synchronous, take_in
-from fastce._cpu import DIAGONAL, GRAD, LOSS, NLL, NORMALIZER, PRODUCT, STATS, RuleError
+from fastce._cpu._rules import RuleError
 from fastce._messages import Broken, class_error, exception_for, row_shape
 from fastce._options import NUMBERS_AND_NAMES, OPTIONS
 
-__all__ = [
-    "DIAGONAL",
-    "GRAD",
-    "LOSS",
-    "NLL",
-    "NORMALIZER",
-    "PRODUCT",
-    "STATS",
-    "Arguments",
-    "CrossEntropyStats",
-    "arithmetic",
-    "call",
-    "check_array",
-    "check_n_threads",
-    "find_axis",
-    "find_result",
-    "plain_options",
-    "put_last",
-    "settle",
-    "sweep",
-    "total",
-]
+# What the compiled `call` computes: see there.
+LOSS: int = _cpu.kernels.LOSS
+NLL: int = _cpu.kernels.NLL
+GRAD: int = _cpu.kernels.GRAD
+STATS: int = _cpu.kernels.STATS
+PRODUCT: int = _cpu.kernels.PRODUCT
+DIAGONAL: int = _cpu.kernels.DIAGONAL
+NORMALIZER: int = _cpu.kernels.NORMALIZER
 
 _INT64 = np.iinfo(np.int64)
 

@@ -7,8 +7,10 @@ from typing import Any, NamedTuple, TypedDict
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastce._cpu import DEFAULT_IGNORE_INDEX
+from fastce import _cpu
 from fastce._messages import NAMES, not_one_of, wrong_kind
+
+DEFAULT_IGNORE_INDEX: int = _cpu.kernels.DEFAULT_IGNORE_INDEX
 
 _BOOLEANS = (bool, np.bool_)
 # Although float() takes them, as it takes NumPy's complex numbers: it drops their imaginary part, with a warning.

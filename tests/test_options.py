@@ -7,7 +7,6 @@ import typing
 import pytest
 
 import fastce
-from fastce import _cpu
 from fastce._messages import NAMES
 from fastce._options import NUMBERS_AND_NAMES, OPTIONS, LossOptions
 
@@ -63,5 +62,4 @@ def test_the_typed_dict_has_the_options_as_they_are_defined():
 
 def test_the_order_of_the_compiled_call():
     assert [name for name in OPTIONS if name in NUMBERS_AND_NAMES] == list(NUMBERS_AND_NAMES)
-    assert OPTIONS["ignore_index"].default == _cpu.DEFAULT_IGNORE_INDEX
     assert all(OPTIONS[name].default in names for name, names in NAMES.items())

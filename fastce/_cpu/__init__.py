@@ -23,27 +23,6 @@ from types import ModuleType
 
 from fastce._cpu import _runtime
 from fastce._cpu._quota import cpu_quota
-from fastce._cpu._rules import RuleError
-
-__all__ = [
-    "DEFAULT_IGNORE_INDEX",
-    "DIAGONAL",
-    "GRAD",
-    "LOSS",
-    "NLL",
-    "NORMALIZER",
-    "PRODUCT",
-    "STATS",
-    "RuleError",
-    "build_info",
-    "compiled_isas",
-    "describe_waiting",
-    "effective_n_threads",
-    "isa",
-    "kernels",
-    "supported_isas",
-    "use_isa",
-]
 
 _ISAS = ("baseline", "neon", "avx2", "avx512")  # narrowest first
 compiled_isas = tuple(isa for isa in _ISAS if importlib.util.find_spec(f"{__name__}._kernels_{isa}"))
@@ -55,16 +34,6 @@ with _runtime.starting():
 
 supported_isas = compiled_isas[:1] + tuple(isa for isa in compiled_isas[1:] if isa in _narrowest.cpu_supports())
 build_info = _narrowest.build_info()
-
-# What a call can compute, and the default of an option, as C knows them.
-LOSS: int = _narrowest.LOSS
-NLL: int = _narrowest.NLL
-GRAD: int = _narrowest.GRAD
-STATS: int = _narrowest.STATS
-PRODUCT: int = _narrowest.PRODUCT
-DIAGONAL: int = _narrowest.DIAGONAL
-NORMALIZER: int = _narrowest.NORMALIZER
-DEFAULT_IGNORE_INDEX: int = _narrowest.DEFAULT_IGNORE_INDEX
 
 _used_threads = False
 
