@@ -1,18 +1,11 @@
 """From the operands of a call to the structs of a task, and from its loss to a NumPy scalar."""
-from libc.stdint cimport int64_t
+from libc.string cimport memset
 
 cimport numpy as cnp
 
 from fastce._cpu._convert cimport BFLOAT16, DOUBLE, FLOAT, HALF, NATIVE, Format
 from fastce._cpu._task cimport MAX_DIMS, Matrix, Task
 from fastce._cpu.call cimport Call, Operand, PyArray_NewLikeArray, PyArray_Scalar, view_of
-
-cdef extern from *:
-    """
-    /* GCC would turn a call of memset with a known size into `rep stos`, which takes 40 ns for a task. */
-    static void* (*const volatile fastce_memset)(void*, int, size_t) = memset;
-    """
-    void* fill_bytes "fastce_memset"(void* memory, int byte, size_t n_bytes) noexcept nogil
 
 
 cdef inline Format format_of(int type_num, int arithmetic) noexcept:
@@ -52,7 +45,7 @@ cdef inline void describe(
     cdef int kept[MAX_DIMS]
     cdef int k, last = 0
     cdef int arithmetic = cnp.NPY_FLOAT64 if logits.type_num == cnp.NPY_FLOAT64 else cnp.NPY_FLOAT32
-    fill_bytes(task, 0, sizeof(task[0]))
+    memset(task, 0, sizeof(task[0]))
     task.n_classes = logits.shape[axis]
     task.n_rows = 1
     task.row_shape[0] = 1

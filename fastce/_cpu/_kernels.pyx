@@ -25,8 +25,8 @@ from fastce._cpu._vectors cimport first_bad, sum_vector
 from fastce._cpu.call cimport (
     DEFAULT_IGNORE_INDEX as _DEFAULT_IGNORE_INDEX, Call, Operand, Options, check_apart, check_axis, check_conversions,
     check_finite, check_float, check_grad_output, check_like, check_logits, check_results, check_sample_weight,
-    check_target, check_v, check_weight, fail, make_ready, read_array, read_grad_output, read_options, read_result,
-    read_threads_and_axis, read_vector, set_operand, view_of
+    check_target, check_v, check_weight, fail, make_ready, read_array, read_grad_output, read_needed, read_options,
+    read_result, read_threads_and_axis, read_vector, set_operand, view_of
 )
 
 from fastce._cpu._rules import RuleError
@@ -178,11 +178,6 @@ def check_result(out, like, inputs, bint in_place, bint on_gpu=False):
         set_operand(&other, array)
         if not check_apart(&c, &c.out, "out", &other, encoded, False):
             raise broken(&c)
-
-
-cdef bint read_needed(Call* c, Operand* operand, given, const char* name) except -1:
-    """Read an array that must be there."""
-    return fail(c, "array", name, 0) if given is None else read_array(c, operand, given, name)
 
 
 cdef rounded(weight, Vector* vector, cnp.npy_intp n, int type_num):

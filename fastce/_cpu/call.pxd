@@ -195,13 +195,16 @@ cdef inline bint read_options(Call* call, tuple given, object n_threads, object 
     if not read_word(call, reduction, "reduction"):
         return False
     options.is_mean = <str>reduction == "mean"
-    options.is_per_row = <str>reduction == "none"
+    options.is_per_row = not options.is_mean and <str>reduction == "none"
     if not (options.is_mean or options.is_per_row or <str>reduction == "sum"):
         return fail(call, "range", "reduction", 0)
     if not read_word(call, on_empty, "on_empty"):
         return False
-    options.on_empty = NAN if <str>on_empty == "nan" else 0
-    if not (<str>on_empty == "nan" or <str>on_empty == "zero"):
+    if <str>on_empty == "nan":
+        options.on_empty = NAN
+    elif <str>on_empty == "zero":
+        options.on_empty = 0
+    else:
         return fail(call, "range", "on_empty", 0)
     options.softcap = 0
     return (
@@ -285,6 +288,11 @@ cdef inline bint read_array(Call* call, Operand* operand, object given, const ch
         operand.array = NULL
         return True
     return set_operand(operand, given) if cnp.PyArray_CheckExact(given) else fail(call, "array", name, 0)
+
+
+cdef inline bint read_needed(Call* call, Operand* operand, object given, const char* name) except -1:
+    """Read an array that must be there."""
+    return fail(call, "array", name, 0) if given is None else read_array(call, operand, given, name)
 
 
 cdef inline bint read_result(Call* call, Operand* operand, object given, const char* name) except -1:
