@@ -56,8 +56,8 @@ Rows = slice | NDArray[np.intp]
 
 # The gradients that there are, in the order in which they are returned.
 _LEAVES = ("features", "linear_weight", "linear_bias")
-# Options that are arrays.
-_ARRAY_OPTIONS = ("weight", "sample_weight", "grad_output")
+# Arrays of factors, of classes and of rows.
+_FACTORS = ("weight", "sample_weight", "grad_output")
 
 # Logits of a chunk. The more rows, the less adding to the gradient of the weight costs: 8192 x 512 features and 32000
 # classes take 1.30, 1.20, 1.15, 1.13 and 1.11 times as long as their products with 16, 32, 48, 64 and 96 MiB, by
@@ -226,21 +226,10 @@ def linear_cross_entropy(
     >>> print(stats.argmax, stats.log_prob.round(4))
     [0 1] [-0.2395 -3.0949]
     """
-    options = {
-        "axis": axis,
-        "weight": weight,
-        "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "reduction": reduction,
-        "on_empty": on_empty,
-        "logit_scale": logit_scale,
-        "softcap": softcap,
-        "z_loss": z_loss,
-        "n_threads": n_threads,
-    }
+    options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+    given = Arguments(None, target, axis, weight, sample_weight, options, n_threads)
     has_stats = bool(return_stats)
-    layer, normalizer = _check_layer(features, linear_weight, target, linear_bias, chunk_rows, options)
+    layer, normalizer = _check_layer(features, linear_weight, linear_bias, chunk_rows, given)
     stats = _no_stats(layer) if has_stats else None
     loss = _solve_layer(layer, normalizer, None, stats)
     return loss if stats is None else (loss, stats)
@@ -368,22 +357,10 @@ def linear_cross_entropy_with_grad(
     >>> fastce.linear_cross_entropy_with_grad(features, linear_weight, [0, 2], wrt="features")[2:]
     (None, None)
     """
-    options = {
-        "grad_output": grad_output,
-        "axis": axis,
-        "weight": weight,
-        "sample_weight": sample_weight,
-        "ignore_index": ignore_index,
-        "label_smoothing": label_smoothing,
-        "reduction": reduction,
-        "on_empty": on_empty,
-        "logit_scale": logit_scale,
-        "softcap": softcap,
-        "z_loss": z_loss,
-        "n_threads": n_threads,
-    }
+    options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+    given = Arguments(None, target, axis, weight, sample_weight, options, n_threads, grad_output)
     has_stats, wanted = bool(return_stats), _check_wrt(wrt)
-    layer, normalizer = _check_layer(features, linear_weight, target, linear_bias, chunk_rows, options)
+    layer, normalizer = _check_layer(features, linear_weight, linear_bias, chunk_rows, given)
     grads = _Grads(layer, wanted)
     stats = _no_stats(layer) if has_stats else None
     loss = _solve_layer(layer, normalizer, grads if grads.are_any else None, stats)
@@ -404,38 +381,34 @@ def _check_wrt(wrt: str | Iterable[str]) -> frozenset[str]:
 
 
 def _check_layer(
-    features: Any,
-    linear_weight: ArrayLike,
-    target: ArrayLike,
-    linear_bias: ArrayLike | None,
-    chunk_rows: int | None,
-    options: dict[str, Any],
+    features: Any, linear_weight: ArrayLike, linear_bias: ArrayLike | None, chunk_rows: int | None, given: Arguments
 ) -> tuple[_Layer, float]:
-    """Check everything, the classes of all rows included; return the call and what its mean divides by."""
+    """Check everything, the classes of all rows included; return the call and what its mean divides by.
+
+    `given` has no logits.
+    """
     if chunk_rows is not None:
         chunk_rows = as_integer(chunk_rows, "chunk_rows")
         if chunk_rows < 1:
             raise ValueError(f"chunk_rows must be None or at least 1, got {chunk_rows}")
-    numbers_and_names, n_threads, axis = plain_options(
-        tuple(options[name] for name in NUMBERS_AND_NAMES), options["n_threads"], options["axis"]
-    )
+    options, n_threads, axis = plain_options(given.options, given.n_threads, given.axis)
     is_sparse = _is_sparse(features)
-    given = take_in(
+    arrays: dict[str, Any] = take_in(
         np,
         [
             *(() if is_sparse else [("features", features)]),
             ("linear_weight", linear_weight),
-            ("target", target),
+            ("target", given.target),
             ("linear_bias", linear_bias),
-            *((name, options[name]) for name in _ARRAY_OPTIONS if name in options),
+            *((name, getattr(given, name)) for name in _FACTORS),
         ],
     )
     if is_sparse:
         _check_csr(features)
     else:
-        features = given["features"]
+        features = arrays["features"]
         check_array(features, "features")
-    weight = given["linear_weight"]
+    weight = arrays["linear_weight"]
     check_array(weight, "linear_weight")
     if weight.ndim < 2:
         raise ValueError(f"linear_weight must have shape (C, d) or (C, d1, ..., dK, d), got {weight.shape}")
@@ -447,7 +420,7 @@ def _check_layer(
             f"{features.shape}, got {weight.shape}"
         )
     _check_dtype(weight, "linear_weight", features.dtype)
-    bias = given.get("linear_bias")
+    bias = arrays.get("linear_bias")
     if bias is not None:
         if bias.shape != weight.shape[:-1]:
             raise ValueError(
@@ -461,18 +434,9 @@ def _check_layer(
         raise ValueError(
             f"axis must be None or {class_axis}, the class axis of logits of shape {logits.shape}, got {axis}"
         )
+    taken = {name: arrays[name] for name in ("target", *_FACTORS) if name in arrays}
     normalizer, arguments = settle(
-        NORMALIZER,
-        Arguments(
-            logits,
-            given["target"],
-            class_axis,
-            given.get("weight"),
-            given.get("sample_weight"),
-            numbers_and_names,
-            n_threads,
-            given.get("grad_output"),
-        ),
+        NORMALIZER, given._replace(logits=logits, axis=class_axis, options=options, n_threads=n_threads, **taken)
     )
     is_prob = arguments.target.dtype.kind not in "iu"
     arguments = arguments._replace(
