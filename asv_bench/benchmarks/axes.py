@@ -11,7 +11,6 @@ from fastce._benchmarks.cases import (
     CALLS,
     DTYPES,
     IMAGES,
-    ISAS,
     LAYOUTS,
     OPTIONS,
     SHAPES,
@@ -138,7 +137,7 @@ class Option(_Axis):
 class InstructionSet(_Axis):
     """Those that this machine does not have are n/a."""
 
-    params = ISAS
+    params = _cpu._ISAS
     param_names = ("isa",)
 
 

@@ -49,7 +49,6 @@ OPTIONS = {
     "losses": ("reduction",),
     "stats": ("return_stats",),
 }
-ISAS = ("baseline", "avx2", "avx512")  # all, whether this build and machine have them or not
 
 # Repeated to fill the logits: drawing them all would take longer than timing. Prime, so that no two rows are alike.
 N_RANDOM = 1_000_003
