@@ -2,7 +2,8 @@
 
 Both are loaded into one process and work on the same arrays in the same rounds, in turn; lower quartiles. `base` is the
 other build, `new` the one at hand. Cases that became slower by more than --limit percent are measured again, and listed
-if that confirms it; then the exit status is 1. Needs a quiet machine and 4 GiB of memory.
+if that confirms it; then the exit status is 1. By default all tables are measured, which takes long, calls of 32 x 10 among
+them. Needs a quiet machine and 4 GiB of memory.
 """
 
 import contextlib
@@ -16,7 +17,7 @@ from fastce._benchmarks.cases import Logits
 from fastce._benchmarks.measure import make_call, make_operands, make_sampler
 from fastce._benchmarks.report import Table, note
 from fastce._benchmarks.timing import MIN_SAMPLE, run_rounds
-from ratios import choose, make_parser
+from ratios import TABLES, choose, make_parser
 
 PACKAGE = "fastce"
 SHORT = 0.2  # s: short calls get so many rounds that each build's samples take as long together
@@ -83,6 +84,7 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     base = OtherBuild(options.folder.resolve())
     note(f"base: {base.package.__file__}; new: {fastce.__file__}")
+    options.tables = options.tables or [*TABLES]
     options.isa = [isa for isa in options.isa if isa in base.package._cpu.supported_isas]
     chosen = choose(options)
     table = Table(["case", "isa", "threads", "base, us", "new, us", "new / base"], [case.name for case in chosen])

@@ -68,7 +68,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """What is called by the command line and in tables: shape and whatever is not the default."""
+        """What the command line and tables call it: the shape, and whatever is not the default."""
         layout = {"C": "", "F": "fortran"}.get(self.layout, self.layout)
         words = (self.dtype, "float32"), (layout, ""), (self.option, "plain"), (self.call, "loss+gradient")
         return "-".join([name_shape(self.shape), *(word for word, default in words if word != default)])
