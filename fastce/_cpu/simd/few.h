@@ -160,7 +160,8 @@ FASTCE_INLINE void F(maxima_and_targets)(
 }
 
 /* The logits of the targets of 64 rows, 0 for rows without. */
-FASTCE_INLINE void F(pick_target_logits)(const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* x_patch) {
+FASTCE_INLINE void F(pick_target_logits)(
+    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* x_patch) {
     for (int i = 0; i < 64; i += WIDTH) {
         const INTS t = F(load_ints)(y + i);
         VEC p = F(fill)(0);
