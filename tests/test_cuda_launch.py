@@ -1,5 +1,8 @@
 """How a problem becomes launches: geometry, the task's fields, and how errors are told. No kernel runs."""
 
+import gc
+import weakref
+
 import numpy as np
 import pytest
 
@@ -140,3 +143,19 @@ def test_rows_of_several_lengths_take_turns():
             fastce.softmax(xp.zeros((1, n_classes), "float32"))
         assert {launch["shared_mem"] > 48 * 1024 for launch in fake_cupy.launches[-3:]} == {True}
         assert len({launch["code"] for launch in fake_cupy.launches[-3:]}) == 1
+
+
+@pytest.mark.skipif(not fake_cupy.compiler(), reason="no C++ compiler")
+def test_an_error_that_may_come_late_keeps_no_logits():
+    """An error's text needs the targets alone, and a step's logits may take half of the memory."""
+    with device("host") as xp:
+        logits = xp.zeros((4, 3), "float32")
+        memory = logits._array
+        while isinstance(memory, np.ndarray):
+            memory = memory.base
+        memory = weakref.ref(memory)
+        fastce.cross_entropy_with_grad(logits, xp.zeros(4, "int64"))
+        assert memory() is not None
+        del logits
+        gc.collect()
+        assert memory() is None
