@@ -2,8 +2,8 @@
 
 Both are loaded into one process and work on the same arrays in the same rounds, in turn; lower quartiles. `base` is the
 other build, `new` the one at hand. Cases that became slower by more than --limit percent are measured again, and listed
-if that confirms it; then the exit status is 1. By default all tables are measured, which takes long, calls of 32 x 10 among
-them. Needs a quiet machine and 4 GiB of memory.
+if that confirms it; then the exit status is 1. By default all tables are measured, calls of 32 x 10 among them, which
+takes long. Needs a quiet machine and 4 GiB of memory.
 """
 
 import contextlib
