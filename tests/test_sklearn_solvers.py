@@ -186,6 +186,7 @@ def test_fits_in_threads_give_blas_its_threads_back(rng):
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*fork.*:RuntimeWarning")  # JAX's, if another test has imported it
 def test_a_process_forked_meanwhile_gets_them_too():
     with threadpool_limits(2, user_api="blas"):
         before = blas_threads()

@@ -450,11 +450,18 @@ FASTCE_INLINE void F(product)(const REAL* a, const REAL* b, REAL* out) {
     for (int j = 0; j < 64; j += WIDTH) F(store)(out + j, F(load)(a + j) * F(load)(b + j));
 }
 
-/* e * alpha, freed of EXP_UNIT: first that, for a tiny alpha must not become subnormal. `out` may be `e`. */
+/* Exponentials freed of EXP_UNIT. Before anything else is multiplied: a tiny factor freed of it would be subnormal. */
+FASTCE_INLINE VEC F(load_freed)(const REAL* e) {
+    VEC y = F(load)(e) * (1 / EXP_UNIT);
+    FASTCE_KEEP(y);
+    return y;
+}
+
+/* e * alpha, freed of EXP_UNIT. `out` may be `e`. */
 FASTCE_INLINE void F(scale_exp)(const REAL* e, const REAL* alpha, REAL* out) {
     for (int g = 0; g < 64; g += 16)
         for (int j = 0; j < 16; j += WIDTH)
-            F(store)(out + g + j, F(load)(e + g + j) * (1 / EXP_UNIT) * F(load)(alpha + j));
+            F(store)(out + g + j, F(load_freed)(e + g + j) * F(load)(alpha + j));
 }
 
 FASTCE_INLINE void F(multiply)(REAL* e, ptrdiff_t n, REAL factor) {
@@ -466,7 +473,7 @@ FASTCE_INLINE void F(write_gradient)(
     const REAL* e, const REAL* alpha, const REAL* beta, const REAL* w, const REAL* gamma, const REAL* t, REAL* out) {
     for (int g = 0; g < 64; g += 16)
         for (int j = 0; j < 16; j += WIDTH) {
-            const VEC p = F(load)(e + g + j) * (1 / EXP_UNIT) * F(load)(alpha + j), b = F(load)(beta + j);
+            const VEC p = F(load_freed)(e + g + j) * F(load)(alpha + j), b = F(load)(beta + j);
             const VEC v = F(load)(w + g + j);
             F(store)(out + g + j, t == NULL ? p + b * v : p + (b + F(load)(gamma + j) * F(load)(t + g + j)) * v);
         }
