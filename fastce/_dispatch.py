@@ -22,7 +22,7 @@ from fastce import _cpu
 from fastce._array import Array, array_module, bounds_view, device_of, is_synchronous, take_in
 from fastce._cpu._rules import RuleError
 from fastce._messages import Broken, class_error, exception_for, row_shape
-from fastce._options import NUMBERS_AND_NAMES, OPTIONS
+from fastce._options import NUMBERS_AND_NAMES, OPTIONS, as_integer
 
 # What the compiled `call` computes: see there.
 LOSS: int = _cpu.kernels.LOSS
@@ -300,7 +300,7 @@ def put_last(array: Array, axis: int) -> Array:
 
 def check_array(array: Array, name: str) -> None:
     """Refuse arrays that the kernels do not know."""
-    _check("check_array", bounds_view(array), name, array_module(array) is not np, given={name: array})
+    _check("check_array", bounds_view(array), name, not isinstance(array, np.ndarray), given={name: array})
 
 
 def find_axis(axis: int | None, n_dims: int, default: int) -> int:
@@ -311,7 +311,9 @@ def find_axis(axis: int | None, n_dims: int, default: int) -> int:
 
 def check_n_threads(n_threads: int | None) -> int | None:
     """Return None or a positive integer."""
-    plain = None if n_threads is None else OPTIONS["n_threads"].convert(n_threads, "n_threads")  # type: ignore[misc]
+    if n_threads is None:
+        return None
+    plain = as_integer(n_threads, "n_threads")
     _check("find_n_threads", plain, given={"n_threads": plain})
     return plain
 

@@ -559,9 +559,7 @@ cdef inline object make_ready(const Operand* operand, int type_num):
     """Return an array that has an operand's numbers one after the other, in this type: its own if it has them so."""
     if operand.type_num == type_num and operand.is_ready:
         return <object>operand.array
-    return cnp.PyArray_FROM_OTF(
-        view_of(operand), type_num,
-        cnp.NPY_ARRAY_C_CONTIGUOUS | cnp.NPY_ARRAY_ALIGNED | cnp.NPY_ARRAY_NOTSWAPPED | cnp.NPY_ARRAY_FORCECAST)
+    return cnp.PyArray_Cast(view_of(operand), type_num)  # new, in C order
 
 
 cdef inline object read_vector(const Operand* operand, Vector* vector):
