@@ -1,6 +1,7 @@
-"""The floors of the package: every module imports from the floor below it, and nothing else."""
+"""The layers of the package: every module imports from the layers below it, and nothing else."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import fastce
 PACKAGE = Path(fastce.__file__).parent
 
 # module: what of this package it may import. The standard library and NumPy are open to all.
-FLOORS = {
+LAYERS = {
     "__init__": {
         "_config",
         "_curvature",
@@ -38,7 +39,7 @@ FLOORS = {
     "_messages": {"_array"},
     "_array": set(),
     "cuda": {"_array", "_cuda"},  # what a GPU alone needs
-    "_reference": set(),  # aside
+    "_reference": set(),  # the definition, which imports nothing of this
 }
 # Imported within functions: nothing of it before there is an array on a GPU.
 LAZY = {"cupy"}
@@ -84,15 +85,15 @@ def modules():
     return sorted(path.stem for path in PACKAGE.glob("*.py"))
 
 
-def test_every_module_has_a_floor():
+def test_every_module_has_a_layer():
     """A new one must be given its place here."""
-    assert modules() == sorted(FLOORS | PROGRAMS)
+    assert modules() == sorted(LAYERS | PROGRAMS)
 
 
-@pytest.mark.parametrize("module", FLOORS)
-def test_modules_import_from_the_floor_below(module):
+@pytest.mark.parametrize("module", LAYERS)
+def test_modules_import_from_the_layers_below(module):
     own, others = imports(PACKAGE / f"{module}.py")
-    assert own <= FLOORS[module]
+    assert own <= LAYERS[module]
     assert others <= {*sys.stdlib_module_names, "numpy", *LAZY}
 
 
@@ -127,6 +128,27 @@ def test_the_kernels_know_only_each_other():
             assert top in ("cpython", "cython", "libc", "numpy", "openmp") or module.startswith("fastce._cpu"), (
                 f"{path.name} imports {module}"
             )
+
+
+def test_the_kernels_sources_form_no_circle():
+    """Neither by cimports nor by headers, so that each layer can be read without those above it."""
+    folder = PACKAGE / "_cpu"
+    below = {}
+    for path in folder.rglob("*"):
+        if path.suffix in (".pyx", ".pxd"):
+            modules = re.findall(r"^from fastce\._cpu\.([\w.]+) cimport", path.read_text(), re.MULTILINE)
+            headers = re.findall(r'^cdef extern from "([\w/]+\.h)"', path.read_text(), re.MULTILINE)
+            name = path.relative_to(folder).with_suffix("").as_posix().replace("/", ".")
+            below[name] = {*modules, *(header for header in headers if (folder / header).exists())}
+        elif path.suffix == ".h":
+            name = path.relative_to(folder).as_posix()
+            included = re.findall(r'^#include "([\w/]+\.h)"', path.read_text(), re.MULTILINE)
+            # A header with a text for each type includes itself.
+            below[name] = {header for header in included if (folder / header).exists()} - {name}
+    if "_kernels" not in below:
+        pytest.skip("an installed package has no sources")
+    order = list(graphlib.TopologicalSorter(below).static_order())
+    assert order[-1] == "_kernels"
 
 
 def test_importing_the_package_imports_no_other_package():
