@@ -68,6 +68,7 @@ cdef inline void exp_plain(
     cdef bint extras = task.extras
     cdef bint entropy = task.sum_entropy
     cdef bint in_place = <const real*>out == x and not entropy
+    cdef TargetSums asked
     cdef Span span
     cdef Py_ssize_t j, k = 0
     if not extras and n >= TILE:
@@ -75,6 +76,7 @@ cdef inline void exp_plain(
             row.format, row.logits + start * size_of(row.format, scale), n, top[0], scale, out, row.ahead_logits,
             row.size_logits, row.is_long, sums + 16 * ALL)
         return
+    asked = target_sums(task, sums)
     if task.weight != NULL:
         w = <const real*>task.weight + start
         w_step = 1
@@ -89,7 +91,7 @@ cdef inline void exp_plain(
             if t != NULL:
                 for j in range(tile_lines(top[0])):
                     prefetch_to_l2(row.ahead_prob + k * row.size_prob + j * CACHE_LINE)
-            fold_targets(task, x + k, top, w + k * w_step, False, t, sums)
+            fold_targets(x + k, top, w + k * w_step, False, t, &asked)
         if in_place:
             exp_and_fold(out + k, LANES, 4, top, scale, out + k, LANES, sums + 16 * ALL, NULL)
             k += TILE
@@ -109,7 +111,7 @@ cdef inline void exp_plain(
     if extras:
         w = weight_tile(w if w_step == 1 else NULL, span, w_buffer)
         span.k += start
-        fold_targets(task, x, top, w, True, prob_tile(task, row, span, t_buffer), sums)
+        fold_targets(x, top, w, True, prob_tile(task, row, span, t_buffer), &asked)
         span.k -= start
         if entropy:
             fold_shifted(e, x, top, True, sums + 16 * E_D)
@@ -173,6 +175,7 @@ cdef inline bint sweep_block(
     cdef bint normalized = task.normalized
     cdef bint plain = row.format != NATIVE or (
         is_plain(row.logits, stride, m) and cap_factor == 0 and not normalized)
+    cdef TargetSums asked
     cdef Span span
     cdef Py_ssize_t j, k
     is_lower = m <= known
@@ -190,6 +193,8 @@ cdef inline bint sweep_block(
         k = stop
     for j in range(LANES):
         first[j] = NO_CLASS
+    if task.extras and k < stop:
+        asked = target_sums(task, sums)
     while k < stop:
         span = span_at(k, stop)
         x = logit_tile(row.logits, stride, cap_factor, span, x_buffer)
@@ -197,8 +202,8 @@ cdef inline bint sweep_block(
             exp_and_fold(x, LANES, 4, top, scale, e, LANES, sums + 16 * ALL, NULL)
         if task.extras:
             fold_targets(
-                task, x, top, weight_tile(<const real*>task.weight, span, w_buffer), True,
-                prob_tile(task, row, span, t_buffer), sums)
+                x, top, weight_tile(<const real*>task.weight, span, w_buffer), True,
+                prob_tile(task, row, span, t_buffer), &asked)
             if task.sum_entropy:
                 fold_shifted(e, x, top, True, sums + 16 * E_D)
             if task.find_argmax:

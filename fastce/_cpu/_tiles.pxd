@@ -13,7 +13,7 @@ from libc.stdint cimport int32_t
 
 from fastce._cpu._convert cimport Format
 from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._task cimport REST, T, T_D, W_D, WT, WT_D, Task
+from fastce._cpu._task cimport T, T_D, W_D, WT, WT_D, Task
 
 cdef enum:
     LANES = 16
@@ -47,6 +47,16 @@ cdef extern from "simd/tile.h" nogil:
     void fold_rest "fastce_fold_rest"(const void* e, void* sums)
     void fold_shifted "fastce_fold_shifted"(
         const void* a, const void* x, const void* top, bint has_zeros, void* sums)
+    ctypedef struct TargetSums "fastce_target_sums":
+        void* wd
+        bint has_zero_w
+        void* wt
+        void* wtd
+        bint has_w
+        void* t
+        void* td
+    void fold_targets "fastce_fold_targets"(
+        const void* x, const void* top, const void* w, bint is_padded, const void* t, const TargetSums* sums)
     void fold_argmax "fastce_fold_argmax"(
         const void* x, const void* top, int32_t base, int32_t group_step, int32_t lane_step, int32_t* first)
     void fold_max_and_w "fastce_fold_max_and_w"(const void* x, const void* w, void* top, void* w_top)
@@ -82,20 +92,14 @@ cdef inline double rest_of(double all_terms, double rest, real like) noexcept no
     return (rest if needs_rest(all_terms, like) else all_terms - exp_unit(like)) / exp_unit(like)
 
 
-cdef inline void fold_targets(
-    const Task* task, const real* x, const real* top, const real* w, bint is_padded, const real* t, real* sums
-) noexcept nogil:
-    """Add what label smoothing and class probabilities sum up; t is NULL without the latter."""
-    cdef real wt[TILE]
-    if task.sum_weight:
-        fold_shifted(w, x, top, is_padded or task.has_zero_weight, sums + 16 * W_D)
-    if task.sum_prob and task.weight != NULL:
-        product(w, t, wt)
-        fold(wt, sums + 16 * WT)
-        fold_shifted(wt, x, top, True, sums + 16 * WT_D)
-    elif task.sum_prob:
-        fold(t, sums + 16 * WT)
-        fold_shifted(t, x, top, True, sums + 16 * WT_D)
-    if task.sum_prob and task.log_prob != NULL:
-        fold(t, sums + 16 * T)
-        fold_shifted(t, x, top, True, sums + 16 * T_D)
+cdef inline TargetSums target_sums(const Task* task, real* sums) noexcept nogil:
+    """Return which of `sums` label smoothing and class probabilities ask for."""
+    cdef TargetSums asked
+    asked.wd = sums + 16 * W_D if task.sum_weight else NULL
+    asked.has_zero_w = task.has_zero_weight
+    asked.wt = sums + 16 * WT
+    asked.wtd = sums + 16 * WT_D
+    asked.has_w = task.weight != NULL
+    asked.t = sums + 16 * T if task.log_prob != NULL else NULL
+    asked.td = sums + 16 * T_D
+    return asked

@@ -12,9 +12,8 @@
 #define FASTCE_FAR 1099511627776.0 /* 2^40 */
 
 /* An array over memory that another object owns. */
-FASTCE_INLINE PyObject* fastce_view(
-    int type_num, int is_native, int n_dims, npy_intp* shape, npy_intp* strides, void* data, int is_writable,
-    PyObject* owner) {
+FASTCE_INLINE PyObject* fastce_view(int type_num, int is_native, int n_dims, npy_intp* shape, npy_intp* strides,
+    void* data, int is_writable, PyObject* owner) {
     PyObject* view;
     PyArray_Descr* dtype = PyArray_DescrFromType(type_num);
     if (dtype != NULL && !is_native) {

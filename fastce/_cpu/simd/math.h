@@ -85,8 +85,8 @@ FASTCE_INLINE void F(split_exp)(VEC x, VEC* power, VEC* fraction) {
     *fraction = p * (r * r) + r;
 }
 
-/* e^x * EXP_UNIT for x <= 1; -inf gives 0 and NaN gives NaN. Within 1 ulp, with a lookup 2. */
-FASTCE_INLINE VEC F(exp)(VEC x) {
+/* e^x * EXP_UNIT for FLOOR <= x <= 1, within 1 ulp, with a lookup 2; NaN gives NaN. */
+FASTCE_INLINE VEC F(exp_in_range)(VEC x) {
 #if WIDTH > 1 && IS_FLOAT && FASTCE_IS_WIDE
     /* The bits of 2^(32 + j/16) or 2^(32 + j/4), less what j adds when n is shifted into the exponent's place; the
        numbers whose sum's low bits count such fractions; and (e^r - 1 - r) / r^2. Errors: 4.7e-9 and 1.1e-8. */
@@ -101,9 +101,8 @@ FASTCE_INLINE VEC F(exp)(VEC x) {
     const float magic = 3145728.0f; /* 1.5 * 2^21 */
     const int shift = 21;
 #endif
-    VEC in_range = F(max_or_nan)(F(fill)(FLOOR), x); /* which keeps NaN */
-    VEC sum = in_range * 1.4426950408889634f + magic;
-    VEC r = in_range - (sum - magic) * 0.6931471805599453f;
+    VEC sum = x * 1.4426950408889634f + magic;
+    VEC r = x - (sum - magic) * 0.6931471805599453f;
     BITS bits = F(bits_of)(sum);
 #if FASTCE_VECTOR_BYTES == 64
     BITS found = (BITS)_mm512_permutexvar_epi32((__m512i)bits, (__m512i)powers);
@@ -117,8 +116,20 @@ FASTCE_INLINE VEC F(exp)(VEC x) {
     return p * power + power;
 #else
     VEC power, fraction;
-    F(split_exp)(F(max_or_nan)(F(fill)(FLOOR), x), &power, &fraction);
+    F(split_exp)(x, &power, &fraction);
     return fraction * power + power;
+#endif
+}
+
+/* e^x * EXP_UNIT for x <= 1; -inf gives 0. The power of two of FLOOR is 0. */
+FASTCE_INLINE VEC F(exp_by_max)(VEC x) { return F(exp_in_range)(F(max_or_nan)(F(fill)(FLOOR), x)); }
+
+/* The same by a mask, where that costs nothing: the last instruction takes it, unless there is another mask. */
+FASTCE_INLINE VEC F(exp)(VEC x) {
+#if WIDTH > 1 && IS_FLOAT && FASTCE_VECTOR_BYTES == 64
+    return F(keep)(FASTCE_NAME(_mm512_cmp, PS, _mask)(x, F(fill)(FLOOR), _CMP_NLT_UQ), F(exp_in_range)(x));
+#else
+    return F(exp_by_max)(x);
 #endif
 }
 

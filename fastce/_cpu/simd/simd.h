@@ -14,7 +14,9 @@
 
 #include "simd/compiler.h"
 
-#if defined(__AVX512BW__) && defined(__AVX512DQ__)
+#if defined(FASTCE_NO_VECTORS) /* to see what other compilers see */
+#define FASTCE_VECTOR_BYTES 0
+#elif defined(__AVX512BW__) && defined(__AVX512DQ__)
 #define FASTCE_VECTOR_BYTES 64
 #define FASTCE_X86(name) _mm512_##name
 #elif defined(__AVX2__) && defined(__FMA__) && defined(__F16C__)
@@ -31,7 +33,7 @@
 #if defined(FASTCE_X86)
 #include <immintrin.h>
 #endif
-#if defined(__GNUC__) && defined(__aarch64__)
+#if FASTCE_VECTOR_BYTES == 16 && defined(__aarch64__)
 #define FASTCE_IS_NEON 1
 #include <arm_neon.h>
 #else
@@ -57,7 +59,8 @@
 #endif
 
 #if defined(FASTCE_REGISTER)
-/* A value is computed before it is used further: compilers may not change the order of what makes it and what follows. */
+/* A value is computed before it is used further: compilers may not change the order of what makes it and what
+   follows. */
 #define FASTCE_KEEP(x) __asm__("" : FASTCE_REGISTER(x))
 /* Memory is read in the order of the loop, too: what GCC made of loads otherwise changed from build to build, and where
    lines came out of order the loss of rows that are not in cache took a tenth longer. */

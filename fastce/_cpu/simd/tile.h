@@ -41,6 +41,17 @@ FASTCE_INLINE double fastce_wide_lane_sum(const double* lanes) {
     return ((t[0] + t[4]) + (t[2] + t[6])) + ((t[1] + t[5]) + (t[3] + t[7]));
 }
 
+/* Where the sums of 16 lanes are that label smoothing and class probabilities ask for; NULL: not asked for. */
+typedef struct {
+    void* wd;       /* w d, with d = x - top */
+    int has_zero_w; /* among the weights */
+    void* wt;       /* w t; and w t d */
+    void* wtd;
+    int has_w; /* else all weights are 1 */
+    void* t;   /* t; and t d */
+    void* td;
+} fastce_target_sums;
+
 #define FASTCE_TEMPLATE "simd/tile.h"
 #include "simd/for_types.h"
 
@@ -65,6 +76,8 @@ FASTCE_INLINE double fastce_wide_lane_sum(const double* lanes) {
 #define fastce_fold_rest(e, sums) FASTCE_OF_VECTORS(fold_rest, *(e))(e, sums)
 #define fastce_fold_shifted(a, x, top, has_zeros, sums)               \
     FASTCE_OF_VECTORS(fold_shifted, *(a))(a, x, top, has_zeros, sums)
+#define fastce_fold_targets(x, top, w, is_padded, t, sums)               \
+    FASTCE_OF_VECTORS(fold_targets, *(x))(x, top, w, is_padded, t, sums)
 #define fastce_fold_argmax(x, top, base, group_step, lane_step, first)               \
     FASTCE_OF_VECTORS(fold_argmax, *(x))(x, top, base, group_step, lane_step, first)
 #define fastce_fold_max_and_w(x, w, top, w_top) FASTCE_OF_VECTORS(fold_max_and_w, *(x))(x, w, top, w_top)
@@ -364,31 +377,44 @@ FASTCE_INLINE void F(exp_row_of)(fastce_format format, const void* x, ptrdiff_t 
     for (int j = 0; j < 16; j += WIDTH) F(store)(sums + j, s[j / WIDTH]);
 }
 
-/* n >= 64 classes of a row, of REAL or of 16 bits; asks for what lies as far behind `ahead`, numbers of so many bytes.
-   Formats and scales are constants, each a function of its own: a choice within the loop took a tenth of the time with
-   AVX2. */
+/* What is constant makes a function of its own: a choice within the loop took a tenth of the time with AVX2, and as
+   much as many loops in one function, whose constants then had no registers. */
+#define EXP_ROW(name, format, scale_of, is_long)                                                                    \
+    FASTCE_NOINLINE void F(name)(                                                                                   \
+        const void* x, ptrdiff_t n, REAL top, REAL scale, REAL* e, const char* ahead, ptrdiff_t size, REAL* sums) { \
+        F(exp_row_of)(format, x, n, top, scale_of, e, ahead, size, is_long, sums);                                  \
+    }
+#if IS_FLOAT && FASTCE_SWEEPS_16_BITS
+EXP_ROW(exp_row_half, FASTCE_HALF, ((void)scale, 1), 0)
+EXP_ROW(exp_row_bfloat16, FASTCE_BFLOAT16, ((void)scale, 1), 0)
+#endif
+EXP_ROW(exp_row_short, FASTCE_NATIVE, ((void)scale, 1), 0)
+EXP_ROW(exp_row_long, FASTCE_NATIVE, ((void)scale, 1), 1)
+EXP_ROW(exp_row_scaled, FASTCE_NATIVE, scale, 0)
+EXP_ROW(exp_row_scaled_long, FASTCE_NATIVE, scale, 1)
+#undef EXP_ROW
+
+/* n >= 64 classes of a row, of REAL or of 16 bits; asks for what lies as far behind `ahead`, numbers of so many
+   bytes. */
 FASTCE_INLINE void F(exp_row)(fastce_format format, const void* x, ptrdiff_t n, REAL top, REAL scale, REAL* e,
     const char* ahead, ptrdiff_t size, int is_long, REAL* sums) {
 #if IS_FLOAT && FASTCE_SWEEPS_16_BITS
-    if (format == FASTCE_HALF) {
-        F(exp_row_of)(FASTCE_HALF, x, n, top, 1, e, ahead, size, 0, sums);
-        return;
-    }
-    if (format == FASTCE_BFLOAT16) {
-        F(exp_row_of)(FASTCE_BFLOAT16, x, n, top, 1, e, ahead, size, 0, sums);
-        return;
-    }
+    if (format == FASTCE_HALF)
+        F(exp_row_half)(x, n, top, scale, e, ahead, size, sums);
+    else if (format == FASTCE_BFLOAT16)
+        F(exp_row_bfloat16)(x, n, top, scale, e, ahead, size, sums);
+    else
 #else
     (void)format;
 #endif
-    if (scale == 1 && is_long)
-        F(exp_row_of)(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, 1, sums);
+        if (scale == 1 && is_long)
+        F(exp_row_long)(x, n, top, scale, e, ahead, size, sums);
     else if (scale == 1)
-        F(exp_row_of)(FASTCE_NATIVE, x, n, top, 1, e, ahead, size, 0, sums);
+        F(exp_row_short)(x, n, top, scale, e, ahead, size, sums);
     else if (is_long)
-        F(exp_row_of)(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, 1, sums);
+        F(exp_row_scaled_long)(x, n, top, scale, e, ahead, size, sums);
     else
-        F(exp_row_of)(FASTCE_NATIVE, x, n, top, scale, e, ahead, size, 0, sums);
+        F(exp_row_scaled)(x, n, top, scale, e, ahead, size, sums);
 }
 
 FASTCE_INLINE void F(fold)(const REAL* a, REAL* sums) {
@@ -434,6 +460,29 @@ FASTCE_INLINE void F(fold_shifted)(const REAL* a, const REAL* x, const REAL* top
     }
 }
 
+FASTCE_INLINE void F(product)(const REAL* a, const REAL* b, REAL* out) {
+    for (int j = 0; j < 64; j += WIDTH) F(store)(out + j, F(load)(a + j) * F(load)(b + j));
+}
+
+/* What label smoothing and class probabilities ask for; t is NULL without the latter. */
+FASTCE_INLINE void F(fold_targets)(
+    const REAL* x, const REAL* top, const REAL* w, int is_padded, const REAL* t, const fastce_target_sums* sums) {
+    REAL wt[64];
+    if (sums->wd != NULL) F(fold_shifted)(w, x, top, is_padded || sums->has_zero_w, (REAL*)sums->wd);
+    if (t == NULL) return;
+    if (sums->has_w) {
+        F(product)(w, t, wt);
+        F(fold)(wt, (REAL*)sums->wt);
+        F(fold_shifted)(wt, x, top, 1, (REAL*)sums->wtd);
+    } else {
+        F(fold)(t, (REAL*)sums->wt);
+        F(fold_shifted)(t, x, top, 1, (REAL*)sums->wtd);
+    }
+    if (sums->t == NULL) return;
+    F(fold)(t, (REAL*)sums->t);
+    F(fold_shifted)(t, x, top, 1, (REAL*)sums->td);
+}
+
 /* e * (w - w_top) */
 FASTCE_INLINE void F(fold_moment)(const REAL* e, const REAL* w, const REAL* w_top, REAL* sums) {
     for (int j = 0; j < 16; j += WIDTH) {
@@ -446,10 +495,6 @@ FASTCE_INLINE void F(fold_moment)(const REAL* e, const REAL* w, const REAL* w_to
 
 /* ---- results ---- */
 
-FASTCE_INLINE void F(product)(const REAL* a, const REAL* b, REAL* out) {
-    for (int j = 0; j < 64; j += WIDTH) F(store)(out + j, F(load)(a + j) * F(load)(b + j));
-}
-
 /* Exponentials freed of EXP_UNIT. Before anything else is multiplied: a tiny factor freed of it would be subnormal. */
 FASTCE_INLINE VEC F(load_freed)(const REAL* e) {
     VEC y = F(load)(e) * (1 / EXP_UNIT);
@@ -460,8 +505,7 @@ FASTCE_INLINE VEC F(load_freed)(const REAL* e) {
 /* e * alpha, freed of EXP_UNIT. `out` may be `e`. */
 FASTCE_INLINE void F(scale_exp)(const REAL* e, const REAL* alpha, REAL* out) {
     for (int g = 0; g < 64; g += 16)
-        for (int j = 0; j < 16; j += WIDTH)
-            F(store)(out + g + j, F(load_freed)(e + g + j) * F(load)(alpha + j));
+        for (int j = 0; j < 16; j += WIDTH) F(store)(out + g + j, F(load_freed)(e + g + j) * F(load)(alpha + j));
 }
 
 FASTCE_INLINE void F(multiply)(REAL* e, ptrdiff_t n, REAL factor) {
