@@ -21,7 +21,7 @@ from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_patches, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
 from fastce._cpu._stage cimport (
-    SIDE_BY_SIDE, TRANSPOSED, Lanes, load_classes, load_planes, locate, pad, store_classes, store_planes
+    UNIT_ROW_STRIDE, TRANSPOSED, RowGroupView, load_classes, load_planes, locate, pad, store_classes, store_planes
 )
 from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task, weight_of
 from fastce._cpu._tiles cimport *
@@ -72,61 +72,61 @@ cdef inline void note_patch_logits(
 
 
 cdef inline void sweep_classes(
-    const Task* task, const Lanes* prob, Py_ssize_t start, Py_ssize_t stop, bint keep_logits, real* stage,
+    const Task* task, const RowGroupView* prob, Py_ssize_t start, Py_ssize_t stop, bint keep_logits, real* stage,
     Scalars* block
 ) noexcept nogil:
     """Sum up a block of classes from the stage; leave the exponentials there, or the logits."""
     cdef real e[TILE]
     cdef real w[TILE]
     cdef real t[TILE]
-    cdef real top[LANES]
+    cdef real row_max[LANES]
     cdef real sums[N_SUMS * LANES]
     cdef double all_terms[LANES]
     cdef double rest[LANES]
     cdef int32_t first[LANES]
     cdef real scale = <real>scale_of(task)
-    cdef bint extras = task.extras, entropy = task.sum_entropy, normalized = task.normalized
+    cdef bint has_option_sums = task.has_option_sums, entropy = task.sum_entropy, normalized = task.normalized
     cdef bint find_argmax = task.find_argmax or task.needs_argmax_patch
     cdef bint in_place = not keep_logits and not entropy and not find_argmax
     cdef real* x
     cdef Py_ssize_t j, k, n_tiles = (stop - start + 3) // 4
     cdef TargetSums asked = target_sums(task, sums)
-    fill(top, 0, LANES, <real>0 if normalized else <real>-INFINITY)
+    fill(row_max, 0, LANES, <real>0 if normalized else <real>-INFINITY)
     if not normalized:
         for k in range(n_tiles):
-            fold_max(stage + k * TILE, top)
-    widen(top, block.row_max)
+            fold_max(stage + k * TILE, row_max)
+    widen(row_max, block.row_max)
     for j in range(LANES):
-        top[j] = <real>0 if top[j] == -INFINITY else top[j]
+        row_max[j] = <real>0 if row_max[j] == -INFINITY else row_max[j]
     fill(sums, 0, (REST + 1) * LANES, <real>0)
     for k in range(task.n_sums):
         fill(sums + 16 * task.sums[k], 0, LANES, <real>0)
     for j in range(LANES):
         first[j] = NO_CLASS
     k = 0
-    if in_place and not extras and not normalized:
+    if in_place and not has_option_sums and not normalized:
         # By far the most frequent case has a loop of its own, in which constants stay in registers.
         while k < n_tiles:
             exp_and_fold(
-                stage + k * TILE, LANES, 4, top, scale, stage + k * TILE, LANES, sums + 16 * ALL, sums + 16 * REST)
+                stage + k * TILE, LANES, 4, row_max, scale, stage + k * TILE, LANES, sums + 16 * ALL, sums + 16 * REST)
             k += 1
     for k in range(k, n_tiles):
         x = stage + k * TILE
-        if extras:
+        if has_option_sums:
             load_weights(task, start + 4 * k, stop, w)
             if task.sum_prob:
                 load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, t)
-            fold_targets(x, top, w, start + 4 * k + 4 > stop, t if task.sum_prob else NULL, &asked)
+            fold_targets(x, row_max, w, start + 4 * k + 4 > stop, t if task.sum_prob else NULL, &asked)
         if normalized:
             continue
         if in_place:
-            exp_and_fold(x, LANES, 4, top, scale, x, LANES, sums + 16 * ALL, sums + 16 * REST)
+            exp_and_fold(x, LANES, 4, row_max, scale, x, LANES, sums + 16 * ALL, sums + 16 * REST)
             continue
-        exp_and_fold(x, LANES, 4, top, scale, e, LANES, sums + 16 * ALL, sums + 16 * REST)
+        exp_and_fold(x, LANES, 4, row_max, scale, e, LANES, sums + 16 * ALL, sums + 16 * REST)
         if entropy:
-            fold_shifted(e, x, top, True, sums + 16 * E_D)
+            fold_shifted(e, x, row_max, True, sums + 16 * E_D)
         if find_argmax:
-            fold_argmax(x, top, <int32_t>(4 * k), 1, 0, first)
+            fold_argmax(x, row_max, <int32_t>(4 * k), 1, 0, first)
         if not keep_logits:
             copy(e, x)
     widen(sums + 16 * ALL, all_terms)
@@ -142,21 +142,22 @@ cdef inline void sweep_classes(
 
 
 cdef inline void write_classes(
-    const Task* task, const Scalars* rows, const Lanes* logits, const Lanes* prob, Py_ssize_t start, Py_ssize_t stop,
+    const Task* task, const Scalars* rows, const RowGroupView* logits, const RowGroupView* prob, Py_ssize_t start,
+    Py_ssize_t stop,
     bint from_logits, const double* block_max, real* stage
 ) noexcept nogil:
     """Turn a staged block, exponentials relative to `block_max` or logits, into what `out` shall hold."""
     cdef real e[TILE]
     cdef real w[TILE]
     cdef real t[TILE]
-    cdef real top[LANES]
+    cdef real row_max[LANES]
     cdef real alpha[LANES]
     cdef real beta[LANES]
     cdef real gamma[LANES]
     cdef real scale = <real>scale_of(task)
     cdef real cap_factor = <real>cap_factor_of(task)
     cdef bint log_softmax = task.out_kind == LOG_SOFTMAX
-    cdef bint extras = task.extras
+    cdef bint has_option_sums = task.has_option_sums
     cdef real* x
     cdef Py_ssize_t j, k
     if log_softmax:
@@ -164,8 +165,8 @@ cdef inline void write_classes(
     else:
         narrow(rows.alpha, alpha)
     if from_logits:
-        narrow(rows.row_max, top)
-    if extras:
+        narrow(rows.row_max, row_max)
+    if has_option_sums:
         narrow(rows.beta, beta)
         narrow(rows.gamma, gamma)
     if not from_logits and block_max != rows.row_max:
@@ -174,12 +175,12 @@ cdef inline void write_classes(
     for k in range((stop - start + 3) // 4):
         x = stage + k * TILE
         if log_softmax:
-            write_log(x, top, scale, alpha, e)
+            write_log(x, row_max, scale, alpha, e)
             copy(e, x)
             continue
         if from_logits:
-            exp_and_fold(x, LANES, 4, top, scale, x, LANES, NULL, NULL)
-        if extras:
+            exp_and_fold(x, LANES, 4, row_max, scale, x, LANES, NULL, NULL)
+        if has_option_sums:
             load_weights(task, start + 4 * k, stop, w)
             if task.sum_prob:
                 load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, t)
@@ -201,7 +202,7 @@ cdef inline void write_classes(
 
 
 cdef inline bint keeps_logits(const Task* task) noexcept nogil:
-    """Tell whether the second pass starts from logits."""
+    """Return True if the second pass starts from logits."""
     return task.softcap != 0 or task.out_kind == LOG_SOFTMAX
 
 
@@ -215,16 +216,16 @@ cdef inline void choose_argmax_patches(const Task* task, Scalars* rows, real lik
 
 
 cdef inline void process_staged(
-    const Task* task, Py_ssize_t start, const Lanes* logits, real* stage
+    const Task* task, Py_ssize_t start, const RowGroupView* logits, real* stage
 ) noexcept nogil:
     """Do up to 16 rows, all of whose classes are staged, as far as the stage."""
     cdef Scalars rows
-    cdef Lanes prob
+    cdef RowGroupView prob
     cdef Py_ssize_t n = logits.n
     locate(task, &task.prob, start, n, &prob, stage[0])
     begin(task, &rows, start, n, stage[0])
     note_patch_logits(task, &rows, 0, task.n_classes, stage)
-    if task.extras or not task.normalized:
+    if task.has_option_sums or not task.normalized:
         sweep_classes(task, &prob, 0, task.n_classes, keeps_logits(task), stage, &rows)
     choose_argmax_patches(task, &rows, stage[0])
     finish(task, &rows, stage[0])
@@ -238,9 +239,9 @@ cdef inline void process_blocks(
     """Do n <= 16 rows of more classes than the stage holds; `block_max` has room for 16 numbers per block."""
     cdef Scalars rows
     cdef Scalars block
-    cdef Lanes logits
-    cdef Lanes prob
-    cdef Lanes out
+    cdef RowGroupView logits
+    cdef RowGroupView prob
+    cdef RowGroupView out
     cdef bint keep_logits = keeps_logits(task) or task.out.data == NULL or task.out.format != NATIVE
     cdef Py_ssize_t step = column_block(stage[0])
     cdef Py_ssize_t j, stop, k = 0
@@ -281,15 +282,15 @@ cdef inline void process_blocks(
         k = stop
 
 
-cdef inline void prefetch_group(const Lanes* lanes, Py_ssize_t ahead, Py_ssize_t n_classes) noexcept nogil:
+cdef inline void prefetch_group(const RowGroupView* lanes, Py_ssize_t ahead, Py_ssize_t n_classes) noexcept nogil:
     """Ask for the 16 rows that come so many rows after these."""
     cdef const char* first = lanes.first + ahead * lanes.row_stride
     cdef Py_ssize_t k, n_bytes
     # Lines of more planes may evict each other from L2 before they are used: 150 planes took 1.2 times as long.
-    if lanes.way == SIDE_BY_SIDE and n_classes <= 16:
+    if lanes.layout == UNIT_ROW_STRIDE and n_classes <= 16:
         for k in range(n_classes):
             prefetch_to_l2(first + k * lanes.class_stride)
-    elif lanes.way == TRANSPOSED and lanes.row_stride > 0:
+    elif lanes.layout == TRANSPOSED and lanes.row_stride > 0:
         n_bytes = LANES * lanes.row_stride
         k = 0
         while k < n_bytes:
@@ -301,18 +302,18 @@ cdef inline void process_columns(
     const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* block_max
 ) noexcept nogil:
     """Do n rows, at most `column_group` of them."""
-    cdef Lanes lanes[MAX_GROUPS]
+    cdef RowGroupView lanes[MAX_GROUPS]
     cdef Py_ssize_t size = (task.n_classes + 3) // 4 * TILE
     cdef Py_ssize_t n_groups = (n + LANES - 1) // LANES
     cdef Py_ssize_t g
-    cdef bint side_by_side = True
+    cdef bint has_unit_stride = True
     if task.n_classes > column_block(stage[0]):
         process_blocks(task, start, n, stage, block_max)
         return
     for g in range(n_groups):
         locate(task, &task.logits, start + g * LANES, min(n - g * LANES, LANES), &lanes[g], stage[0])
-        side_by_side = side_by_side and lanes[g].way == SIDE_BY_SIDE
-    if side_by_side:
+        has_unit_stride = has_unit_stride and lanes[g].layout == UNIT_ROW_STRIDE
+    if has_unit_stride:
         load_planes(lanes, n_groups, task.n_classes, stage, size)
         for g in range(n_groups):
             pad(&lanes[g], task.n_classes, <real>-INFINITY, stage + g * size)
@@ -328,8 +329,8 @@ cdef inline void process_columns(
         return
     for g in range(n_groups):
         locate(task, &task.out, start + g * LANES, min(n - g * LANES, LANES), &lanes[g], stage[0])
-        side_by_side = side_by_side and lanes[g].way == SIDE_BY_SIDE
-    if side_by_side:
+        has_unit_stride = has_unit_stride and lanes[g].layout == UNIT_ROW_STRIDE
+    if has_unit_stride:
         store_planes(lanes, n_groups, task.n_classes, stage, size)
     else:
         for g in range(n_groups):

@@ -155,7 +155,7 @@ cdef inline void write_converted(char* address, Format format, real value) noexc
 
 
 cdef inline bint is_array(const char* address, Format format, Py_ssize_t stride, real like) noexcept nogil:
-    """Tell whether numbers `stride` bytes apart are an ordinary C array."""
+    """Return True if numbers `stride` bytes apart are an ordinary C array."""
     return stride == size_of(format, like) and <size_t>address % <size_t>stride == 0
 
 

@@ -25,7 +25,7 @@ from fastce._cpu._scalars cimport Scalars, begin, describe_argmax_patches, finis
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, NO_CLASS, fill
 from fastce._cpu._units cimport (
-    Unit, cap_row, find_slopes, load_all_groups, load_unit, locate_unit, store_all_groups, store_unit
+    RowGroup, cap_row, find_slopes, load_all_groups, load_unit, locate_unit, store_all_groups, store_unit
 )
 
 
@@ -37,11 +37,11 @@ cdef inline void process_units(
     cdef Scalars rows
     cdef Moments moments
     cdef Factors factors
-    cdef Unit units[LANES]
+    cdef RowGroup units[LANES]
     cdef bint by_rows = task.by_rows
     cdef Py_ssize_t i, n_units = n if by_rows else 1
     begin(task, &rows, start, n, like)
-    fill(moments.w_top, 0, LANES, <double>0)
+    fill(moments.w_at_max, 0, LANES, <double>0)
     fill(moments.moment, 0, LANES, <double>0)
     fill(moments.w_scale, 0, LANES, <double>1)
     if by_rows and task.target != NULL and needs_gradient(task):

@@ -8,7 +8,7 @@ from fastce._cpu._rows cimport GROUP_BYTES
 from fastce._cpu._scalars cimport Scalars, scale_of
 from fastce._cpu._task cimport ALL, REST, WT, Task
 from fastce._cpu._tiles cimport *
-from fastce._cpu._units cimport Unit, classes_of_tile, scale_w, small_scale, tile_of, w_tile, weights_at
+from fastce._cpu._units cimport RowGroup, classes_of_tile, scale_w, small_scale, tile_of, w_tile, weights_at
 
 cdef enum:
     FLUSH_TILES = 32  # additions to a sum of the arithmetic's type before it goes to one of doubles
@@ -19,31 +19,33 @@ cdef enum:
 
 # What a product asks of 16 rows besides their `Scalars`; w is slope * v, the scale left out.
 cdef struct Moments:
-    double w_top[LANES]    # of the largest logit
+    double w_at_max[LANES]    # of the largest logit
     double moment[LANES]   # the sum of e (w - w_top)
     double w_scale[LANES]  # what w was multiplied by in both, a power of two; 1 but where they would overflow
 
 
-cdef inline bint has_larger(const Unit* unit, Py_ssize_t start, Py_ssize_t stop, const real* top) noexcept nogil:
-    """Tell whether a row has logits in some of its tiles that are larger than all before."""
+cdef inline bint has_larger(
+    const RowGroup* unit, Py_ssize_t start, Py_ssize_t stop, const real* row_max
+) noexcept nogil:
+    """Return True if a row has logits in some of its tiles that are larger than all before."""
     cdef real largest[LANES]
     cdef Py_ssize_t t
     fill(largest, 0, LANES, <real>-INFINITY)
     for t in range(start, stop):
-        fold_max(tile_of(&unit.x, t, top[0]), largest)
-    return lane_max(largest) > lane_max(top)
+        fold_max(tile_of(&unit.x, t, row_max[0]), largest)
+    return lane_max(largest) > lane_max(row_max)
 
 
-cdef inline void spread_top(real* top, real* w_top) noexcept nogil:
+cdef inline void spread_max(real* row_max, real* w_at_max) noexcept nogil:
     """Find the largest of the lanes, partial results of one row; give it to all."""
-    cdef real largest = lane_max(top), w = w_top[0]
+    cdef real largest = lane_max(row_max), w = w_at_max[0]
     cdef Py_ssize_t j
     for j in range(LANES):
-        if top[j] == largest:
-            w = w_top[j]
+        if row_max[j] == largest:
+            w = w_at_max[j]
             break
-    fill(top, 0, LANES, largest)
-    fill(w_top, 0, LANES, w)
+    fill(row_max, 0, LANES, largest)
+    fill(w_at_max, 0, LANES, w)
 
 
 cdef inline bint overflows(const Task* task, const Scalars* rows, Py_ssize_t lane, Moments* moments) noexcept nogil:
@@ -53,7 +55,7 @@ cdef inline bint overflows(const Task* task, const Scalars* rows, Py_ssize_t lan
     for j in range(start, stop):
         if moments.moment[j] - moments.moment[j] != 0 and rows.sumexp_excl_max[j] - rows.sumexp_excl_max[j] == 0:
             moments.w_scale[j] = small_scale(task)
-            moments.w_top[j] *= moments.w_scale[j]
+            moments.w_at_max[j] *= moments.w_scale[j]
             found = True
     return found
 
@@ -69,11 +71,11 @@ cdef inline void take_sum(const Task* task, const double* lanes, Py_ssize_t lane
 
 
 cdef inline void sum_unit(
-    const Task* task, const Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
+    const Task* task, const RowGroup* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
 ) noexcept nogil:
     """Do the passes for the maximum and for the sums; `lane` is that of a single row."""
-    cdef real top[LANES]
-    cdef real w_top[LANES]
+    cdef real row_max[LANES]
+    cdef real w_at_max[LANES]
     cdef real e[TILE]
     cdef real w[TILE]
     cdef real y[TILE]
@@ -86,38 +88,39 @@ cdef inline void sum_unit(
     cdef real scale = <real>scale_of(task)
     cdef Py_ssize_t j, t, stop, n_tiles = task.n_tiles
     cdef Py_ssize_t step = classes_of_tile(task)
-    fill(top, 0, LANES, <real>-INFINITY)
-    fill(w_top, 0, LANES, <real>0)
+    fill(row_max, 0, LANES, <real>-INFINITY)
+    fill(w_at_max, 0, LANES, <real>0)
     if is_product and task.by_rows and IS_WIDE:
         t = 0
         while t < n_tiles:
             stop = min(t + PIECE_TILES, n_tiles)
-            if has_larger(unit, t, stop, top):
+            if has_larger(unit, t, stop, row_max):
                 for t in range(t, stop):
-                    fold_max_and_w(tile_of(&unit.x, t, like), w_tile(task, unit, t, w), top, w_top)
+                    fold_max_and_w(tile_of(&unit.x, t, like), w_tile(task, unit, t, w), row_max, w_at_max)
             t = stop
     elif is_product:
         for t in range(n_tiles):
-            fold_max_and_w(tile_of(&unit.x, t, like), w_tile(task, unit, t, w), top, w_top)
+            fold_max_and_w(tile_of(&unit.x, t, like), w_tile(task, unit, t, w), row_max, w_at_max)
     else:
         for t in range(n_tiles):
-            fold_max(tile_of(&unit.x, t, like), top)
+            fold_max(tile_of(&unit.x, t, like), row_max)
     if task.by_rows:
-        spread_top(top, w_top)
-        rows.row_max[lane] = top[0]
-        moments.w_top[lane] = w_top[0]
+        spread_max(row_max, w_at_max)
+        rows.row_max[lane] = row_max[0]
+        moments.w_at_max[lane] = w_at_max[0]
     else:
-        widen(top, rows.row_max)
-        widen(w_top, moments.w_top)
+        widen(row_max, rows.row_max)
+        widen(w_at_max, moments.w_at_max)
     # A row without a largest logit has none that equals 0 either: else its arg-max would be padding, which is -inf.
     for j in range(LANES):
-        top[j] = <real>0 if top[j] == -INFINITY else top[j]
+        row_max[j] = <real>0 if row_max[j] == -INFINITY else row_max[j]
     if task.needs_argmax_patch:
         for j in range(LANES):
             first[j] = NO_CLASS
         for t in range(n_tiles):
             fold_argmax(
-                tile_of(&unit.x, t, like), top, <int32_t>(t * step), LANES if task.by_rows else 1, task.by_rows, first)
+                tile_of(&unit.x, t, like), row_max, <int32_t>(t * step), LANES if task.by_rows else 1, task.by_rows,
+                first)
         if task.by_rows:
             rows.argmax[lane] = NO_CLASS
         for j in range(LANES):
@@ -137,9 +140,9 @@ cdef inline void sum_unit(
                     if is_product:
                         prefetch_to_l2(unit.ahead_v + t * TILE * <Py_ssize_t>sizeof(real) + j * CACHE_LINE)
             exp_and_fold(
-                tile_of(&unit.x, t, like), LANES, 4, top, scale, e, LANES, sums + 16 * ALL, sums + 16 * REST)
+                tile_of(&unit.x, t, like), LANES, 4, row_max, scale, e, LANES, sums + 16 * ALL, sums + 16 * REST)
             if is_product:
-                fold_moment(e, w_tile(task, unit, t, w), w_top, sums + 2 * LANES)
+                fold_moment(e, w_tile(task, unit, t, w), w_at_max, sums + 2 * LANES)
             if has_prob and task.weight == NULL:
                 fold(tile_of(&unit.prob, t, like), sums + 3 * LANES)
             elif has_prob:
@@ -160,20 +163,20 @@ cdef inline void sum_unit(
 
 
 cdef inline void sum_scaled_moment(
-    const Task* task, const Unit* unit, Py_ssize_t lane, Moments* moments, real like
+    const Task* task, const RowGroup* unit, Py_ssize_t lane, Moments* moments, real like
 ) noexcept nogil:
     """Sum up the moment again, with scales of w, from the exponentials that are there."""
-    cdef real w_top[LANES]
+    cdef real w_at_max[LANES]
     cdef real w[TILE]
     cdef real sums[LANES]
     cdef double wide[LANES]
     cdef Py_ssize_t j, t
     for j in range(LANES):
-        w_top[j] = <real>moments.w_top[lane if task.by_rows else j]
+        w_at_max[j] = <real>moments.w_at_max[lane if task.by_rows else j]
     fill(wide, 0, LANES, <double>0)
     for t in range(task.n_tiles):
         fill(sums, 0, LANES, <real>0)
-        fold_moment(tile_of(&unit.exps, t, like), w_tile(task, unit, t, w), w_top, sums)
+        fold_moment(tile_of(&unit.exps, t, like), w_tile(task, unit, t, w), w_at_max, sums)
         for j in range(LANES):
             wide[j] += sums[j]
     if task.by_rows:
@@ -185,7 +188,7 @@ cdef inline void sum_scaled_moment(
 
 
 cdef inline void sweep_unit(
-    const Task* task, Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
+    const Task* task, RowGroup* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
 ) noexcept nogil:
     """Do the first passes; `lane` is that of a single row."""
     sum_unit(task, unit, lane, rows, moments, like)

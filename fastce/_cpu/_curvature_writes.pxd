@@ -6,7 +6,7 @@ from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, find_upstream
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport *
-from fastce._cpu._units cimport Unit, tile_of, w_tile, weights_at
+from fastce._cpu._units cimport RowGroup, tile_of, w_tile, weights_at
 
 
 # What is multiplied or added lane by lane in the last pass.
@@ -17,10 +17,10 @@ cdef enum:
     GRAD_PATCH = 3     # the gradient at the patch class
     FIRST = 4    # of w - w_top, at most 1; of e (s - e)
     OTHER = 5    # what is added to that; of e^2
-    W_TOP = 6
-    AT_TOP = 7   # the diagonal's first factor times `rest`
+    W_AT_MAX = 6
+    AT_MAX = 7   # the diagonal's first factor times `rest`
     TOTAL = 8    # s
-    LAST = AT_TOP     # of a product: of e
+    LAST = AT_MAX     # of a product: of e
     UNSCALE = TOTAL   # of a product: undoes the scale of w
     N_FACTORS = 9
 
@@ -50,7 +50,7 @@ cdef inline void find_factors(
         factors.of[BETA][j] = rows.beta[j]
         factors.of[GAMMA][j] = rows.gamma[j]
         factors.of[GRAD_PATCH][j] = rows.grad_patch[j]
-        factors.of[W_TOP][j] = moments.w_top[j]
+        factors.of[W_AT_MAX][j] = moments.w_at_max[j]
     if task.is_product:
         for j in range(LANES):
             inverse = 1 / (1 + rows.sumexp_excl_max[j])
@@ -58,7 +58,7 @@ cdef inline void find_factors(
             first = rows.alpha[j] * scale
             other = -rows.alpha[j] * shift
             if z_slope != 0:
-                other += upstream[j] * z_slope * inverse * (scale * moments.w_top[j] + shift)
+                other += upstream[j] * z_slope * inverse * (scale * moments.w_at_max[j] + shift)
             # What is more than 1 comes last: w alone may be near to the largest number.
             last = first if first > 1 else -first if first < -1 else 1
             factors.of[FIRST][j] = first / last
@@ -70,7 +70,7 @@ cdef inline void find_factors(
             inverse = 1 / (1 + rows.sumexp_excl_max[j])
             factors.of[FIRST][j] = task.curvature.factor * rows.alpha[j] * scale * inverse
             factors.of[OTHER][j] = upstream[j] * z_slope * scale * inverse * inverse
-            factors.of[AT_TOP][j] = factors.of[FIRST][j] * rows.sumexp_excl_max[j]
+            factors.of[AT_MAX][j] = factors.of[FIRST][j] * rows.sumexp_excl_max[j]
             factors.of[TOTAL][j] = 1 + rows.sumexp_excl_max[j]
     for j in range(LANES):
         factors.patch_class[j] = <int32_t>rows.patch_class[j]
@@ -78,7 +78,7 @@ cdef inline void find_factors(
 
 
 cdef inline void gradient_tile(
-    const Task* task, const Unit* unit, Py_ssize_t t, const real* factors, const int32_t* patch_classes,
+    const Task* task, const RowGroup* unit, Py_ssize_t t, const real* factors, const int32_t* patch_classes,
     Py_ssize_t patch_class, real* grad
 ) noexcept nogil:
     """Write the gradient; `patch_class` is that of a single row."""
@@ -105,7 +105,7 @@ cdef inline void gradient_tile(
 
 
 cdef inline void product_tile(
-    const Task* task, const Unit* unit, Py_ssize_t t, const real* factors, const real* grad, real* out
+    const Task* task, const RowGroup* unit, Py_ssize_t t, const real* factors, const real* grad, real* out
 ) noexcept nogil:
     """Write the product of the Hessian and v."""
     cdef real buffer[TILE]
@@ -120,7 +120,7 @@ cdef inline void product_tile(
     for g in range(TILE // LANES):
         for j in range(LANES):
             y[16 * g + j] = e[16 * g + j] * factors[16 * LAST + j] * (
-                factors[16 * FIRST + j] * (w[16 * g + j] - factors[16 * W_TOP + j]) + factors[16 * OTHER + j])
+                factors[16 * FIRST + j] * (w[16 * g + j] - factors[16 * W_AT_MAX + j]) + factors[16 * OTHER + j])
     if unit.scales_w:
         for g in range(TILE // LANES):
             for j in range(LANES):
@@ -136,7 +136,7 @@ cdef inline void product_tile(
 
 
 cdef inline void diagonal_tile(
-    const Task* task, const Unit* unit, Py_ssize_t t, const real* factors, const real* grad, real* out
+    const Task* task, const RowGroup* unit, Py_ssize_t t, const real* factors, const real* grad, real* out
 ) noexcept nogil:
     """Write the diagonal of the curvature that was chosen."""
     cdef real y[TILE]
@@ -157,7 +157,7 @@ cdef inline void diagonal_tile(
             for j in range(LANES):
                 p = e[16 * g + j] * unscale
                 value = factors[16 * FIRST + j] * (factors[16 * TOTAL + j] - p)
-                value = factors[16 * AT_TOP + j] if p == 1 else value
+                value = factors[16 * AT_MAX + j] if p == 1 else value
                 y[16 * g + j] = p * (value + factors[16 * OTHER + j] * p)
         if task.softcap != 0:
             slope = tile_of(&unit.slopes, t, unscale)
@@ -179,7 +179,7 @@ cdef inline void clear_skipped(const int32_t* kept, real* tile) noexcept nogil:
 
 
 cdef inline void write_unit(
-    const Task* task, const Unit* unit, Py_ssize_t lane, const Scalars* rows, const Factors* given, real like
+    const Task* task, const RowGroup* unit, Py_ssize_t lane, const Scalars* rows, const Factors* given, real like
 ) noexcept nogil:
     """Do the last pass."""
     cdef real factors[N_FACTORS * LANES]
@@ -211,7 +211,7 @@ cdef inline void write_unit(
         copy(y, tile_of(&unit.hess, t, like))
 
 
-cdef inline void clear_unit(const Task* task, const Unit* unit, real like) noexcept nogil:
+cdef inline void clear_unit(const Task* task, const RowGroup* unit, real like) noexcept nogil:
     """Write zeros for a row that is skipped."""
     cdef Py_ssize_t t
     for t in range(task.n_tiles):

@@ -3,36 +3,36 @@ from libc.stdint cimport int32_t
 
 cdef extern from "simd/few.h" nogil:
     # A way through memory in pieces: 64 numbers of a class.
-    ctypedef struct Walk "fastce_walk":
+    ctypedef struct ChunkCursor "fastce_chunk_cursor":
         const char* at
         Py_ssize_t n_left    # pieces
         Py_ssize_t run       # pieces that follow each other in memory, and of them
         Py_ssize_t run_left
-        Py_ssize_t jump      # from the end of a run to the next
+        Py_ssize_t run_stride  # from the end of a run to the next
     # The rows to come: their logits are fetched piece by piece while exponentials are computed.
-    ctypedef struct Feed "fastce_feed":
-        Walk logits
-        Walk asked           # the strip that is asked for
+    ctypedef struct Prefetcher "fastce_prefetcher":
+        ChunkCursor logits
+        ChunkCursor prefetch_cursor  # the strip that is asked for
         char* stage          # where the next piece goes; NULL: the logits are only asked for
-        Py_ssize_t stage_jump
+        Py_ssize_t stage_stride
         Py_ssize_t strip     # rows
         Py_ssize_t ahead     # rows from what is fetched to what is asked for
-        Py_ssize_t turn      # the row that begins the next strip
-    void fetch_piece "fastce_fetch_piece"(Feed* feed, Py_ssize_t size)
+        Py_ssize_t next_strip_start  # the row that begins the next strip
+    void fetch_piece "fastce_fetch_piece"(Prefetcher* prefetcher, Py_ssize_t size)
     # The next rows are fetched meanwhile.
     void find_maxima_and_targets "fastce_maxima_and_targets"(
-        const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* top, void* x_patch)
+        const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* row_max, void* x_patch)
     void pick_target_logits "fastce_pick_target_logits"(
         const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* x_patch)
     void shift_and_scale "fastce_shift_and_scale"(
         void* x, Py_ssize_t pitch, int n_classes, double scale, void* shift)
     void exp_and_sum "fastce_exp_and_sum"(
-        void* x, Py_ssize_t pitch, int n_rows, int n_classes, const void* top, const int32_t* y, void* others,
-        Feed* feed)
-    void scale_and_put "fastce_scale_and_put"(
+        void* x, Py_ssize_t pitch, int n_rows, int n_classes, const void* row_max, const int32_t* y, void* others,
+        Prefetcher* prefetcher)
+    void scale_and_patch "fastce_scale_and_patch"(
         const void* x, Py_ssize_t pitch, Py_ssize_t n, int n_classes, const void* alpha, const int32_t* y,
         const void* grad_patch, void* out, Py_ssize_t out_pitch)
-    void exp_pairs "fastce_exp_pairs"(const void* x, Py_ssize_t pitch, double scale, void* top, void* rest)
-    void put_pairs "fastce_put_pairs"(const void* grad_patch, const int32_t* y, void* x, Py_ssize_t pitch)
+    void exp_pairs "fastce_exp_pairs"(const void* x, Py_ssize_t pitch, double scale, void* row_max, void* rest)
+    void patch_pairs "fastce_patch_pairs"(const void* grad_patch, const int32_t* y, void* x, Py_ssize_t pitch)
     bint any_negative "fastce_any_negative"(const int32_t* y)  # of 64
     void invert "fastce_invert"(const void* x, void* inverse)  # 1 / x within 1 ulp for 16 normal numbers

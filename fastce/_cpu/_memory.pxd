@@ -9,7 +9,7 @@ cdef enum:
     HEADER_BYTES = 16  # the size stands in front; what follows is aligned as malloc aligns
 
 
-cdef inline char* take_memory(Py_ssize_t n_bytes) except NULL:
+cdef inline char* acquire_workspace(Py_ssize_t n_bytes) except NULL:
     """Return memory of at least so many bytes."""
     cdef char* memory = <char*>exchange_spare(NULL)
     if memory == NULL or (<Py_ssize_t*>memory)[0] < n_bytes:
@@ -21,7 +21,7 @@ cdef inline char* take_memory(Py_ssize_t n_bytes) except NULL:
     return memory + HEADER_BYTES
 
 
-cdef inline void give_memory(char* memory) noexcept:
+cdef inline void release_workspace(char* memory) noexcept:
     """Keep it for the next call instead of what was kept before; much is freed."""
     cdef void* unneeded = memory - HEADER_BYTES
     if (<Py_ssize_t*>unneeded)[0] <= MOST_SPARE_BYTES:

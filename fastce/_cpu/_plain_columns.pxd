@@ -19,13 +19,14 @@ from libc.string cimport memcpy
 
 from fastce._cpu._convert cimport NATIVE, is_array
 from fastce._cpu._few cimport (
-    Feed, exp_and_sum, exp_pairs, fetch_piece, find_maxima_and_targets, pick_target_logits, put_pairs, scale_and_put,
+    Prefetcher, exp_and_sum, exp_pairs, fetch_piece, find_maxima_and_targets, pick_target_logits, patch_pairs,
+    scale_and_patch,
     shift_and_scale
 )
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_scalars cimport finish_lanes, read_targets, sum_losses
 from fastce._cpu._plain_stage cimport (
-    GAP, MAX_ROWS, PLAIN_STAGE_BYTES, begin_feed, load_rows, plain_group, plan_feed, rows_to_line, run_length,
+    GAP, MAX_ROWS, PLAIN_STAGE_BYTES, begin_prefetch, load_rows, plain_group, plan_prefetch, rows_to_line, run_length,
     store_rows
 )
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
@@ -33,9 +34,9 @@ from fastce._cpu._tiles cimport LANES, TILE, fill
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:
-    """Tell whether this file can do a call: no options but a scale, and factors whose products do not overflow."""
+    """Return True if this file can do a call: no options but a scale, and factors whose products do not overflow."""
     return (
-        task.target != NULL and not task.extras and not task.normalized and task.weight == NULL
+        task.target != NULL and not task.has_option_sums and not task.normalized and task.weight == NULL
         and task.sample_weight.data == NULL and task.z_loss == 0
         and task.logit_scale >= 1 and task.softcap == 0 and task.lse == NULL and task.log_prob == NULL
         and task.out_kind == GRADIENT and 1e-24 < fabs(task.factor * task.logit_scale)
@@ -53,14 +54,15 @@ cdef inline void multiply_rows(
 
 
 cdef inline void process_tile(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed, int32_t* y, real* loss,
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Prefetcher* prefetcher,
+    int32_t* y, real* loss,
     real* alpha, real* grad_patch
 ) noexcept nogil:
     """Do n <= 64 staged rows, up to the factors of the gradient; what is staged beyond them is finite.
 
     y is -1 for rows that are skipped, and the factors of rows beyond are 0.
     """
-    cdef real top[TILE]
+    cdef real row_max[TILE]
     cdef real shift[TILE]
     cdef real x_patch[TILE]
     cdef real terms[TILE]  # times exp_unit
@@ -77,26 +79,27 @@ cdef inline void process_tile(
                     stage[k * pitch + j] = 0
     if n_classes == 2:
         pick_target_logits(stage, pitch, n_classes, y, x_patch)
-        exp_pairs(stage, pitch, scale, top, terms)
-        fetch_piece(feed, sizeof(real))
-        fetch_piece(feed, sizeof(real))
+        exp_pairs(stage, pitch, scale, row_max, terms)
+        fetch_piece(prefetcher, sizeof(real))
+        fetch_piece(prefetcher, sizeof(real))
     else:
-        find_maxima_and_targets(stage, pitch, n_classes, y, top, x_patch)
+        find_maxima_and_targets(stage, pitch, n_classes, y, row_max, x_patch)
         for j in range(TILE):
-            shift[j] = <real>0 if top[j] == -INFINITY else top[j]
+            shift[j] = <real>0 if row_max[j] == -INFINITY else row_max[j]
         if scale != 1:
             shift_and_scale(stage, pitch, n_classes, scale, shift)
-        exp_and_sum(stage, pitch, n_groups * LANES, n_classes, shift, y, terms, feed)
+        exp_and_sum(stage, pitch, n_groups * LANES, n_classes, shift, y, terms, prefetcher)
     for k in range(n_groups):
         j = k * LANES
         finish_lanes(
-            scale, factor, n_classes == 2, task.out.data != NULL, y + j, has_skipped, top + j, x_patch + j, terms + j,
+            scale, factor, n_classes == 2, task.out.data != NULL, y + j, has_skipped, row_max + j, x_patch + j,
+            terms + j,
             loss + j, alpha + j, grad_patch + j)
     if n_groups * LANES < TILE:
         fill(alpha, n_groups * LANES, TILE, <real>0)
         fill(grad_patch, n_groups * LANES, TILE, <real>0)
     if task.out.data != NULL and n_classes == 2:
-        put_pairs(grad_patch, y, stage, pitch)
+        patch_pairs(grad_patch, y, stage, pitch)
 
 
 cdef inline void write_rows(
@@ -111,12 +114,12 @@ cdef inline void write_rows(
             and out.format == NATIVE and is_array(first, NATIVE, out.row_strides[task.n_dims - 1], stage[0])
             and out.class_stride % <Py_ssize_t>sizeof(real) == 0):
         # Where the rows lie side by side, nothing has to be stored twice.
-        scale_and_put(
+        scale_and_patch(
             stage, pitch, n, task.n_classes, alpha, y, grad_patch, <real*>first,
             out.class_stride // <Py_ssize_t>sizeof(real))
         return
     if task.n_classes != 2:
-        scale_and_put(stage, pitch, filled, task.n_classes, alpha, y, grad_patch, stage, pitch)
+        scale_and_patch(stage, pitch, filled, task.n_classes, alpha, y, grad_patch, stage, pitch)
     if task.grad_output.data != NULL:
         # Not before: tiny ones, freed of `exp_unit`, would be no normal numbers.
         for j in range(n):
@@ -126,7 +129,7 @@ cdef inline void write_rows(
 
 
 cdef inline void process_group(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Feed* feed, real* loss
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Prefetcher* prefetcher, real* loss
 ) noexcept nogil:
     """Do n staged rows; write their losses."""
     cdef real alpha[MAX_ROWS]
@@ -139,7 +142,7 @@ cdef inline void process_group(
     i = 0
     while i < n:
         process_tile(
-            task, start + i, min(n - i, <Py_ssize_t>TILE), stage + i, pitch, feed, y + i, loss + i, alpha + i,
+            task, start + i, min(n - i, <Py_ssize_t>TILE), stage + i, pitch, prefetcher, y + i, loss + i, alpha + i,
             grad_patch + i)
         i += TILE
     if task.loss != NULL:
@@ -152,7 +155,7 @@ cdef inline void process_plain(
     const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
 ) noexcept nogil:
     """Do the rows start .. stop - 1."""
-    cdef Feed feed
+    cdef Prefetcher prefetcher
     cdef real losses[MAX_ROWS + TILE]
     cdef Py_ssize_t i = start, n, after, group = plain_group(task, like)
     cdef Py_ssize_t pitch = group + GAP
@@ -160,19 +163,19 @@ cdef inline void process_plain(
     cdef real* other = <real*>(workspace + PLAIN_STAGE_BYTES)
     n = 0
     after = min(stop - i, rows_to_line(task, start, group, like))
-    feed = begin_feed(task, start, group, like)
-    plan_feed(&feed, task, i, after, other, pitch)
+    prefetcher = begin_prefetch(task, start, group, like)
+    plan_prefetch(&prefetcher, task, i, after, other, pitch)
     while True:
-        if feed.stage == NULL:
+        if prefetcher.stage == NULL:
             load_rows(task, i + n, after, other, pitch)
-        while feed.stage != NULL and feed.logits.n_left > 0:
-            fetch_piece(&feed, sizeof(real))
+        while prefetcher.stage != NULL and prefetcher.logits.n_left > 0:
+            fetch_piece(&prefetcher, sizeof(real))
         stage, other = other, stage
         i += n
         n = after
         if n == 0:
             return
         after = min(stop - i - n, group)
-        plan_feed(&feed, task, i + n, after, other, pitch)
-        process_group(task, i, n, stage, pitch, &feed, losses + i % TILE)
+        plan_prefetch(&prefetcher, task, i + n, after, other, pitch)
+        process_group(task, i, n, stage, pitch, &prefetcher, losses + i % TILE)
         sum_losses(task, i, n, i + n == stop, losses)

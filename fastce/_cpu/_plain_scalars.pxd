@@ -22,7 +22,7 @@ cdef enum:
 
 
 cdef inline bint read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, int32_t* y) noexcept nogil:
-    """Write the targets of n rows, and -1 for rows that are skipped or fill up the tile; tell whether there are any."""
+    """Write the targets of n rows, and -1 for rows that are skipped or fill up the tile; return True if any is."""
     cdef int64_t last[TILE]
     cdef const int64_t* target = task.target + start
     cdef int64_t ignored = task.ignore_index
@@ -47,7 +47,7 @@ cdef inline bint read_targets(const Task* task, Py_ssize_t start, Py_ssize_t n, 
 
 
 cdef inline void finish_lanes(
-    real scale, double factor, bint is_pair, bint with_grad, const int32_t* y, bint has_skipped, const real* top,
+    real scale, double factor, bint is_pair, bint with_grad, const int32_t* y, bint has_skipped, const real* row_max,
     const real* x_patch, const real* terms, real* loss, real* alpha, real* grad_patch
 ) noexcept nogil:
     """Turn the terms of 16 rows, times exp_unit, into losses and, if asked, what makes gradients of exponentials.
@@ -72,12 +72,12 @@ cdef inline void finish_lanes(
     cdef real unscaled = <real>(factor * unit)  # the factor of the gradient, freed of `exp_unit`
     cdef Py_ssize_t j
     for j in range(LANES):
-        d[j] = scale * (x_patch[j] - top[j])
+        d[j] = scale * (x_patch[j] - row_max[j])
     if is_pair:
         for j in range(LANES):
-            e[j] = terms[j] + nan_unless_finite(top[j])
+            e[j] = terms[j] + nan_unless_finite(row_max[j])
         for j in range(LANES):
-            others[j] = e[j] if x_patch[j] == top[j] else one
+            others[j] = e[j] if x_patch[j] == row_max[j] else one
         for j in range(LANES):
             rest[j] = e[j] * unit
         for j in range(LANES):

@@ -14,7 +14,7 @@ Design
 from libc.string cimport memcpy, memset
 
 from fastce._cpu._convert cimport NATIVE, load_array, magnitude, size_of, store_array
-from fastce._cpu._few cimport Feed, Walk
+from fastce._cpu._few cimport Prefetcher, ChunkCursor
 from fastce._cpu._math cimport real
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._task cimport Matrix, Task, row_offset
@@ -83,47 +83,47 @@ cdef inline void load_rows(
         i += m
 
 
-cdef inline Feed begin_feed(const Task* task, Py_ssize_t start, Py_ssize_t group, real like) noexcept nogil:
+cdef inline Prefetcher begin_prefetch(const Task* task, Py_ssize_t start, Py_ssize_t group, real like) noexcept nogil:
     """Return what fetches nothing yet; groups of so many rows are to be fetched from row `start` on."""
-    cdef Feed feed
+    cdef Prefetcher prefetcher
     cdef Py_ssize_t row_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t last = task.row_shape[task.n_dims - 1]
-    memset(&feed, 0, sizeof(feed))
-    feed.strip = min(<Py_ssize_t>STRIP_BYTES // <Py_ssize_t>sizeof(real), PLAIN_STAGE_BYTES // row_bytes)
+    memset(&prefetcher, 0, sizeof(prefetcher))
+    prefetcher.strip = min(<Py_ssize_t>STRIP_BYTES // <Py_ssize_t>sizeof(real), PLAIN_STAGE_BYTES // row_bytes)
     if task.n_dims > 1:
-        feed.strip = min(feed.strip, last // 4)  # strips end where a plane ends
-    feed.strip = max(<Py_ssize_t>1, feed.strip // group) * group
-    feed.ahead = max(<Py_ssize_t>1, AHEAD_BYTES // (feed.strip * row_bytes)) * feed.strip
-    feed.turn = start
-    return feed
+        prefetcher.strip = min(prefetcher.strip, last // 4)  # strips end where a plane ends
+    prefetcher.strip = max(<Py_ssize_t>1, prefetcher.strip // group) * group
+    prefetcher.ahead = max(<Py_ssize_t>1, AHEAD_BYTES // (prefetcher.strip * row_bytes)) * prefetcher.strip
+    prefetcher.next_strip_start = start
+    return prefetcher
 
 
-cdef inline Walk walk_through(
+cdef inline ChunkCursor chunk_cursor(
     const char* first, Py_ssize_t run, Py_ssize_t n_runs, Py_ssize_t distance, real like
 ) noexcept nogil:
     """Return the way through runs of so many pieces whose beginnings are `distance` bytes apart."""
-    cdef Walk walk
-    walk.at = first
-    walk.n_left = run * n_runs
-    walk.run = run
-    walk.run_left = run
-    walk.jump = distance - run * TILE * <Py_ssize_t>sizeof(real)
-    return walk
+    cdef ChunkCursor cursor
+    cursor.at = first
+    cursor.n_left = run * n_runs
+    cursor.run = run
+    cursor.run_left = run
+    cursor.run_stride = distance - run * TILE * <Py_ssize_t>sizeof(real)
+    return cursor
 
 
-cdef inline void ask_for_strip(Feed* feed, const Task* task, Py_ssize_t start, real like) noexcept nogil:
+cdef inline void start_prefetch(Prefetcher* prefetcher, const Task* task, Py_ssize_t start, real like) noexcept nogil:
     """Ask for a strip of planes from row `start` on, if there is one, instead of what has been asked for."""
     cdef Py_ssize_t n
-    feed.asked.n_left = 0
+    prefetcher.prefetch_cursor.n_left = 0
     if start < task.n_rows:
-        n = run_length(task, start, min(feed.strip, task.n_rows - start))
-        feed.asked = walk_through(
+        n = run_length(task, start, min(prefetcher.strip, task.n_rows - start))
+        prefetcher.prefetch_cursor = chunk_cursor(
             task.logits.data + row_offset(task, &task.logits, start), (n + TILE - 1) // TILE, task.n_classes,
             task.logits.class_stride, like)
 
 
-cdef inline void plan_feed(
-    Feed* feed, const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch
+cdef inline void plan_prefetch(
+    Prefetcher* prefetcher, const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch
 ) noexcept nogil:
     """Describe how to fetch n rows, or none: planes as a copy, rows whose classes lie side by side into the caches."""
     cdef real like = stage[0]
@@ -131,20 +131,20 @@ cdef inline void plan_feed(
     cdef Py_ssize_t row_stride = x.row_strides[task.n_dims - 1]
     cdef Py_ssize_t size = size_of(x.format, like)
     cdef const char* first
-    feed.logits.n_left = 0
-    feed.stage = NULL
+    prefetcher.logits.n_left = 0
+    prefetcher.stage = NULL
     if n == 0 or run_length(task, start, n) < n:
         return
     first = x.data + row_offset(task, x, start)
     if x.format == NATIVE and row_stride == size and n % TILE == 0:
-        feed.stage = <char*>stage
-        feed.stage_jump = (pitch - n) * <Py_ssize_t>sizeof(real)
-        feed.logits = walk_through(first, n // TILE, task.n_classes, x.class_stride, like)
-        if start >= feed.turn:
-            ask_for_strip(feed, task, start + feed.ahead, like)
-            feed.turn = start + feed.strip
+        prefetcher.stage = <char*>stage
+        prefetcher.stage_stride = (pitch - n) * <Py_ssize_t>sizeof(real)
+        prefetcher.logits = chunk_cursor(first, n // TILE, task.n_classes, x.class_stride, like)
+        if start >= prefetcher.next_strip_start:
+            start_prefetch(prefetcher, task, start + prefetcher.ahead, like)
+            prefetcher.next_strip_start = start + prefetcher.strip
     elif x.class_stride == size and 0 < row_stride and row_stride <= 2 * task.n_classes * size:
-        feed.logits = walk_through(first, n * row_stride // (TILE * <Py_ssize_t>sizeof(real)), 1, 0, like)
+        prefetcher.logits = chunk_cursor(first, n * row_stride // (TILE * <Py_ssize_t>sizeof(real)), 1, 0, like)
 
 
 cdef inline void store_rows(

@@ -6,7 +6,7 @@ from fastce._cpu._convert cimport NATIVE, is_array, size_of, write_converted
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, unscaled_exp
 from fastce._cpu._spans cimport (
-    Row, Span, locate_row, logit_tile, prob_at, prob_tile, row_tile, span_at, weight_tile
+    RowView, TileRange, locate_row, logit_tile, prob_at, prob_tile, row_tile, span_at, weight_tile
 )
 from fastce._cpu._staged cimport store_block
 from fastce._cpu._task cimport LOG_SOFTMAX, OutKind, Task
@@ -17,7 +17,7 @@ from fastce._cpu._tiles cimport (
 
 
 cdef inline void write_plain(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* block_max, char* target,
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const RowView* row, const double* block_max, char* target,
     real like
 ) noexcept nogil:
     """Turn exponentials into the gradient or the softmax, where every operand is an ordinary array.
@@ -40,7 +40,7 @@ cdef inline void write_plain(
             multiply(out + k, n, unit)
         else:
             factor *= unit
-        if task.extras:
+        if task.has_option_sums:
             # All at once, unless probabilities must be converted tile by tile.
             step = TILE if row.prob != NULL and task.prob.format != NATIVE else n
             j = 0
@@ -53,14 +53,14 @@ cdef inline void write_plain(
             factor = 1
         if target != NULL:
             # An exponential that is NaN makes the row's factor NaN.
-            store_block(task.source, out, <real>factor, task.extras or factor != factor, k, n, target)
-        elif not task.extras:
+            store_block(task.source, out, <real>factor, task.has_option_sums or factor != factor, k, n, target)
+        elif not task.has_option_sums:
             multiply(out + k, n, <real>factor)
         k += n
 
 
 cdef inline void write_row(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* block_max, real like
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const RowView* row, const double* block_max, real like
 ) noexcept nogil:
     """Write the row's gradient, softmax or log-softmax.
 
@@ -71,7 +71,7 @@ cdef inline void write_row(
     cdef real t_buffer[TILE]
     cdef real e[TILE]
     cdef real g[TILE]
-    cdef real top[LANES]
+    cdef real row_max[LANES]
     cdef real alpha[LANES]
     cdef real beta[LANES]
     cdef real gamma[LANES]
@@ -80,11 +80,11 @@ cdef inline void write_row(
     cdef real cap_factor = <real>cap_factor_of(task)
     cdef Py_ssize_t stride = task.out.class_stride
     cdef Py_ssize_t n_classes = task.n_classes
-    cdef bint extras = task.extras
+    cdef bint has_option_sums = task.has_option_sums
     cdef OutKind kind = task.out_kind
-    cdef Span span
+    cdef TileRange span
     cdef Py_ssize_t k = 0
-    fill(top, 0, LANES, <real>rows.row_max[lane])
+    fill(row_max, 0, LANES, <real>rows.row_max[lane])
     fill(alpha, 0, LANES, <real>(rows.log_sumexp[lane] if kind == LOG_SOFTMAX else rows.alpha[lane]))
     fill(beta, 0, LANES, <real>rows.beta[lane])
     fill(gamma, 0, LANES, <real>rows.gamma[lane])
@@ -99,12 +99,12 @@ cdef inline void write_row(
         else:
             x = row_tile(row.out, stride, span, <real>0, e)
         if kind == LOG_SOFTMAX:
-            write_log(x, top, scale, alpha, g)
+            write_log(x, row_max, scale, alpha, g)
         else:
             if cap_factor != 0:
-                exp_and_fold(x, LANES, 4, top, scale, e, LANES, NULL, NULL)
+                exp_and_fold(x, LANES, 4, row_max, scale, e, LANES, NULL, NULL)
                 x = e
-            if extras:
+            if has_option_sums:
                 write_gradient(
                     x, alpha, beta, weight_tile(<const real*>task.weight, span, w_buffer),
                     gamma, prob_tile(task, row, span, t_buffer), g)
@@ -130,7 +130,7 @@ cdef inline void write_lane(
 ) noexcept nogil:
     """Do the second pass over the row of a lane."""
     cdef bint stores = task.stores_rows
-    cdef Row row = locate_row(task, rows.start + lane, like)
+    cdef RowView row = locate_row(task, rows.start + lane, like)
     cdef const Task* holder = task.source if stores else task
     cdef char* target = locate_row(task.source, rows.start + lane, like).out if stores else NULL
     cdef char* result = target if stores else row.out

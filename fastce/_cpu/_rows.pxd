@@ -20,12 +20,12 @@ from libc.string cimport memset
 
 from fastce._cpu._convert cimport NATIVE, is_array
 from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._row_sweep cimport find_top, sweep_block, sweeps_16_bits
+from fastce._cpu._row_sweep cimport find_max, sweep_block, sweeps_16_bits
 from fastce._cpu._row_writes cimport write_lane
 from fastce._cpu._scalars cimport (
     Scalars, add, begin, cap_factor_of, describe_argmax_patches, finish, merge, read_patch_logits, take
 )
-from fastce._cpu._spans cimport Row, Span, locate_row, logit_tile, row_tile, span_at
+from fastce._cpu._spans cimport RowView, TileRange, locate_row, logit_tile, row_tile, span_at
 from fastce._cpu._staged cimport load_staged
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES, NO_CLASS, TILE, fill, fold_argmax
@@ -48,20 +48,20 @@ cdef inline Py_ssize_t block_bytes(const Task* task, real like) noexcept nogil:
 
 
 cdef inline Py_ssize_t find_argmax_patch(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const Row* row, const double* block_max, real like
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const RowView* row, const double* block_max, real like
 ) noexcept nogil:
     """Return the arg-max if its probability exceeds 1/2, else -1: below, its gradient does not cancel."""
     cdef real buffer[TILE]
-    cdef real top[LANES]
+    cdef real row_max[LANES]
     cdef int32_t first[LANES]
     cdef const real* x
     cdef Py_ssize_t j, stop, start, k = 0
-    cdef Span span
+    cdef TileRange span
     # The sweep left exponentials in row.out, or, under a softcap, the logits untouched.
     cdef bint in_out = task.softcap == 0
     if not rows.sumexp_excl_max[lane] < 1:
         return -1
-    fill(top, 0, LANES, exp_unit(like) if in_out else <real>rows.row_max[lane])
+    fill(row_max, 0, LANES, exp_unit(like) if in_out else <real>rows.row_max[lane])
     while k < task.n_classes:
         start = k
         stop = min(k + task.block, task.n_classes)
@@ -74,7 +74,7 @@ cdef inline Py_ssize_t find_argmax_patch(
             span = span_at(k, stop)
             x = row_tile(row.out, task.out.class_stride, span, <real>0, buffer) if in_out else logit_tile(
                 row.logits, task.logits.class_stride, <real>cap_factor_of(task), span, buffer)
-            fold_argmax(x, top, <int32_t>(span.k - start), 16, 1, first)
+            fold_argmax(x, row_max, <int32_t>(span.k - start), 16, 1, first)
             k += TILE
         for j in range(LANES):
             if first[j] != NO_CLASS:
@@ -93,7 +93,7 @@ cdef inline Py_ssize_t stop_of_block(const Task* task, Py_ssize_t start) noexcep
     return min(start + task.block, task.n_classes)
 
 
-cdef inline void load_block(const Task* task, Row* row, Py_ssize_t i, Py_ssize_t start, real like) noexcept nogil:
+cdef inline void load_block(const Task* task, RowView* row, Py_ssize_t i, Py_ssize_t start, real like) noexcept nogil:
     """Put a block of logits that are staged where the sweep finds it, on the row's stage if it must."""
     cdef const Matrix* given
     cdef const char* logits
@@ -114,15 +114,16 @@ cdef inline void load_block(const Task* task, Row* row, Py_ssize_t i, Py_ssize_t
     load_staged(logits + start * given.class_stride, given.format, given.class_stride, n, <real*>row.logits + start)
 
 
-cdef inline real begin_row(const Task* task, Py_ssize_t i, Row* row, real like) noexcept nogil:
+cdef inline real begin_row(const Task* task, Py_ssize_t i, RowView* row, real like) noexcept nogil:
     """Locate a row; return the maximum of its first block."""
     row[0] = locate_row(task, i, like)
     load_block(task, row, i, 0, like)
-    return find_top(task, row, 0, stop_of_block(task, 0), like)
+    return find_max(task, row, 0, stop_of_block(task, 0), like)
 
 
 cdef inline void sweep_row(
-    const Task* task, Scalars* rows, Py_ssize_t lane, const Row* begun, real top, real* scratch, double* block_max
+    const Task* task, Scalars* rows, Py_ssize_t lane, const RowView* begun, real row_max, real* scratch,
+    double* block_max
 ) noexcept nogil:
     """Do the first pass over the row of a lane, where it is and the maximum of its first block being known."""
     cdef real like = scratch[0]
@@ -132,12 +133,12 @@ cdef inline void sweep_row(
     cdef Py_ssize_t k = 0, stop
     cdef Py_ssize_t step = task.block
     cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
-    cdef Row row = begun[0]
-    cdef Row here = row if task.source == NULL else locate_row(given, i, like)
+    cdef RowView row = begun[0]
+    cdef RowView here = row if task.source == NULL else locate_row(given, i, like)
     cdef Py_ssize_t far = (2 if here.is_long else 1) * AHEAD_BYTES // here.size_logits
     # After short rows one more: the next one has been read already.
     cdef Py_ssize_t rows_ahead = 1 if task.n_classes > step else max(2, far // task.n_classes + 1)
-    cdef Row after = locate_row(given, min(i + rows_ahead, task.n_rows - 1), like)
+    cdef RowView after = locate_row(given, min(i + rows_ahead, task.n_rows - 1), like)
     cdef bint is_lower
     row.size_logits = here.size_logits
     row.is_long = here.is_long
@@ -151,10 +152,10 @@ cdef inline void sweep_row(
             row.ahead_prob = ahead_of(here.prob, after.prob, &given.prob, k + far, task.n_classes)
         if k > 0:
             load_block(task, &row, i, k, like)
-            top = find_top(task, &row, k, stop, like)
+            row_max = find_max(task, &row, k, stop, like)
         if in_out:
             row.exps = row.out + k * row.exp_stride
-        is_lower = sweep_block(task, &row, k, stop, top, NAN if k == 0 else rows.row_max[lane], &block)
+        is_lower = sweep_block(task, &row, k, stop, row_max, NAN if k == 0 else rows.row_max[lane], &block)
         block_max[k // step] = block.row_max[0]
         if k == 0:
             take(task, rows, lane, &block, 1)
@@ -176,18 +177,18 @@ cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept 
 
 cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, double* block_max) noexcept nogil:
     """Do the first pass over all rows that are not skipped."""
-    cdef Row row, next_row
-    cdef real top, next_top = 0
+    cdef RowView row, next_row
+    cdef real row_max, next_max = 0
     cdef Py_ssize_t lane, next_lane = next_kept(rows, 0)
     memset(&next_row, 0, sizeof(next_row))  # for compilers that do not see that it is never read before
     if next_lane < rows.n:
-        next_top = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
+        next_max = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
     while next_lane < rows.n:
-        lane, row, top = next_lane, next_row, next_top
+        lane, row, row_max = next_lane, next_row, next_max
         next_lane = next_kept(rows, lane + 1)
         if next_lane < rows.n:
-            next_top = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
-        sweep_row(task, rows, lane, &row, top, scratch, block_max)
+            next_max = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
+        sweep_row(task, rows, lane, &row, row_max, scratch, block_max)
 
 
 cdef inline void process_rows(
@@ -200,7 +201,7 @@ cdef inline void process_rows(
     begin(task, &rows, start, n, like)
     if task.target != NULL:
         read_patch_logits(task, &rows, like)
-    if task.extras or not task.normalized:
+    if task.has_option_sums or not task.normalized:
         sweep_rows(task, &rows, scratch, block_max)
     if task.needs_argmax_patch:
         describe_argmax_patches(task, &rows, like)

@@ -9,7 +9,7 @@ from fastce._cpu._tiles cimport TILE, cap, copy, fill, gather, is_plain, keep_la
 
 
 # Where the operands of one row start; NULL if absent.
-cdef struct Row:
+cdef struct RowView:
     const char* logits
     Format format             # of the logits there: 16 bits where a block is read without having been widened
     const char* prob
@@ -24,14 +24,14 @@ cdef struct Row:
 
 
 # The classes of one tile: lane j is class k + j, for first <= j < limit.
-cdef struct Span:
+cdef struct TileRange:
     Py_ssize_t k
     Py_ssize_t first
     Py_ssize_t limit
 
 
-cdef inline Row locate_row(const Task* task, Py_ssize_t i, real like) noexcept nogil:
-    cdef Row row
+cdef inline RowView locate_row(const Task* task, Py_ssize_t i, real like) noexcept nogil:
+    cdef RowView row
     row.logits = task.logits.data + row_offset(task, &task.logits, i)
     row.format = NATIVE
     row.prob = NULL if task.prob.data == NULL else task.prob.data + row_offset(task, &task.prob, i)
@@ -46,9 +46,9 @@ cdef inline Row locate_row(const Task* task, Py_ssize_t i, real like) noexcept n
     return row
 
 
-cdef inline Span span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
+cdef inline TileRange span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
     """Return the span that starts with class k, or ends with it where fewer classes than a tile are left."""
-    cdef Span span
+    cdef TileRange span
     span.k = k
     span.first = 0
     span.limit = min(stop - k, TILE)
@@ -60,7 +60,7 @@ cdef inline Span span_at(Py_ssize_t k, Py_ssize_t stop) noexcept nogil:
 
 
 cdef inline const real* row_tile(
-    const char* row, Py_ssize_t stride, Span span, real padding, real* buffer
+    const char* row, Py_ssize_t stride, TileRange span, real padding, real* buffer
 ) noexcept nogil:
     """Return a row's numbers as a tile: where they are if they fill it as an ordinary array, else in `buffer`."""
     cdef const char* data = row + span.k * stride
@@ -76,7 +76,7 @@ cdef inline const real* row_tile(
 
 
 cdef inline const real* logit_tile(
-    const char* row, Py_ssize_t stride, real cap_factor, Span span, real* buffer
+    const char* row, Py_ssize_t stride, real cap_factor, TileRange span, real* buffer
 ) noexcept nogil:
     """Return a tile of f(logits); a cap_factor of 0 means no softcap."""
     cdef const real* x = row_tile(row, stride, span, <real>-INFINITY, buffer)
@@ -90,7 +90,7 @@ cdef inline const real* logit_tile(
     return buffer
 
 
-cdef inline const real* prob_tile(const Task* task, const Row* row, Span span, real* buffer) noexcept nogil:
+cdef inline const real* prob_tile(const Task* task, const RowView* row, TileRange span, real* buffer) noexcept nogil:
     if row.prob == NULL:
         return NULL
     if task.prob.format == NATIVE:
@@ -103,7 +103,7 @@ cdef inline const real* prob_tile(const Task* task, const Row* row, Span span, r
 
 
 cdef inline const real* prob_at(
-    const Task* task, const Row* row, Py_ssize_t k, Py_ssize_t n, real* buffer
+    const Task* task, const RowView* row, Py_ssize_t k, Py_ssize_t n, real* buffer
 ) noexcept nogil:
     """Return n <= 64 class probabilities from class k on, which in memory are an ordinary array; NULL without any."""
     cdef const char* prob = row.prob + k * task.prob.class_stride
@@ -115,7 +115,7 @@ cdef inline const real* prob_at(
     return buffer
 
 
-cdef inline const real* weight_tile(const real* weight, Span span, real* buffer) noexcept nogil:
+cdef inline const real* weight_tile(const real* weight, TileRange span, real* buffer) noexcept nogil:
     if weight != NULL:
         return row_tile(<const char*>weight, sizeof(real), span, <real>0, buffer)
     fill(buffer, 0, TILE, <real>0)

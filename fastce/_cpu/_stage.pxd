@@ -24,37 +24,37 @@ cdef enum:
     WIDENED = 128  # classes of 16 rows that pass through the buffer at once
 
 
-cdef enum Way:
-    SIDE_BY_SIDE = 0   # the rows
+cdef enum Layout:
+    UNIT_ROW_STRIDE = 0  # the rows lie side by side
     TRANSPOSED = 1     # the classes lie nearer to each other than the rows
-    SCATTERED = 2
+    GATHER = 2
 
 
 # Where one operand has the numbers of up to 16 rows.
-cdef struct Lanes:
+cdef struct RowGroupView:
     char* first                # the first row
     Py_ssize_t row_stride
     char* scattered[LANES]     # the rows, where no stride leads from one to the next
     bint has_stride
     Py_ssize_t n
     Py_ssize_t class_stride
-    Way way
+    Layout layout
     Format format
 
 
-cdef inline char* row_of(const Lanes* lanes, Py_ssize_t j) noexcept nogil:
+cdef inline char* row_of(const RowGroupView* lanes, Py_ssize_t j) noexcept nogil:
     return lanes.first + j * lanes.row_stride if lanes.has_stride else lanes.scattered[j]
 
 
 cdef inline void locate(
-    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, Lanes* lanes, real like
+    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, RowGroupView* lanes, real like
 ) noexcept nogil:
     cdef Py_ssize_t j, last = task.n_dims - 1
     cdef Py_ssize_t size = 2 if is_16_bit(matrix.format) else <Py_ssize_t>sizeof(real)
     lanes.n = n
     lanes.class_stride = matrix.class_stride
     lanes.format = matrix.format
-    lanes.way = SCATTERED
+    lanes.layout = GATHER
     lanes.first = NULL
     lanes.row_stride = 0
     lanes.has_stride = True
@@ -69,12 +69,14 @@ cdef inline void locate(
     elif n == LANES:
         if lanes.row_stride == size and matrix.class_stride % size == 0 and <size_t>lanes.first % size == 0 and (
                 matrix.format == NATIVE or (real is float and is_16_bit(matrix.format))):
-            lanes.way = SIDE_BY_SIDE
+            lanes.layout = UNIT_ROW_STRIDE
         elif magnitude(matrix.class_stride) < magnitude(lanes.row_stride):
-            lanes.way = TRANSPOSED
+            lanes.layout = TRANSPOSED
 
 
-cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage) noexcept nogil:
+cdef inline void load_transposed(
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage
+) noexcept nogil:
     cdef const char* first = lanes.first + start * lanes.class_stride
     cdef Py_ssize_t k = 0, n = stop - start
     if is_array(first, lanes.format, lanes.class_stride, stage[0]) and lanes.format == NATIVE and (
@@ -89,7 +91,7 @@ cdef inline void load_transposed(const Lanes* lanes, Py_ssize_t start, Py_ssize_
 
 
 cdef inline void store_transposed(
-    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
 ) noexcept nogil:
     cdef char* first = lanes.first + start * lanes.class_stride
     cdef Py_ssize_t k = 0, n = stop - start
@@ -104,7 +106,7 @@ cdef inline void store_transposed(
         k += WIDENED
 
 
-cdef inline void load_vector(const Lanes* lanes, Py_ssize_t k, real* x) noexcept nogil:
+cdef inline void load_vector(const RowGroupView* lanes, Py_ssize_t k, real* x) noexcept nogil:
     """Load a class of 16 rows that lie side by side."""
     cdef const char* first = lanes.first + k * lanes.class_stride
     if lanes.format == NATIVE:
@@ -113,7 +115,7 @@ cdef inline void load_vector(const Lanes* lanes, Py_ssize_t k, real* x) noexcept
         widen_16(<const uint16_t*>first, lanes.format, x)
 
 
-cdef inline void store_vector(const Lanes* lanes, Py_ssize_t k, const real* x) noexcept nogil:
+cdef inline void store_vector(const RowGroupView* lanes, Py_ssize_t k, const real* x) noexcept nogil:
     cdef char* first = lanes.first + k * lanes.class_stride
     if lanes.format == NATIVE:
         memcpy(first, x, LANES * sizeof(real))
@@ -121,20 +123,20 @@ cdef inline void store_vector(const Lanes* lanes, Py_ssize_t k, const real* x) n
         narrow_16(x, lanes.format, <uint16_t*>first)
 
 
-cdef inline void load_class(const Lanes* lanes, Py_ssize_t k, real* x) noexcept nogil:
+cdef inline void load_class(const RowGroupView* lanes, Py_ssize_t k, real* x) noexcept nogil:
     cdef Py_ssize_t j
     cdef Py_ssize_t offset = k * lanes.class_stride
-    if lanes.way == SIDE_BY_SIDE:
+    if lanes.layout == UNIT_ROW_STRIDE:
         load_vector(lanes, k, x)
     else:
         for j in range(lanes.n):
             x[j] = read_converted(row_of(lanes, j) + offset, lanes.format, x[j])
 
 
-cdef inline void store_class(const Lanes* lanes, Py_ssize_t k, const real* x) noexcept nogil:
+cdef inline void store_class(const RowGroupView* lanes, Py_ssize_t k, const real* x) noexcept nogil:
     cdef Py_ssize_t j
     cdef Py_ssize_t offset = k * lanes.class_stride
-    if lanes.way == SIDE_BY_SIDE:
+    if lanes.layout == UNIT_ROW_STRIDE:
         store_vector(lanes, k, x)
     else:
         for j in range(lanes.n):
@@ -142,7 +144,7 @@ cdef inline void store_class(const Lanes* lanes, Py_ssize_t k, const real* x) no
 
 
 cdef inline void load_planes(
-    const Lanes* lanes, Py_ssize_t n_groups, Py_ssize_t n_classes, real* stage, Py_ssize_t size
+    const RowGroupView* lanes, Py_ssize_t n_groups, Py_ssize_t n_classes, real* stage, Py_ssize_t size
 ) noexcept nogil:
     """Stage groups of 16 rows, all side by side; class by class, so that memory is read in long runs."""
     cdef Py_ssize_t g, k, step = lanes[0].class_stride
@@ -157,9 +159,9 @@ cdef inline void load_planes(
 
 
 cdef inline void store_planes(
-    const Lanes* lanes, Py_ssize_t n_groups, Py_ssize_t n_classes, const real* stage, Py_ssize_t size
+    const RowGroupView* lanes, Py_ssize_t n_groups, Py_ssize_t n_classes, const real* stage, Py_ssize_t size
 ) noexcept nogil:
-    """Write them likewise."""
+    """Write groups of 16 rows, all side by side, from the stage."""
     cdef Py_ssize_t g, k, step = lanes[0].class_stride
     if lanes[0].format == NATIVE:
         for k in range(n_classes):
@@ -171,7 +173,7 @@ cdef inline void store_planes(
                 store_vector(&lanes[g], k, stage + g * size + k * LANES)
 
 
-cdef inline void pad(const Lanes* lanes, Py_ssize_t n, real padding, real* stage) noexcept nogil:
+cdef inline void pad(const RowGroupView* lanes, Py_ssize_t n, real padding, real* stage) noexcept nogil:
     """Fill up n staged classes to whole tiles, and the lanes without a row."""
     cdef Py_ssize_t j, k
     fill(stage, n * LANES, (n + 3) // 4 * TILE, padding)
@@ -182,10 +184,10 @@ cdef inline void pad(const Lanes* lanes, Py_ssize_t n, real padding, real* stage
 
 
 cdef inline void load_all_ways(
-    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real padding, real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real padding, real* stage
 ) noexcept nogil:
     cdef Py_ssize_t k
-    if lanes.way == TRANSPOSED:
+    if lanes.layout == TRANSPOSED:
         load_transposed(lanes, start, stop, stage)
     else:
         for k in range(stop - start):
@@ -194,22 +196,22 @@ cdef inline void load_all_ways(
 
 
 cdef inline void store_all_ways(
-    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
 ) noexcept nogil:
     cdef Py_ssize_t k
-    if lanes.way == TRANSPOSED:
+    if lanes.layout == TRANSPOSED:
         store_transposed(lanes, start, stop, stage)
     else:
         for k in range(stop - start):
             store_class(lanes, start + k, stage + k * LANES)
 
 
-ctypedef void (*load_t)(const Lanes*, Py_ssize_t, Py_ssize_t, real, real*) noexcept nogil
-ctypedef void (*store_t)(const Lanes*, Py_ssize_t, Py_ssize_t, const real*) noexcept nogil
+ctypedef void (*load_t)(const RowGroupView*, Py_ssize_t, Py_ssize_t, real, real*) noexcept nogil
+ctypedef void (*store_t)(const RowGroupView*, Py_ssize_t, Py_ssize_t, const real*) noexcept nogil
 
 
 cdef inline void load_classes(
-    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, real padding, real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real padding, real* stage
 ) noexcept nogil:
     """Stage the classes start .. stop - 1, padded to whole tiles."""
     cdef load_t load = load_all_ways
@@ -217,7 +219,7 @@ cdef inline void load_classes(
 
 
 cdef inline void store_classes(
-    const Lanes* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
 ) noexcept nogil:
     """Write the classes start .. stop - 1 from the stage."""
     cdef store_t store = store_all_ways

@@ -92,7 +92,7 @@ cdef struct Task:
     bint sum_prob
     bint sum_entropy
     bint find_argmax
-    bint extras            # any of the above
+    bint has_option_sums   # any of the above
     bint needs_argmax_patch         # the arg-max, where its gradient would cancel
     int n_sums
     int sums[N_OPTION_SUMS]  # which these are, as named below
@@ -173,4 +173,4 @@ cdef inline void choose_sums(Task* task) noexcept:
     if task.sum_prob and task.log_prob != NULL:
         add_sum(task, T_D)
         add_sum(task, T)
-    task.extras = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax
+    task.has_option_sums = task.sum_weight or task.sum_prob or task.sum_entropy or task.find_argmax

@@ -11,7 +11,7 @@ from fastce._cpu._dispatch cimport (
     CURVATURE, PLAIN_COLUMNS, Kernel, align, block_of, chunk_group_of, group_of, rows_of_part, workspace_bytes
 )
 from fastce._cpu._math cimport real
-from fastce._cpu._memory cimport give_memory, take_memory
+from fastce._cpu._memory cimport release_workspace, acquire_workspace
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._task cimport Task, Vector, weight_of
 from fastce._cpu._teamwork cimport (
@@ -84,7 +84,7 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     n_threads = <int>min(n_asked, n_chunks)
     task.part_rows = rows_of_part(task, kernel, like)
     n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
-    memory = take_memory(
+    memory = acquire_workspace(
         CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * (size + CACHE_LINE))
     workspace = <char*>align(<Py_ssize_t>memory)
     task.loss_parts = <double*>workspace
@@ -112,7 +112,7 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     parts.data = <const char*>task.loss_parts
     parts.is_double = True
     total_loss = sum_vector(&parts, n_parts)
-    give_memory(memory)
+    release_workspace(memory)
     return total_loss
 
 
@@ -122,7 +122,7 @@ cdef inline Py_ssize_t scan_targets(
 ) except -2:
     """Return the first row with an invalid target, or -1; write the sum of a_i w_y over kept rows."""
     cdef Py_ssize_t c, n_pieces = (n_rows + SCAN_ROWS - 1) // SCAN_ROWS
-    cdef TargetCount* counts = <TargetCount*>take_memory(n_pieces * <Py_ssize_t>sizeof(TargetCount))
+    cdef TargetCount* counts = <TargetCount*>acquire_workspace(n_pieces * <Py_ssize_t>sizeof(TargetCount))
     cdef int64_t n_bad = 0
     n_threads = <int>min(n_threads, n_pieces // SCAN_PIECES_PER_THREAD)
     if n_threads <= 1:
@@ -140,5 +140,5 @@ cdef inline Py_ssize_t scan_targets(
     for c in range(n_pieces):
         normalizer[0] += counts[c].weight
         n_bad += counts[c].n_bad
-    give_memory(<char*>counts)
+    release_workspace(<char*>counts)
     return -1 if n_bad == 0 else first_bad(target, n_rows, ignore_index, n_classes)

@@ -31,22 +31,22 @@ cdef extern from "simd/tile.h" nogil:
     void copy "fastce_copy"(const void* source, void* tile)
     void cap "fastce_cap"(void* x, double factor)
     void cap_slopes "fastce_cap_slopes"(const void* x, double factor, void* out)
-    void fold_max "fastce_fold_max"(const void* x, void* top)
+    void fold_max "fastce_fold_max"(const void* x, void* row_max)
     double lane_max "fastce_lane_max"(const void* lanes)
     double lane_sum "fastce_lane_sum"(const void* lanes)
     double wide_lane_sum "fastce_wide_lane_sum"(const double* lanes)
     float max_of_floats "fastce_max_of_row"(Format format, const void* x, Py_ssize_t n)
     double max_of_doubles "fastce_max_of_doubles"(Format format, const void* x, Py_ssize_t n)
     void exp_and_fold "fastce_exp_and_fold"(
-        const void* x, Py_ssize_t pitch, int n_groups, const void* top, double scale, void* e, Py_ssize_t e_pitch,
+        const void* x, Py_ssize_t pitch, int n_groups, const void* row_max, double scale, void* e, Py_ssize_t e_pitch,
         void* all_terms, void* rest)
     void exp_row "fastce_exp_row"(
-        Format format, const void* x, Py_ssize_t n, double top, double scale, void* e, const char* ahead,
+        Format format, const void* x, Py_ssize_t n, double row_max, double scale, void* e, const char* ahead,
         Py_ssize_t size, bint is_long, void* sums)
     void fold "fastce_fold"(const void* a, void* sums)
     void fold_rest "fastce_fold_rest"(const void* e, void* sums)
     void fold_shifted "fastce_fold_shifted"(
-        const void* a, const void* x, const void* top, bint has_zeros, void* sums)
+        const void* a, const void* x, const void* row_max, bint has_zeros, void* sums)
     ctypedef struct TargetSums "fastce_target_sums":
         void* wd
         bint has_zero_w
@@ -56,11 +56,11 @@ cdef extern from "simd/tile.h" nogil:
         void* t
         void* td
     void fold_targets "fastce_fold_targets"(
-        const void* x, const void* top, const void* w, bint is_padded, const void* t, const TargetSums* sums)
+        const void* x, const void* row_max, const void* w, bint is_padded, const void* t, const TargetSums* sums)
     void fold_argmax "fastce_fold_argmax"(
-        const void* x, const void* top, int32_t base, int32_t group_step, int32_t lane_step, int32_t* first)
-    void fold_max_and_w "fastce_fold_max_and_w"(const void* x, const void* w, void* top, void* w_top)
-    void fold_moment "fastce_fold_moment"(const void* e, const void* w, const void* w_top, void* sums)
+        const void* x, const void* row_max, int32_t base, int32_t group_step, int32_t lane_step, int32_t* first)
+    void fold_max_and_w "fastce_fold_max_and_w"(const void* x, const void* w, void* row_max, void* w_at_max)
+    void fold_moment "fastce_fold_moment"(const void* e, const void* w, const void* w_at_max, void* sums)
     void product "fastce_product"(const void* a, const void* b, void* out)
     void scale_exp "fastce_scale_exp"(const void* e, const void* alpha, void* out)
     void multiply "fastce_multiply"(void* e, Py_ssize_t n, double factor)
@@ -70,7 +70,7 @@ cdef extern from "simd/tile.h" nogil:
         void* e, Py_ssize_t n, double alpha, double beta, const void* w, double gamma, const void* t)
     void store "fastce_store_tile"(char* data, Py_ssize_t stride, Py_ssize_t n, const void* tile)
     void write_log "fastce_write_log"(
-        const void* x, const void* top, double scale, const void* log_sum, void* out)
+        const void* x, const void* row_max, double scale, const void* log_sum, void* out)
 
 
 cdef inline double d_unit() noexcept nogil:
@@ -78,12 +78,12 @@ cdef inline double d_unit() noexcept nogil:
 
 
 cdef inline bint is_plain(const void* data, Py_ssize_t stride, real like) noexcept nogil:
-    """Tell whether numbers `stride` bytes apart from `data` on are an ordinary C array."""
+    """Return True if numbers `stride` bytes apart from `data` on are an ordinary C array."""
     return stride == <Py_ssize_t>sizeof(real) and <size_t>data % sizeof(real) == 0
 
 
 cdef inline bint needs_rest(double all_terms, real like) noexcept nogil:
-    """Tell whether a sum of exponentials is less than twice its largest term: only there does 1 - p cancel."""
+    """Return True if a sum of exponentials is less than twice its largest term: only there does 1 - p cancel."""
     return <int>(exp_unit(like) <= all_terms) & <int>(all_terms < 2 * exp_unit(like))  # `and` would be a jump
 
 

@@ -15,7 +15,7 @@ from fastce._cpu._math cimport real
 from fastce._cpu._rows cimport AHEAD_BYTES, row_group
 from fastce._cpu._scalars cimport cap_factor_of
 from fastce._cpu._stage cimport (
-    SIDE_BY_SIDE, Lanes, load_classes, load_planes, locate, pad, store_classes, store_planes
+    UNIT_ROW_STRIDE, RowGroupView, load_classes, load_planes, locate, pad, store_classes, store_planes
 )
 from fastce._cpu._task cimport Matrix, Task, row_offset
 from fastce._cpu._tiles cimport LANES, TILE, cap, cap_slopes, fill, is_plain, product
@@ -40,7 +40,7 @@ cdef struct Tiles:
     Py_ssize_t n_body
 
 
-cdef struct Unit:
+cdef struct RowGroup:
     Tiles x        # f(logits)
     Tiles exps
     Tiles v
@@ -128,7 +128,7 @@ cdef inline void store_row(const Task* task, const Matrix* matrix, const Tiles* 
     store_array(stage + k, <real>1, True, n, tiles.body + k * matrix.class_stride, matrix.format, matrix.class_stride)
 
 
-cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real* arrays, Unit* unit) noexcept nogil:
+cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real* arrays, RowGroup* unit) noexcept nogil:
     """Locate the u-th unit: row i, or 16 rows that are in the workspace already."""
     cdef Py_ssize_t ahead, k, size = task.array_size
     cdef real* stage[N_ARRAYS]
@@ -157,7 +157,7 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
         unit.hess = row_tiles(task, &task.second, i, <real*>unit.hess.stage)
 
 
-cdef inline void find_slopes(const Task* task, const Unit* unit, real like) noexcept nogil:
+cdef inline void find_slopes(const Task* task, const RowGroup* unit, real like) noexcept nogil:
     """Write the slopes of the softcap."""
     cdef real factor = <real>cap_factor_of(task)
     cdef Py_ssize_t t
@@ -165,7 +165,7 @@ cdef inline void find_slopes(const Task* task, const Unit* unit, real like) noex
         cap_slopes(tile_of(&unit.x, t, like), factor, tile_of(&unit.slopes, t, like))
 
 
-cdef inline void load_unit(const Task* task, const Unit* unit, real like) noexcept nogil:
+cdef inline void load_unit(const Task* task, const RowGroup* unit, real like) noexcept nogil:
     """Stage what a row needs."""
     cdef const Matrix* matrices[N_OPERANDS]
     cdef const Tiles* tiles[N_OPERANDS]
@@ -176,7 +176,7 @@ cdef inline void load_unit(const Task* task, const Unit* unit, real like) noexce
         load_row(task, matrices[k], tiles[k], <real>(-INFINITY if k == 0 else 0))
 
 
-cdef inline void cap_row(const Task* task, const Unit* unit, real like) noexcept nogil:
+cdef inline void cap_row(const Task* task, const RowGroup* unit, real like) noexcept nogil:
     """Apply the softcap to a row."""
     cdef Py_ssize_t t, n_tiles = task.n_tiles
     for t in range(n_tiles):
@@ -185,7 +185,7 @@ cdef inline void cap_row(const Task* task, const Unit* unit, real like) noexcept
         tile_of(&unit.x, n_tiles - 1, like), task.n_classes - (n_tiles - 1) * TILE, TILE, <real>-INFINITY)
 
 
-cdef inline void store_unit(const Task* task, const Unit* unit, real like) noexcept nogil:
+cdef inline void store_unit(const Task* task, const RowGroup* unit, real like) noexcept nogil:
     """Write what was staged of a row's results."""
     cdef const Matrix* matrices[2]
     cdef const Tiles* tiles[2]
@@ -196,7 +196,7 @@ cdef inline void store_unit(const Task* task, const Unit* unit, real like) noexc
         store_row(task, matrices[k], tiles[k], like)
 
 
-cdef inline const real* w_tile(const Task* task, const Unit* unit, Py_ssize_t t, real* buffer) noexcept nogil:
+cdef inline const real* w_tile(const Task* task, const RowGroup* unit, Py_ssize_t t, real* buffer) noexcept nogil:
     """Return a tile of w = slope * v, times its scale if it has one; the logits' scale is left out."""
     cdef const real* v = tile_of(&unit.v, t, buffer[0])
     cdef Py_ssize_t g, j
@@ -216,7 +216,7 @@ cdef inline double small_scale(const Task* task) noexcept nogil:
     return 3.552713678800501e-15 if task.is_float else 8.271806125530277e-25  # 2^-48, 2^-80
 
 
-cdef inline void scale_w(const Task* task, Unit* unit, Py_ssize_t lane, const double* scales) noexcept nogil:
+cdef inline void scale_w(const Task* task, RowGroup* unit, Py_ssize_t lane, const double* scales) noexcept nogil:
     """Let w be scaled, by the scale of a single row or those of 16."""
     cdef Py_ssize_t j
     unit.scales_w = True
@@ -242,22 +242,22 @@ cdef inline const real* weights_at(const Task* task, Py_ssize_t t, real* buffer)
 
 
 cdef inline bint locate_groups(
-    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, Lanes* lanes, real like
+    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, RowGroupView* lanes, real like
 ) noexcept nogil:
-    """Locate groups of 16 rows; tell whether all lie side by side."""
-    cdef bint side_by_side = True
+    """Locate groups of 16 rows; return True if all lie side by side."""
+    cdef bint has_unit_stride = True
     cdef Py_ssize_t g
     for g in range((n + LANES - 1) // LANES):
         locate(task, matrix, start + g * LANES, min(n - g * LANES, <Py_ssize_t>LANES), &lanes[g], like)
-        side_by_side = side_by_side and lanes[g].way == SIDE_BY_SIDE
-    return side_by_side
+        has_unit_stride = has_unit_stride and lanes[g].layout == UNIT_ROW_STRIDE
+    return has_unit_stride
 
 
 cdef inline void load_groups(
     const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, real padding, real* stage
 ) noexcept nogil:
     """Stage an operand of n rows, 16 to a unit."""
-    cdef Lanes lanes[MAX_GROUPS]
+    cdef RowGroupView lanes[MAX_GROUPS]
     cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = task.n_tiles * TILE
     if matrix.data == NULL:
         return
@@ -276,7 +276,7 @@ cdef inline void load_groups(
 cdef inline void store_groups(
     const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, const real* stage
 ) noexcept nogil:
-    cdef Lanes lanes[MAX_GROUPS]
+    cdef RowGroupView lanes[MAX_GROUPS]
     cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = task.n_tiles * TILE
     if locate_groups(task, matrix, start, n, lanes, stage[0]):
         store_planes(lanes, n_groups, task.n_classes, stage, size)

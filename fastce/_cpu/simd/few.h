@@ -28,45 +28,45 @@ typedef struct {
     const char* at;
     ptrdiff_t n_left;        /* pieces */
     ptrdiff_t run, run_left; /* pieces that follow each other in memory, and of them */
-    ptrdiff_t jump;          /* from the end of a run to the next */
-} fastce_walk;
+    ptrdiff_t run_stride;    /* from the end of a run to the next */
+} fastce_chunk_cursor;
 
 /* The rows to come: their logits are fetched piece by piece while exponentials are computed. */
 typedef struct {
-    fastce_walk logits, asked; /* `asked`: the strip that is asked for */
-    char* stage;               /* where the next piece goes; NULL: the logits are only asked for */
-    ptrdiff_t stage_jump;
-    ptrdiff_t strip; /* rows */
-    ptrdiff_t ahead; /* rows from what is fetched to what is asked for */
-    ptrdiff_t turn;  /* the row that begins the next strip */
-} fastce_feed;
+    fastce_chunk_cursor logits, prefetch_cursor; /* `prefetch_cursor`: the strip that is asked for */
+    char* stage;                                 /* where the next piece goes; NULL: the logits are only asked for */
+    ptrdiff_t stage_stride;
+    ptrdiff_t strip;            /* rows */
+    ptrdiff_t ahead;            /* rows from what is fetched to what is asked for */
+    ptrdiff_t next_strip_start; /* the row that begins the next strip */
+} fastce_prefetcher;
 
 /* Goes a piece of so many bytes further; returns 1 if a run ended. */
-FASTCE_INLINE int fastce_step(fastce_walk* walk, ptrdiff_t n_bytes) {
-    walk->at += n_bytes;
-    walk->n_left--;
-    if (--walk->run_left > 0) return 0;
-    walk->run_left = walk->run;
-    walk->at += walk->jump;
+FASTCE_INLINE int fastce_step(fastce_chunk_cursor* cursor, ptrdiff_t n_bytes) {
+    cursor->at += n_bytes;
+    cursor->n_left--;
+    if (--cursor->run_left > 0) return 0;
+    cursor->run_left = cursor->run;
+    cursor->at += cursor->run_stride;
     return 1;
 }
 
 /* Fetches 64 numbers of so many bytes. */
-FASTCE_INLINE void fastce_fetch_piece(fastce_feed* feed, ptrdiff_t size) {
+FASTCE_INLINE void fastce_fetch_piece(fastce_prefetcher* prefetcher, ptrdiff_t size) {
     const ptrdiff_t n_bytes = FASTCE_PIECE * size;
-    if (feed->asked.n_left > 0) {
-        for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L2(feed->asked.at + j);
-        fastce_step(&feed->asked, n_bytes);
+    if (prefetcher->prefetch_cursor.n_left > 0) {
+        for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L2(prefetcher->prefetch_cursor.at + j);
+        fastce_step(&prefetcher->prefetch_cursor, n_bytes);
     }
-    if (feed->logits.n_left == 0) return;
-    if (feed->stage == NULL) {
-        for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L1(feed->logits.at + j);
-        fastce_step(&feed->logits, n_bytes);
+    if (prefetcher->logits.n_left == 0) return;
+    if (prefetcher->stage == NULL) {
+        for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L1(prefetcher->logits.at + j);
+        fastce_step(&prefetcher->logits, n_bytes);
         return;
     }
-    memcpy(feed->stage, feed->logits.at, n_bytes);
-    feed->stage += n_bytes;
-    if (fastce_step(&feed->logits, n_bytes)) feed->stage += feed->stage_jump;
+    memcpy(prefetcher->stage, prefetcher->logits.at, n_bytes);
+    prefetcher->stage += n_bytes;
+    if (fastce_step(&prefetcher->logits, n_bytes)) prefetcher->stage += prefetcher->stage_stride;
 }
 
 /* Whether there is a negative one among 64 numbers. */
@@ -87,18 +87,19 @@ FASTCE_INLINE int fastce_any_negative(const int32_t* y) {
 #define FASTCE_TEMPLATE "simd/few.h"
 #include "simd/for_types.h"
 
-#define fastce_maxima_and_targets(x, pitch, n_classes, y, top, x_patch)               \
-    FASTCE_OF_VECTORS(maxima_and_targets, *(x))(x, pitch, n_classes, y, top, x_patch)
+#define fastce_maxima_and_targets(x, pitch, n_classes, y, row_max, x_patch)               \
+    FASTCE_OF_VECTORS(maxima_and_targets, *(x))(x, pitch, n_classes, y, row_max, x_patch)
 #define fastce_pick_target_logits(x, pitch, n_classes, y, x_patch)               \
     FASTCE_OF_VECTORS(pick_target_logits, *(x))(x, pitch, n_classes, y, x_patch)
 #define fastce_shift_and_scale(x, pitch, n_classes, scale, shift)               \
     FASTCE_OF_VECTORS(shift_and_scale, *(x))(x, pitch, n_classes, scale, shift)
-#define fastce_exp_and_sum(x, pitch, n_rows, n_classes, top, y, others, feed)               \
-    FASTCE_OF_VECTORS(exp_and_sum, *(x))(x, pitch, n_rows, n_classes, top, y, others, feed)
-#define fastce_scale_and_put(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)               \
-    FASTCE_OF_VECTORS(scale_and_put, *(x))(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)
-#define fastce_exp_pairs(x, pitch, scale, top, rest) FASTCE_OF_VECTORS(exp_pairs, *(x))(x, pitch, scale, top, rest)
-#define fastce_put_pairs(grad_patch, y, x, pitch) FASTCE_OF_VECTORS(put_pairs, *(x))(grad_patch, y, x, pitch)
+#define fastce_exp_and_sum(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher)               \
+    FASTCE_OF_VECTORS(exp_and_sum, *(x))(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher)
+#define fastce_scale_and_patch(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)               \
+    FASTCE_OF_VECTORS(scale_and_patch, *(x))(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)
+#define fastce_exp_pairs(x, pitch, scale, row_max, rest)               \
+    FASTCE_OF_VECTORS(exp_pairs, *(x))(x, pitch, scale, row_max, rest)
+#define fastce_patch_pairs(grad_patch, y, x, pitch) FASTCE_OF_VECTORS(patch_pairs, *(x))(grad_patch, y, x, pitch)
 #define fastce_invert(x, inverse) FASTCE_OF_VECTORS(invert, *(x))(x, inverse)
 
 #elif defined(REAL)
@@ -114,7 +115,7 @@ enum {
 
 /* The maximum of 64 rows and, if `pick`, the logits of their targets, 0 for rows without. */
 FASTCE_INLINE void F(maxima_and_picks)(
-    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, int pick, REAL* top, REAL* x_patch) {
+    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, int pick, REAL* row_max, REAL* x_patch) {
     for (int i = 0; i < 64; i += TOGETHER * WIDTH) {
         VEC m[TOGETHER], p[TOGETHER], logit;
         INTS t[TOGETHER];
@@ -134,7 +135,7 @@ FASTCE_INLINE void F(maxima_and_picks)(
         }
         FASTCE_UNROLL
         for (int g = 0; g < TOGETHER; g++) {
-            F(store)(top + i + g * WIDTH, m[g]);
+            F(store)(row_max + i + g * WIDTH, m[g]);
             if (pick) F(store)(x_patch + i + g * WIDTH, p[g]);
         }
     }
@@ -142,13 +143,13 @@ FASTCE_INLINE void F(maxima_and_picks)(
 
 /* The maximum of 64 rows, and the logits of their targets, anything finite for rows without. */
 FASTCE_INLINE void F(maxima_and_targets)(
-    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* top, REAL* x_patch) {
+    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* row_max, REAL* x_patch) {
     int32_t place[64];
     if (n_classes <= FEW_TO_PICK) {
-        F(maxima_and_picks)(x, pitch, n_classes, y, 1, top, x_patch);
+        F(maxima_and_picks)(x, pitch, n_classes, y, 1, row_max, x_patch);
         return;
     }
-    F(maxima_and_picks)(x, pitch, n_classes, y, 0, top, x_patch);
+    F(maxima_and_picks)(x, pitch, n_classes, y, 0, row_max, x_patch);
     for (int i = 0; i < 64; i++) place[i] = (y[i] > 0 ? y[i] : 0) * (int32_t)pitch + i;
 #if IS_FLOAT && FASTCE_VECTOR_BYTES == 64
     for (int i = 0; i < 64; i += 16) F(store)(x_patch + i, _mm512_i32gather_ps((__m512i)F(load_ints)(place + i), x, 4));
@@ -179,11 +180,11 @@ FASTCE_INLINE void F(shift_and_scale)(REAL* x, ptrdiff_t pitch, int n_classes, R
 }
 
 /* n = 4, 2 or 1 classes from class k on, and as many pieces fetched, spread evenly. */
-FASTCE_INLINE void F(exp_classes)(REAL* x, ptrdiff_t pitch, int n_rows, int n, const REAL* top, const int32_t* y,
-    int32_t k, REAL* others, fastce_feed* feed) {
+FASTCE_INLINE void F(exp_classes)(REAL* x, ptrdiff_t pitch, int n_rows, int n, const REAL* row_max, const int32_t* y,
+    int32_t k, REAL* others, fastce_prefetcher* prefetcher) {
     for (int i = 0; i < n_rows; i += WIDTH) {
         VEC e[4];
-        const VEC m = F(load)(top + i);
+        const VEC m = F(load)(row_max + i);
         const INTS t = F(load_ints)(y + i);
         FASTCE_UNROLL
         for (int g = 0; g < n; g++) {
@@ -192,39 +193,39 @@ FASTCE_INLINE void F(exp_classes)(REAL* x, ptrdiff_t pitch, int n_rows, int n, c
         FASTCE_UNROLL
         for (int g = 0; g < n; g++) F(store)(x + (k + g) * pitch + i, e[g]);
         F(add_to)(others + i, F(total)(e, n));
-        if ((i + WIDTH) % (64 / n) == 0) fastce_fetch_piece(feed, sizeof(REAL));
+        if ((i + WIDTH) % (64 / n) == 0) fastce_fetch_piece(prefetcher, sizeof(REAL));
     }
 }
 
-FASTCE_INLINE void F(exp_and_sum_of)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* top,
-    const int32_t* y, REAL* others, fastce_feed* feed) {
+FASTCE_INLINE void F(exp_and_sum_of)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* row_max,
+    const int32_t* y, REAL* others, fastce_prefetcher* prefetcher) {
     int32_t k = 0;
     for (int i = 0; i < n_rows; i += WIDTH) F(store)(others + i, F(fill)(0)); /* no call of memset */
-    for (; k + 4 <= n_classes; k += 4) F(exp_classes)(x, pitch, n_rows, 4, top, y, k, others, feed);
+    for (; k + 4 <= n_classes; k += 4) F(exp_classes)(x, pitch, n_rows, 4, row_max, y, k, others, prefetcher);
     if (k + 2 <= n_classes) {
-        F(exp_classes)(x, pitch, n_rows, 2, top, y, k, others, feed);
+        F(exp_classes)(x, pitch, n_rows, 2, row_max, y, k, others, prefetcher);
         k += 2;
     }
-    if (k < n_classes) F(exp_classes)(x, pitch, n_rows, 1, top, y, k, others, feed);
+    if (k < n_classes) F(exp_classes)(x, pitch, n_rows, 1, row_max, y, k, others, prefetcher);
 }
 
 /* Of fewer rows than a tile: code of its own, for the loops of whole tiles must be short of no register. */
-FASTCE_NOINLINE void F(exp_and_sum_part)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* top,
-    const int32_t* y, REAL* others, fastce_feed* feed) {
-    F(exp_and_sum_of)(x, pitch, n_rows, n_classes, top, y, others, feed);
+FASTCE_NOINLINE void F(exp_and_sum_part)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* row_max,
+    const int32_t* y, REAL* others, fastce_prefetcher* prefetcher) {
+    F(exp_and_sum_of)(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher);
 }
 
 /* The logits of 16, 32, 48 or 64 rows become exponentials, but 0 for the targets; writes their sums. */
-FASTCE_INLINE void F(exp_and_sum)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* top,
-    const int32_t* y, REAL* others, fastce_feed* feed) {
+FASTCE_INLINE void F(exp_and_sum)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* row_max,
+    const int32_t* y, REAL* others, fastce_prefetcher* prefetcher) {
     if (n_rows == 64)
-        F(exp_and_sum_of)(x, pitch, 64, n_classes, top, y, others, feed);
+        F(exp_and_sum_of)(x, pitch, 64, n_classes, row_max, y, others, prefetcher);
     else
-        F(exp_and_sum_part)(x, pitch, n_rows, n_classes, top, y, others, feed);
+        F(exp_and_sum_part)(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher);
 }
 
 /* The exponentials of n rows, whole tiles of them, become gradients. */
-FASTCE_INLINE void F(scale_and_put)(const REAL* x, ptrdiff_t pitch, ptrdiff_t n, int n_classes, const REAL* alpha,
+FASTCE_INLINE void F(scale_and_patch)(const REAL* x, ptrdiff_t pitch, ptrdiff_t n, int n_classes, const REAL* alpha,
     const int32_t* y, const REAL* grad_patch, REAL* out, ptrdiff_t out_pitch) {
     for (ptrdiff_t i = 0; i < n; i += TOGETHER * WIDTH) {
         VEC a[TOGETHER], p[TOGETHER], e;
@@ -246,17 +247,17 @@ FASTCE_INLINE void F(scale_and_put)(const REAL* x, ptrdiff_t pitch, ptrdiff_t n,
 }
 
 /* What `maxima_and_targets` and `exp_and_sum` do, for 64 rows of two classes: the rest is the smaller one's term. */
-FASTCE_INLINE void F(exp_pairs)(const REAL* x, ptrdiff_t pitch, REAL scale, REAL* top, REAL* rest) {
+FASTCE_INLINE void F(exp_pairs)(const REAL* x, ptrdiff_t pitch, REAL scale, REAL* row_max, REAL* rest) {
     for (int i = 0; i < 64; i += WIDTH) {
         const VEC a = F(load)(x + i), b = F(load)(x + pitch + i);
         const VEC m = F(max_or_nan)(b, a), other = F(select)(F(is_greater)(b, a), a, b);
-        F(store)(top + i, m);
+        F(store)(row_max + i, m);
         F(store)(rest + i, F(exp)(scale * (other - m)));
     }
 }
 
 /* The gradients of 64 rows of two classes: one is the other's negative. */
-FASTCE_INLINE void F(put_pairs)(const REAL* grad_patch, const int32_t* y, REAL* x, ptrdiff_t pitch) {
+FASTCE_INLINE void F(patch_pairs)(const REAL* grad_patch, const int32_t* y, REAL* x, ptrdiff_t pitch) {
     for (int i = 0; i < 64; i += WIDTH) {
         const VEC g = F(load)(grad_patch + i);
         const VEC first = F(select)(F(is)(F(load_ints)(y + i), 0), g, -g);

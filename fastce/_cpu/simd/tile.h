@@ -65,23 +65,23 @@ typedef struct {
 #define fastce_store_tile(data, stride, n, tile) FASTCE_OF_VECTORS(store_tile, *(tile))(data, stride, n, tile)
 #define fastce_cap(x, factor) FASTCE_OF_VECTORS(cap, *(x))(x, factor)
 #define fastce_cap_slopes(x, factor, out) FASTCE_OF_VECTORS(cap_slopes, *(x))(x, factor, out)
-#define fastce_fold_max(x, top) FASTCE_OF_VECTORS(fold_max, *(x))(x, top)
+#define fastce_fold_max(x, row_max) FASTCE_OF_VECTORS(fold_max, *(x))(x, row_max)
 #define fastce_lane_max(lanes) FASTCE_OF_VECTORS(lane_max, *(lanes))(lanes)
 #define fastce_lane_sum(lanes) FASTCE_OF_VECTORS(lane_sum, *(lanes))(lanes)
-#define fastce_exp_and_fold(x, pitch, n_groups, top, scale, e, e_pitch, all, rest)               \
-    FASTCE_OF_VECTORS(exp_and_fold, *(x))(x, pitch, n_groups, top, scale, e, e_pitch, all, rest)
-#define fastce_exp_row(format, x, n, top, scale, e, ahead, size, is_long, sums)               \
-    FASTCE_OF_VECTORS(exp_row, *(e))(format, x, n, top, scale, e, ahead, size, is_long, sums)
+#define fastce_exp_and_fold(x, pitch, n_groups, row_max, scale, e, e_pitch, all, rest)               \
+    FASTCE_OF_VECTORS(exp_and_fold, *(x))(x, pitch, n_groups, row_max, scale, e, e_pitch, all, rest)
+#define fastce_exp_row(format, x, n, row_max, scale, e, ahead, size, is_long, sums)               \
+    FASTCE_OF_VECTORS(exp_row, *(e))(format, x, n, row_max, scale, e, ahead, size, is_long, sums)
 #define fastce_fold(a, sums) FASTCE_OF_VECTORS(fold, *(a))(a, sums)
 #define fastce_fold_rest(e, sums) FASTCE_OF_VECTORS(fold_rest, *(e))(e, sums)
-#define fastce_fold_shifted(a, x, top, has_zeros, sums)               \
-    FASTCE_OF_VECTORS(fold_shifted, *(a))(a, x, top, has_zeros, sums)
-#define fastce_fold_targets(x, top, w, is_padded, t, sums)               \
-    FASTCE_OF_VECTORS(fold_targets, *(x))(x, top, w, is_padded, t, sums)
-#define fastce_fold_argmax(x, top, base, group_step, lane_step, first)               \
-    FASTCE_OF_VECTORS(fold_argmax, *(x))(x, top, base, group_step, lane_step, first)
-#define fastce_fold_max_and_w(x, w, top, w_top) FASTCE_OF_VECTORS(fold_max_and_w, *(x))(x, w, top, w_top)
-#define fastce_fold_moment(e, w, w_top, sums) FASTCE_OF_VECTORS(fold_moment, *(e))(e, w, w_top, sums)
+#define fastce_fold_shifted(a, x, row_max, has_zeros, sums)               \
+    FASTCE_OF_VECTORS(fold_shifted, *(a))(a, x, row_max, has_zeros, sums)
+#define fastce_fold_targets(x, row_max, w, is_padded, t, sums)               \
+    FASTCE_OF_VECTORS(fold_targets, *(x))(x, row_max, w, is_padded, t, sums)
+#define fastce_fold_argmax(x, row_max, base, group_step, lane_step, first)               \
+    FASTCE_OF_VECTORS(fold_argmax, *(x))(x, row_max, base, group_step, lane_step, first)
+#define fastce_fold_max_and_w(x, w, row_max, w_at_max) FASTCE_OF_VECTORS(fold_max_and_w, *(x))(x, w, row_max, w_at_max)
+#define fastce_fold_moment(e, w, w_at_max, sums) FASTCE_OF_VECTORS(fold_moment, *(e))(e, w, w_at_max, sums)
 #define fastce_product(a, b, out) FASTCE_OF_VECTORS(product, *(a))(a, b, out)
 #define fastce_scale_exp(e, alpha, out) FASTCE_OF_VECTORS(scale_exp, *(e))(e, alpha, out)
 #define fastce_multiply(e, n, factor) FASTCE_OF_VECTORS(multiply, *(e))(e, n, factor)
@@ -89,7 +89,8 @@ typedef struct {
     FASTCE_OF_VECTORS(write_gradient, *(e))(e, alpha, beta, w, gamma, t, out)
 #define fastce_write_gradient_in_place(e, n, alpha, beta, w, gamma, t)               \
     FASTCE_OF_VECTORS(write_gradient_in_place, *(e))(e, n, alpha, beta, w, gamma, t)
-#define fastce_write_log(x, top, scale, log_sum, out) FASTCE_OF_VECTORS(write_log, *(x))(x, top, scale, log_sum, out)
+#define fastce_write_log(x, row_max, scale, log_sum, out)               \
+    FASTCE_OF_VECTORS(write_log, *(x))(x, row_max, scale, log_sum, out)
 
 #if FASTCE_IS_WIDE
 /* The smallest of integers without a sign, the largest of those with one. */
@@ -225,11 +226,11 @@ FASTCE_INLINE VEC F(load_as)(fastce_format format, const void* x, ptrdiff_t k) {
     return F(load)((const REAL*)x + k);
 }
 
-FASTCE_INLINE void F(fold_max)(const REAL* x, REAL* top) {
+FASTCE_INLINE void F(fold_max)(const REAL* x, REAL* row_max) {
     for (int j = 0; j < 16; j += WIDTH) {
         const VEC a = F(max)(F(load)(x + j), F(load)(x + j + 16));
         const VEC b = F(max)(F(load)(x + j + 32), F(load)(x + j + 48));
-        F(store)(top + j, F(max)(F(max)(a, b), F(load)(top + j)));
+        F(store)(row_max + j, F(max)(F(max)(a, b), F(load)(row_max + j)));
     }
 }
 
@@ -252,7 +253,7 @@ FASTCE_INLINE REAL F(lane_max)(const REAL* lanes) {
 FASTCE_INLINE REAL F(max_of)(fastce_format format, const void* x, ptrdiff_t n) {
     enum { N = WIDTH > 8 ? 64 / WIDTH : 8 };
     VEC m[N];
-    REAL lanes[WIDTH], top;
+    REAL lanes[WIDTH], row_max;
     FASTCE_UNROLL
     for (int g = 0; g < N; g++) m[g] = F(fill)(-INFINITY);
     for (ptrdiff_t k = 0; k < n; k += N * WIDTH) {
@@ -266,27 +267,27 @@ FASTCE_INLINE REAL F(max_of)(fastce_format format, const void* x, ptrdiff_t n) {
     FASTCE_UNROLL
     for (int g = 1; g < N; g++) m[0] = F(max)(m[g], m[0]);
     F(store)(lanes, m[0]);
-    top = lanes[0];
-    for (int j = 1; j < WIDTH; j++) top = lanes[j] > top ? lanes[j] : top;
-    return top;
+    row_max = lanes[0];
+    for (int j = 1; j < WIDTH; j++) row_max = lanes[j] > row_max ? lanes[j] : row_max;
+    return row_max;
 }
 
-/* The smallest class whose logit is `top`; classes count from `base` by group and by lane. */
+/* The smallest class whose logit is `row_max`; classes count from `base` by group and by lane. */
 FASTCE_INLINE void F(fold_argmax)(
-    const REAL* x, const REAL* top, int32_t base, int32_t group_step, int32_t lane_step, int32_t* first) {
+    const REAL* x, const REAL* row_max, int32_t base, int32_t group_step, int32_t lane_step, int32_t* first) {
     FASTCE_UNROLL
     for (int g = 0; g < 4; g++)
         for (int j = 0; j < 16; j++) {
             int32_t k = base + g * group_step + j * lane_step;
-            k = x[16 * g + j] == top[j] ? k : FASTCE_NO_CLASS;
+            k = x[16 * g + j] == row_max[j] ? k : FASTCE_NO_CLASS;
             first[j] = k < first[j] ? k : first[j];
         }
 }
 
 /* The maximum, and the w that belongs to it. */
-FASTCE_INLINE void F(fold_max_and_w)(const REAL* x, const REAL* w, REAL* top, REAL* w_top) {
+FASTCE_INLINE void F(fold_max_and_w)(const REAL* x, const REAL* w, REAL* row_max, REAL* w_at_max) {
     for (int j = 0; j < 16; j += WIDTH) {
-        VEC m = F(load)(top + j), w_m = F(load)(w_top + j);
+        VEC m = F(load)(row_max + j), w_m = F(load)(w_at_max + j);
         VEC a = F(load)(x + j), b = F(load)(x + j + 16), c = F(load)(x + j + 32), d = F(load)(x + j + 48);
         VEC w_a = F(load)(w + j), w_b = F(load)(w + j + 16), w_c = F(load)(w + j + 32), w_d = F(load)(w + j + 48);
         w_a = F(select)(F(is_greater)(a, b), w_a, w_b);
@@ -295,15 +296,15 @@ FASTCE_INLINE void F(fold_max_and_w)(const REAL* x, const REAL* w, REAL* top, RE
         c = F(max)(c, d);
         w_a = F(select)(F(is_greater)(a, c), w_a, w_c);
         a = F(max)(a, c);
-        F(store)(w_top + j, F(select)(F(is_greater)(a, m), w_a, w_m));
-        F(store)(top + j, F(max)(a, m));
+        F(store)(w_at_max + j, F(select)(F(is_greater)(a, m), w_a, w_m));
+        F(store)(row_max + j, F(max)(a, m));
     }
 }
 
 /* ---- exponentials and sums; e is exp(scale * (x - top)) * EXP_UNIT, and the largest term is exactly EXP_UNIT ---- */
 
-FASTCE_INLINE VEC F(exp_of)(VEC x, VEC top, REAL scale) {
-    const VEC d = x - top;
+FASTCE_INLINE VEC F(exp_of)(VEC x, VEC row_max, REAL scale) {
+    const VEC d = x - row_max;
     return F(exp)(scale == 1 ? d : scale * d);
 }
 
@@ -320,11 +321,11 @@ FASTCE_INLINE VEC F(unless_largest)(VEC e) { return F(keep)(F(differs)(e, F(fill
 
 /* Writes the exponentials of 4, 2 or 1 groups of 16 lanes, `pitch` numbers apart, and adds them to sums that are not
    NULL: to `rest` without the terms that are 1. `e` may be `x`. */
-FASTCE_INLINE void F(exp_and_fold)(const REAL* x, ptrdiff_t pitch, int n_groups, const REAL* top, REAL scale, REAL* e,
-    ptrdiff_t e_pitch, REAL* all, REAL* rest) {
+FASTCE_INLINE void F(exp_and_fold)(const REAL* x, ptrdiff_t pitch, int n_groups, const REAL* row_max, REAL scale,
+    REAL* e, ptrdiff_t e_pitch, REAL* all, REAL* rest) {
     for (int j = 0; j < 16; j += WIDTH) {
         VEC y[4];
-        const VEC m = F(load)(top + j);
+        const VEC m = F(load)(row_max + j);
         FASTCE_UNROLL
         for (int g = 0; g < n_groups; g++) y[g] = F(exp_of)(F(load)(x + g * pitch + j), m, scale);
         FASTCE_UNROLL
@@ -340,14 +341,14 @@ FASTCE_INLINE void F(exp_and_fold)(const REAL* x, ptrdiff_t pitch, int n_groups,
 
 /* 64 classes of a row, from class k on; the lanes before `first` were done before and stay what they are in `e`. */
 FASTCE_INLINE void F(exp_lanes)(
-    fastce_format format, const void* x, ptrdiff_t k, int first, VEC top, REAL scale, REAL* e, VEC* sums) {
+    fastce_format format, const void* x, ptrdiff_t k, int first, VEC row_max, REAL scale, REAL* e, VEC* sums) {
     for (int j = 0; j < 16; j += WIDTH) {
         VEC y[4];
         FASTCE_UNROLL
         for (int g = 0; g < 4; g++) {
             y[g] = F(load_as)(format, x, k + 16 * g + j);
             if (first > 0) y[g] = F(from_lane)(16 * g + j, first, y[g], F(fill)(-INFINITY));
-            y[g] = F(exp_of)(y[g], top, scale);
+            y[g] = F(exp_of)(y[g], row_max, scale);
         }
         FASTCE_UNROLL
         for (int g = 0; g < 4; g++) {
@@ -359,10 +360,10 @@ FASTCE_INLINE void F(exp_lanes)(
     }
 }
 
-FASTCE_INLINE void F(exp_row_of)(fastce_format format, const void* x, ptrdiff_t n, REAL top, REAL scale, REAL* e,
+FASTCE_INLINE void F(exp_row_of)(fastce_format format, const void* x, ptrdiff_t n, REAL row_max, REAL scale, REAL* e,
     const char* ahead, ptrdiff_t size, int is_long, REAL* sums) {
     VEC s[16 / WIDTH];
-    const VEC m = F(fill)(top);
+    const VEC m = F(fill)(row_max);
     ptrdiff_t k;
     for (int j = 0; j < 16; j += WIDTH) s[j / WIDTH] = F(load)(sums + j);
     for (k = 0; k + 64 <= n; k += 64) {
@@ -379,10 +380,10 @@ FASTCE_INLINE void F(exp_row_of)(fastce_format format, const void* x, ptrdiff_t 
 
 /* What is constant makes a function of its own: a choice within the loop took a tenth of the time with AVX2, and as
    much as many loops in one function, whose constants then had no registers. */
-#define EXP_ROW(name, format, scale_of, is_long)                                                                    \
-    FASTCE_NOINLINE void F(name)(                                                                                   \
-        const void* x, ptrdiff_t n, REAL top, REAL scale, REAL* e, const char* ahead, ptrdiff_t size, REAL* sums) { \
-        F(exp_row_of)(format, x, n, top, scale_of, e, ahead, size, is_long, sums);                                  \
+#define EXP_ROW(name, format, scale_of, is_long)                                                                   \
+    FASTCE_NOINLINE void F(name)(const void* x, ptrdiff_t n, REAL row_max, REAL scale, REAL* e, const char* ahead, \
+        ptrdiff_t size, REAL* sums) {                                                                              \
+        F(exp_row_of)(format, x, n, row_max, scale_of, e, ahead, size, is_long, sums);                             \
     }
 #if IS_FLOAT && FASTCE_SWEEPS_16_BITS
 EXP_ROW(exp_row_half, FASTCE_HALF, ((void)scale, 1), 0)
@@ -396,25 +397,25 @@ EXP_ROW(exp_row_scaled_long, FASTCE_NATIVE, scale, 1)
 
 /* n >= 64 classes of a row, of REAL or of 16 bits; asks for what lies as far behind `ahead`, numbers of so many
    bytes. */
-FASTCE_INLINE void F(exp_row)(fastce_format format, const void* x, ptrdiff_t n, REAL top, REAL scale, REAL* e,
+FASTCE_INLINE void F(exp_row)(fastce_format format, const void* x, ptrdiff_t n, REAL row_max, REAL scale, REAL* e,
     const char* ahead, ptrdiff_t size, int is_long, REAL* sums) {
 #if IS_FLOAT && FASTCE_SWEEPS_16_BITS
     if (format == FASTCE_HALF)
-        F(exp_row_half)(x, n, top, scale, e, ahead, size, sums);
+        F(exp_row_half)(x, n, row_max, scale, e, ahead, size, sums);
     else if (format == FASTCE_BFLOAT16)
-        F(exp_row_bfloat16)(x, n, top, scale, e, ahead, size, sums);
+        F(exp_row_bfloat16)(x, n, row_max, scale, e, ahead, size, sums);
     else
 #else
     (void)format;
 #endif
         if (scale == 1 && is_long)
-        F(exp_row_long)(x, n, top, scale, e, ahead, size, sums);
+        F(exp_row_long)(x, n, row_max, scale, e, ahead, size, sums);
     else if (scale == 1)
-        F(exp_row_short)(x, n, top, scale, e, ahead, size, sums);
+        F(exp_row_short)(x, n, row_max, scale, e, ahead, size, sums);
     else if (is_long)
-        F(exp_row_scaled_long)(x, n, top, scale, e, ahead, size, sums);
+        F(exp_row_scaled_long)(x, n, row_max, scale, e, ahead, size, sums);
     else
-        F(exp_row_scaled)(x, n, top, scale, e, ahead, size, sums);
+        F(exp_row_scaled)(x, n, row_max, scale, e, ahead, size, sums);
 }
 
 FASTCE_INLINE void F(fold)(const REAL* a, REAL* sums) {
@@ -447,13 +448,13 @@ FASTCE_INLINE double F(lane_sum)(const REAL* lanes) {
 FASTCE_INLINE VEC F(times)(VEC a, VEC d) { return F(keep)(F(differs)(a, F(fill)(0)), a * d); }
 
 /* a * (x - top) at 2^-16 of its size, so that a block of 3e38 in one lane does not overflow. */
-FASTCE_INLINE void F(fold_shifted)(const REAL* a, const REAL* x, const REAL* top, int has_zeros, REAL* sums) {
+FASTCE_INLINE void F(fold_shifted)(const REAL* a, const REAL* x, const REAL* row_max, int has_zeros, REAL* sums) {
     const REAL u = (REAL)1.52587890625e-05;
     for (int j = 0; j < 16; j += WIDTH) {
         VEC y[4];
         FASTCE_UNROLL
         for (int g = 0; g < 4; g++) {
-            const VEC w = F(load)(a + 16 * g + j), d = F(load)(x + 16 * g + j) * u - F(load)(top + j) * u;
+            const VEC w = F(load)(a + 16 * g + j), d = F(load)(x + 16 * g + j) * u - F(load)(row_max + j) * u;
             y[g] = has_zeros ? F(times)(w, d) : w * d;
         }
         F(add_to)(sums + j, F(total)(y, 4));
@@ -466,29 +467,29 @@ FASTCE_INLINE void F(product)(const REAL* a, const REAL* b, REAL* out) {
 
 /* What label smoothing and class probabilities ask for; t is NULL without the latter. */
 FASTCE_INLINE void F(fold_targets)(
-    const REAL* x, const REAL* top, const REAL* w, int is_padded, const REAL* t, const fastce_target_sums* sums) {
+    const REAL* x, const REAL* row_max, const REAL* w, int is_padded, const REAL* t, const fastce_target_sums* sums) {
     REAL wt[64];
-    if (sums->wd != NULL) F(fold_shifted)(w, x, top, is_padded || sums->has_zero_w, (REAL*)sums->wd);
+    if (sums->wd != NULL) F(fold_shifted)(w, x, row_max, is_padded || sums->has_zero_w, (REAL*)sums->wd);
     if (t == NULL) return;
     if (sums->has_w) {
         F(product)(w, t, wt);
         F(fold)(wt, (REAL*)sums->wt);
-        F(fold_shifted)(wt, x, top, 1, (REAL*)sums->wtd);
+        F(fold_shifted)(wt, x, row_max, 1, (REAL*)sums->wtd);
     } else {
         F(fold)(t, (REAL*)sums->wt);
-        F(fold_shifted)(t, x, top, 1, (REAL*)sums->wtd);
+        F(fold_shifted)(t, x, row_max, 1, (REAL*)sums->wtd);
     }
     if (sums->t == NULL) return;
     F(fold)(t, (REAL*)sums->t);
-    F(fold_shifted)(t, x, top, 1, (REAL*)sums->td);
+    F(fold_shifted)(t, x, row_max, 1, (REAL*)sums->td);
 }
 
 /* e * (w - w_top) */
-FASTCE_INLINE void F(fold_moment)(const REAL* e, const REAL* w, const REAL* w_top, REAL* sums) {
+FASTCE_INLINE void F(fold_moment)(const REAL* e, const REAL* w, const REAL* w_at_max, REAL* sums) {
     for (int j = 0; j < 16; j += WIDTH) {
         VEC y[4];
         FASTCE_UNROLL
-        for (int g = 0; g < 4; g++) y[g] = F(load)(e + 16 * g + j) * (F(load)(w + 16 * g + j) - F(load)(w_top + j));
+        for (int g = 0; g < 4; g++) y[g] = F(load)(e + 16 * g + j) * (F(load)(w + 16 * g + j) - F(load)(w_at_max + j));
         F(add_to)(sums + j, F(total)(y, 4));
     }
 }
@@ -537,10 +538,10 @@ FASTCE_INLINE void F(write_gradient_in_place)(
 }
 
 /* scale * (x - top) - log_sum */
-FASTCE_INLINE void F(write_log)(const REAL* x, const REAL* top, REAL scale, const REAL* log_sum, REAL* out) {
+FASTCE_INLINE void F(write_log)(const REAL* x, const REAL* row_max, REAL scale, const REAL* log_sum, REAL* out) {
     for (int g = 0; g < 64; g += 16)
         for (int j = 0; j < 16; j += WIDTH)
-            F(store)(out + g + j, scale * (F(load)(x + g + j) - F(load)(top + j)) - F(load)(log_sum + j));
+            F(store)(out + g + j, scale * (F(load)(x + g + j) - F(load)(row_max + j)) - F(load)(log_sum + j));
 }
 
 #endif
