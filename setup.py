@@ -66,12 +66,6 @@ UNIX_FLAGS += ["-DCYTHON_INLINE=inline __attribute__((unused))"]
 # GCC turns selects into jumps, after which it leaves the loop scalar: six times slower with the same results. And it
 # would unroll loops over 16 lanes before it vectorises, which then fails: up to three times slower.
 GCC_FLAGS = ["-fno-thread-jumps", "--param=max-completely-peel-times=15"]
-# A kernel is one large function of many small ones.
-GCC_FLAGS += [
-    "--param=max-inline-insns-single=1000",
-    "--param=large-function-insns=30000",
-    "--param=large-stack-frame=100000",
-]
 MSVC_FLAGS = ["/O2", "/std:c11"]
 
 # Each breaks a promise of the library. Reordering sums removes the rounding steps on which exp and log1p rest, assuming
