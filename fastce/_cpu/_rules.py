@@ -1,4 +1,4 @@
-"""What the compiled rules have in Python: an exception for what breaks them, and the one search that NumPy makes."""
+"""What the compiled rules have in Python: an exception for what breaks them, and what NumPy searches for."""
 
 from typing import Any
 
@@ -7,6 +7,10 @@ from numpy.typing import NDArray
 
 # Candidate solutions that a search for shared numbers may look at. Any: NumPy's stubs know -1 and 0 only.
 _MAX_WORK: Any = 100_000
+
+
+# Numbers of an intricate array that are looked at one by one.
+_MOST_NUMBERS = 10_000_000
 
 
 class RuleError(Exception):
@@ -27,3 +31,13 @@ def share_memory(a: NDArray[Any], b: NDArray[Any]) -> bool:
         return np.shares_memory(a, b, max_work=_MAX_WORK)
     except np.exceptions.TooHardError:
         return True
+
+
+def has_own_elements(array: NDArray[Any]) -> bool:
+    """Return True if no two numbers of an array share memory; False also if they are too many to tell."""
+    if array.size > _MOST_NUMBERS:
+        return False
+    places = np.zeros((), np.int64)
+    for size, stride in zip(array.shape, array.strides, strict=True):
+        places = np.add.outer(places, stride * np.arange(size))
+    return bool(np.diff(np.sort(places, axis=None)).min(initial=array.itemsize) >= array.itemsize)
