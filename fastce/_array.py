@@ -32,7 +32,7 @@ _ON_HOST = (np.ndarray, np.generic, int, float, list, tuple, type(None))
 
 # Arguments that results are written to, and those for which None stands for nothing.
 _RESULTS = ("out", "hess_out")
-_NEEDED = ("logits", "target", "v", "x", "features", "linear_weight")
+_NEEDED = ("logits", "log_probs", "target", "v", "x", "features", "linear_weight")
 
 _is_synchronous = contextvars.ContextVar("fastce_is_synchronous", default=False)
 
@@ -132,7 +132,8 @@ def _convert(value: object, name: str, xp: Any) -> Array:
 def _check_kind(value: object, name: str) -> None:
     """Refuse what NumPy would take in as something else than its owner means."""
     if is_masked(value):
-        raise TypeError(f"{name} must not be a masked array (fill it, and give skipped rows a sample_weight of 0)")
+        advice = ", and give skipped rows a sample_weight of 0" if name in ("logits", "target") else ""
+        raise TypeError(f"{name} must not be a masked array (fill it{advice})")
     if _is_from(type(value), "torch") and getattr(value, "requires_grad", False):
         raise TypeError(
             f"{name} must not be a tensor that requires a gradient, which would not reach it: "

@@ -96,13 +96,15 @@ def _call_again(what: int, given: Arguments) -> Any:
     """Compute what was given with something that breaks a rule, or raise its exception."""
     options, n_threads, axis = plain_options(given.options, given.n_threads, given.axis)
     xp = np if what in _ON_HOST else array_module(given.logits)
-    names = (name for name in _ARRAYS if name != "v" or what == PRODUCT)
-    arrays: dict[str, Any] = take_in(xp, [(name, getattr(given, name)) for name in names])
+    like = "log_probs" if what == NLL else "logits"  # what the caller calls them
+    names = {name: like if name == "logits" else name for name in _ARRAYS if name != "v" or what == PRODUCT}
+    taken = take_in(xp, [(word, getattr(given, name)) for name, word in names.items()])
+    arrays: dict[str, Any] = {name: taken[word] for name, word in names.items() if word in taken}
     arguments = given._replace(options=options, n_threads=n_threads, axis=axis, **arrays)
     if xp is np:
-        results, arguments = settle(what, arguments)
+        results, arguments = settle(what, arguments, like)
     else:
-        _, arguments = settle(NORMALIZER, arguments)
+        _, arguments = settle(NORMALIZER, arguments, like)
         results = _launch_gpu(what, arguments)
     # The very objects that were given, not views of them.
     own = {id(getattr(arguments, name)): getattr(given, name) for name in _RESULTS if getattr(given, name) is not None}
@@ -131,10 +133,10 @@ def plain_options(
         plain[broken.name] = convert(given[broken.name], broken.name)
 
 
-def settle(what: int, arguments: Arguments) -> tuple[Any, Arguments]:
+def settle(what: int, arguments: Arguments, like: str = "logits") -> tuple[Any, Arguments]:
     """Compute something of arguments that were taken in; return it, and the arguments that it was computed of.
 
-    For arrays on a GPU nothing is computed: they are checked only.
+    For arrays on a GPU nothing is computed: they are checked only. `like` is what messages call the logits.
     """
     arguments = arguments._replace(is_taken_in=True)
     on_gpu = array_module(arguments.logits) is not np
@@ -154,7 +156,7 @@ def settle(what: int, arguments: Arguments) -> tuple[Any, Arguments]:
             arguments = _scale_weights(arguments, int(broken.value))
         else:
             in_place = () if broken.name == "hess_out" else ("logits",) if arguments.v is None else ("logits", "v")
-            raise exception_for(broken, arguments.by_name(), in_place=in_place)
+            raise exception_for(broken, arguments.by_name(), like=like, in_place=in_place)
 
 
 def _check_on_gpu(what: int, arguments: Arguments) -> int:
@@ -213,7 +215,7 @@ def _exponent(factors: Array) -> int:
 
 def _ldexp(array: Any, exponent: int) -> Any:
     with np.errstate(over="ignore", under="ignore"):
-        return np.ldexp(array, exponent)
+        return array_module(array).asarray(np.ldexp(array, exponent))  # for NumPy makes a scalar of no dimensions
 
 
 # ----- the GPU

@@ -27,6 +27,9 @@ OUT = {
     "read-only": (lambda _: read_only(np.empty(SHAPE, np.float32)), ["read-only"]),
     "read-only logits": (lambda memory: read_only(logits_in(memory)[:]), ["read-only"]),
     "one row for all": (lambda memory: writable_broadcast(memory), ["strides"]),
+    "rows that overlap": (lambda memory: strided(memory, (4, 4)), ["strides"]),
+    "numbers that overlap": (lambda memory: strided(memory, (20, 2)), ["strides"]),
+    "rows that meet here and there": (lambda memory: strided(memory, (12, 20)), ["strides"]),
     "shifted by one number": (lambda memory: memory[101:301].reshape(SHAPE), ["overlap", "logits"]),
     "shifted by one row": (lambda memory: memory[90:290].reshape(SHAPE), ["overlap", "logits"]),
     "the logits backwards": (lambda memory: logits_in(memory)[::-1], ["overlap", "logits"]),
@@ -41,7 +44,21 @@ def read_only(array):
 
 
 def writable_broadcast(memory):
-    return np.lib.stride_tricks.as_strided(memory[500:510], SHAPE, (0, 4), writeable=True)
+    return strided(memory, (0, 4))
+
+
+def strided(memory, strides):
+    return np.lib.stride_tricks.as_strided(memory[500:], SHAPE, strides, writeable=True)
+
+
+@pytest.mark.parametrize("strides", [(12, 240), (8, 12)], ids=["one after the other", "between each other"])
+def test_out_may_have_odd_strides_if_its_numbers_are_apart(memory, strides):
+    shape = SHAPE if strides[1] > 200 else (3, 2)
+    logits = memory[: np.prod(shape)].reshape(shape).copy()
+    out = np.lib.stride_tricks.as_strided(memory[100:], shape, strides, writeable=True)
+    assert fastce.softmax(logits, out=out) is out
+    terms = np.exp(logits.astype(np.float64))
+    np.testing.assert_allclose(out, terms / terms.sum(1, keepdims=True), rtol=1e-6)
 
 
 @pytest.mark.parametrize(("make_out", "parts"), OUT.values(), ids=OUT.keys())

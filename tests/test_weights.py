@@ -215,6 +215,12 @@ def test_weights_too_far_apart_for_a_mean_are_refused(rng):
     assert np.isfinite(with_grad(logits, [1, 1, 1], weight=[1.0, 1e-160], sample_weight=[1e-155, 0.0, 1e-154])[0])
 
 
+def test_a_weight_without_dimensions_may_be_far_from_1():
+    """One row's, where NumPy makes scalars of arrays."""
+    loss = fastce.cross_entropy(np.zeros(4), np.array(1), sample_weight=np.array(2**60), reduction="none")
+    np.testing.assert_allclose(loss, 2**60 * np.log(4), rtol=1e-15)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_unaligned_weights_are_read_as_they_are(rng, dtype, kind):
     """At odd addresses, as in a packed record."""
