@@ -4,6 +4,7 @@ The device is CuPy's if there is one, and always its stand-in, whose kernels run
 """
 
 import contextlib
+import shutil
 
 import numpy as np
 import pytest
@@ -19,6 +20,13 @@ SMALL = {
     "MaxSharedMemoryPerMultiprocessor": 39 * 1024,
     "MultiProcessorCount": 4,
 }
+
+
+def copy_sources(folder):
+    """Copy the CUDA sources, and what they include, for changes; return where they are."""
+    for name in ("_cuda", "_shared"):
+        shutil.copytree(_program.DIRECTORY.parent / name, folder / name)
+    return folder / "_cuda"
 
 
 def has_gpu():

@@ -6,7 +6,6 @@ shared memory, is left to AddressSanitizer and to patterns that are looked at af
 
 import os
 import re
-import shutil
 import subprocess
 import sys
 import threading
@@ -20,7 +19,7 @@ import fake_cupy
 import fastce
 import fastce.cuda
 from cases import OPTION_SETS, make_logits, make_target, options_for, slow_except
-from device import LAYOUTS, device, solve_on, to_device
+from device import LAYOUTS, copy_sources, device, solve_on, to_device
 from fastce import _reference
 from fastce._cuda import _program
 from oracle import assert_matches_reference
@@ -292,7 +291,7 @@ def test_a_fault_is_seen(fault, tmp_path):
     file, right, wrong, family, sanitized = FAULTS[fault]
     if sanitized and asan_runtime() is None:
         pytest.skip("no AddressSanitizer")
-    sources = shutil.copytree(_program.DIRECTORY, tmp_path / "sources")
+    sources = copy_sources(tmp_path)
     text = (sources / file).read_text()
     assert text.count(right) == 1
     (sources / file).write_text(text.replace(right, wrong))

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import fake_cupy
+from device import copy_sources
 from fastce._cuda import _program
 
 # The family, the shape of the logits on the small device of device.py; as few threads as the family's barriers need.
@@ -103,7 +104,7 @@ def test_no_family_has_a_race():
     ],
 )
 def test_a_missing_barrier_is_reported(file, barrier, family, tmp_path):
-    sources = shutil.copytree(_program.DIRECTORY, tmp_path / "sources")
+    sources = copy_sources(tmp_path)
     text = (sources / file).read_text()
     assert text.count(barrier) == 1
     (sources / file).write_text(text.replace(barrier, re.sub(r"sync_\w+\(\);", ";", barrier)))
