@@ -489,17 +489,18 @@ cdef inline bint has_own_elements(const Operand* operand) except -1:
     """Return True if no two numbers of an array share memory; False also if it is too intricate to tell."""
     cdef bint is_done[MAX_DIMS]
     cdef Py_ssize_t step, span = operand.itemsize  # what the axes so far extend over
-    cdef int k, n, nearest
+    cdef int k, nearest, n_left = operand.n_dims
     if operand.is_dense:
         return True
     memset(is_done, 0, sizeof(is_done))
-    for n in range(operand.n_dims):
+    while n_left > 0:
         # The axis of the shortest steps that is left. It is safe if it steps over all numbers of those before.
         nearest = -1
         for k in range(operand.n_dims):
             if not is_done[k] and (nearest < 0 or magnitude(operand.strides[k]) < magnitude(operand.strides[nearest])):
                 nearest = k
         is_done[nearest] = True
+        n_left -= 1
         if operand.shape[nearest] == 1:
             continue
         step = magnitude(operand.strides[nearest])
