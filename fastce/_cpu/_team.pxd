@@ -12,6 +12,7 @@ from fastce._cpu._dispatch cimport (
 )
 from fastce._cpu._math cimport real
 from fastce._cpu._memory cimport release_workspace, acquire_workspace
+from fastce._cpu._platform cimport end_vectors
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._task cimport Task, Vector, weight_of
 from fastce._cpu._teamwork cimport (
@@ -107,12 +108,14 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
         for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
             begin_chunk(progress, threadid(), processor, caller)
             do_rows(task, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size)
+            end_vectors()
             end_chunk(progress, threadid())
         learn(start, progress, n_chunks, n_threads)
     parts.data = <const char*>task.loss_parts
     parts.is_double = True
     total_loss = sum_vector(&parts, n_parts)
     release_workspace(memory)
+    end_vectors()
     return total_loss
 
 
