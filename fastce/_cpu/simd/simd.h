@@ -49,24 +49,15 @@
 #define FASTCE_OF_VECTORS(name, x) _Generic((x), float: fastce_##name##_floats, double: fastce_##name##_doubles)
 #define FASTCE_OF_NUMBERS(name, x) _Generic((x), float: fastce_##name##_float, double: fastce_##name##_double)
 
-/* What a register of vectors is called in assembly. */
-#if FASTCE_VECTOR_BYTES == 64
-#define FASTCE_REGISTER "+v"
-#elif defined(FASTCE_X86)
-#define FASTCE_REGISTER "+x"
-#elif FASTCE_IS_NEON
-#define FASTCE_REGISTER "+w"
-#endif
-
-#if defined(FASTCE_REGISTER)
-/* A value is computed before it is used further: compilers may not change the order of what makes it and what
-   follows. */
-#define FASTCE_KEEP(x) __asm__("" : FASTCE_REGISTER(x))
-/* Memory is read in the order of the loop, too: what GCC made of loads otherwise changed from build to build, and where
+/* Memory is read in the order of the loop: what GCC made of loads otherwise changed from build to build, and where
    lines came out of order the loss of rows that are not in cache took a tenth longer. */
-#define FASTCE_KEEP_ORDER(x) __asm__ volatile("" : FASTCE_REGISTER(x) : : "memory")
+#if FASTCE_VECTOR_BYTES == 64
+#define FASTCE_KEEP_ORDER(x) __asm__ volatile("" : "+v"(x) : : "memory")
+#elif defined(FASTCE_X86)
+#define FASTCE_KEEP_ORDER(x) __asm__ volatile("" : "+x"(x) : : "memory")
+#elif FASTCE_IS_NEON
+#define FASTCE_KEEP_ORDER(x) __asm__ volatile("" : "+w"(x) : : "memory")
 #else
-#define FASTCE_KEEP(x) ((void)0)
 #define FASTCE_KEEP_ORDER(x) ((void)0)
 #endif
 

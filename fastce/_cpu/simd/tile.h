@@ -497,11 +497,7 @@ FASTCE_INLINE void F(fold_moment)(const REAL* e, const REAL* w, const REAL* w_at
 /* ---- results ---- */
 
 /* Exponentials freed of EXP_UNIT. Before anything else is multiplied: a tiny factor freed of it would be subnormal. */
-FASTCE_INLINE VEC F(load_freed)(const REAL* e) {
-    VEC y = F(load)(e) * (1 / EXP_UNIT);
-    FASTCE_KEEP(y);
-    return y;
-}
+FASTCE_INLINE VEC F(load_freed)(const REAL* e) { return F(load)(e) * (1 / EXP_UNIT); }
 
 /* e * alpha, freed of EXP_UNIT. `out` may be `e`. */
 FASTCE_INLINE void F(scale_exp)(const REAL* e, const REAL* alpha, REAL* out) {
