@@ -64,8 +64,11 @@ UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signe
 # compiler.h. To force all took twice as long to compile.
 UNIX_FLAGS += ["-DCYTHON_INLINE=inline __attribute__((unused))"]
 # GCC turns selects into jumps, after which it leaves the loop scalar: six times slower with the same results. And it
-# would unroll loops over 16 lanes before it vectorises, which then fails: up to three times slower.
-GCC_FLAGS = ["-fno-thread-jumps", "--param=max-completely-peel-times=15"]
+# would unroll loops over 16 lanes before it vectorises, which then fails: up to three times slower. And it makes `rep
+# stos` of loops that fill a few lanes, which takes longer to start than they take: a twentieth of rows of 1000.
+GCC_FLAGS = [
+    "-fno-thread-jumps", "--param=max-completely-peel-times=15", "-fno-tree-loop-distribute-patterns",
+]  # fmt: skip
 MSVC_FLAGS = ["/O2", "/std:c11"]
 
 # Each breaks a promise of the library. Reordering sums removes the rounding steps on which exp and log1p rest, assuming
