@@ -90,7 +90,7 @@ cdef inline void sweep_classes(
     cdef bint in_place = not keep_logits and not entropy and not find_argmax
     cdef real* x
     cdef Py_ssize_t j, k, n_tiles = (stop - start + 3) // 4
-    cdef TargetSums asked = target_sums(task, sums)
+    cdef AskedSums asked = asked_sums(task)
     fill(row_max, 0, LANES, <real>0 if normalized else <real>-INFINITY)
     if not normalized:
         for k in range(n_tiles):
@@ -116,7 +116,7 @@ cdef inline void sweep_classes(
             load_weights(task, start + 4 * k, stop, w)
             if task.sum_prob:
                 load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, t)
-            fold_targets(x, row_max, w, start + 4 * k + 4 > stop, t if task.sum_prob else NULL, &asked)
+            fold_targets(x, row_max, w, start + 4 * k + 4 > stop, t if task.sum_prob else NULL, &asked, sums)
         if normalized:
             continue
         if in_place:

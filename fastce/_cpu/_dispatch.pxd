@@ -5,8 +5,7 @@ from fastce._cpu._math cimport real
 from fastce._cpu._plain_columns cimport is_plain_call
 from fastce._cpu._plain_stage cimport PLAIN_STAGE_BYTES, plain_group
 from fastce._cpu._prefetch cimport CACHE_LINE
-from fastce._cpu._rows cimport block_bytes, row_group
-from fastce._cpu._row_sweep cimport row_block
+from fastce._cpu._rows cimport row_block, row_group, scratch_bytes
 from fastce._cpu._staged cimport needs_stage, row_bytes, staged_group
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, TILE
@@ -80,7 +79,7 @@ cdef inline Py_ssize_t rows_of_part(const Task* task, Kernel kernel, real like) 
 
 
 cdef inline Py_ssize_t workspace_bytes(const Task* task, Kernel kernel, real like) noexcept nogil:
-    """Return what one thread needs: a block and maxima per block; for the column kernels a stage and 16 maxima.
+    """Return what one thread needs: scratch memory and maxima per block; for the column kernels a stage and 16 maxima.
 
     Rows that are not worked on where they are need a stage too.
     """
@@ -90,7 +89,7 @@ cdef inline Py_ssize_t workspace_bytes(const Task* task, Kernel kernel, real lik
     if kernel == PLAIN_COLUMNS:
         return 2 * PLAIN_STAGE_BYTES
     if kernel == ROWS:
-        size = block_bytes(task, like) + align((task.n_classes // task.block + 1) * <Py_ssize_t>sizeof(double))
+        size = scratch_bytes(task, like) + align((task.n_classes // task.block + 1) * <Py_ssize_t>sizeof(double))
         if needs_stage(task, like):
             size += align(staged_group(task, row_group(task, like), like) * row_bytes(task, like))
         return size

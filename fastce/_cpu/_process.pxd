@@ -12,7 +12,7 @@ from fastce._cpu._dispatch cimport (
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_columns cimport process_plain
 from fastce._cpu._platform cimport own_function
-from fastce._cpu._rows cimport block_bytes, process_rows, row_group
+from fastce._cpu._rows cimport process_rows, row_group, scratch_bytes
 from fastce._cpu._staged cimport choose_stage, needs_stage, row_bytes, staged_group, store_columns, task_on_stage
 from fastce._cpu._task cimport Task, choose_scale, choose_sums
 from fastce._cpu._team cimport process_all, process_t
@@ -24,7 +24,7 @@ cdef inline void process_by_rows(
     cdef Py_ssize_t i = start
     cdef Py_ssize_t step = row_group(task, like)
     while i < stop:
-        process_rows(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + block_bytes(task, like)))
+        process_rows(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + scratch_bytes(task, like)))
         i += step
 
 

@@ -8,31 +8,50 @@ Design
    exponentials of scalars per block took a tenth of the time.)
 2. The exponentials wait in `out`, which may be the logits themselves: no N x C memory besides. Under a softcap, whose
    slope needs the logit again, they go into scratch memory, and the second pass computes them anew.
-3. While a block's exponentials are computed, logits further on are prefetched: the maximum's pass is too short for the
-   hardware prefetcher to get ahead, and waited for memory half of its time (1.9 x instead of 1.2 x the floor).
-4. Up to 16 short rows go through the first pass, the scalars and the second pass together: the scalars of one row are a
+3. Up to 16 short rows go through the first pass, the scalars and the second pass together: the scalars of one row are a
    chain of 300 cycles, those of 16 rows hide each other's. And the maximum of the next row is found before this row's
    exponentials, so that these need not wait for theirs.
+4. Every block is an array of the arithmetic's type when C gets it: it lies there, or was staged (see `_staged`), or the
+   softcap was applied to it on the way into scratch memory. Only the loop for rows of 16 bits without options reads
+   them as they are.
 """
-from libc.math cimport NAN
-from libc.stdint cimport int32_t
+from libc.math cimport INFINITY, NAN
 from libc.string cimport memset
 
-from fastce._cpu._convert cimport NATIVE, is_array
+from fastce._cpu._convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
 from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._row_sweep cimport find_max, sweep_block, sweeps_16_bits
+from fastce._cpu._row_block cimport RowBlock, cap_row, find, find_row_max, sum_rest, sum_targets, sweep
+from fastce._cpu._row_view cimport (
+    RowView, block_size, given_by_caller, locate_row, prob_block, start_of_row, weight_block
+)
 from fastce._cpu._row_writes cimport write_lane
 from fastce._cpu._scalars cimport (
-    Scalars, add, begin, cap_factor_of, describe_argmax_patches, finish, merge, read_patch_logits, take
+    Scalars, add, begin, cap_factor_of, describe_argmax_patches, finish, merge, read_patch_logits, scale_of, sum_factor,
+    take
 )
-from fastce._cpu._spans cimport RowView, TileRange, locate_row, logit_tile, row_tile, span_at
 from fastce._cpu._staged cimport load_staged
-from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset
-from fastce._cpu._tiles cimport LANES, NO_CLASS, TILE, fill, fold_argmax
+from fastce._cpu._task cimport ALL, GRADIENT, LOG_SOFTMAX, Matrix, Task
+from fastce._cpu._tiles cimport LANES, TILE, asked_sums, needs_rest
 
 cdef enum:
+    BLOCK_BYTES = 8192   # logits, what is prefetched for the next block, and as much of class probabilities fit into L1
     AHEAD_BYTES = 8192   # how far ahead memory is asked for; half of it was too late for logits of 16 bits
     GROUP_BYTES = 65536  # a small part of any L2 cache, where the rows wait for their second pass
+    # Blocks of scratch memory: for exponentials or capped logits of this row, capped logits of the next, probabilities.
+    N_SCRATCH = 3
+
+
+cdef inline bint sweeps_16_bits(const Task* task, real like) noexcept nogil:
+    """Return True if the sweep can read logits of 16 bits that are an array, which need not be widened then."""
+    return (
+        real is float and SWEEPS_16_BITS and not task.has_option_sums and not task.find_argmax and not task.normalized
+        and task.softcap == 0 and task.logit_scale == 1 and task.out_kind != LOG_SOFTMAX)
+
+
+cdef inline Py_ssize_t row_block(const Task* task, real like) noexcept nogil:
+    """Return how many of the caller's classes make a block."""
+    cdef bint narrow = is_16_bit(task.logits.format) and sweeps_16_bits(task, like)
+    return BLOCK_BYTES // (2 if narrow else <Py_ssize_t>sizeof(real))
 
 
 cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
@@ -42,43 +61,53 @@ cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
     return max(1, min(LANES, GROUP_BYTES // (task.n_classes * <Py_ssize_t>sizeof(real))))
 
 
-cdef inline Py_ssize_t block_bytes(const Task* task, real like) noexcept nogil:
-    """Return the size of a block's exponentials."""
-    return task.block * <Py_ssize_t>sizeof(real)
+cdef inline Py_ssize_t scratch_bytes(const Task* task, real like) noexcept nogil:
+    return N_SCRATCH * task.block * <Py_ssize_t>sizeof(real)
+
+
+cdef inline void begin_block(const Task* task, RowView* row, Py_ssize_t start, real* capped) noexcept nogil:
+    """Find the block that starts with class `start`, which may be staged and capped for that, and its maximum."""
+    cdef const Matrix* given = &given_by_caller(task).logits
+    cdef const char* first = row.given + start * given.class_stride
+    cdef real* x = <real*>row.logits + start
+    cdef Py_ssize_t n = block_size(task, start)
+    row.x = x
+    row.format = NATIVE
+    if task.stages_logits and n >= TILE and sweeps_16_bits(task, capped[0]) and is_array(
+            first, given.format, given.class_stride, capped[0]):
+        row.x = first
+        row.format = given.format
+    elif task.stages_logits:
+        if not task.stages_out and task.softcap == 0 and task.out_kind == GRADIENT:
+            # Nothing comes back to these logits: each block may overwrite the one before.
+            row.x = x = <real*>row.logits
+        load_staged(first, given.format, given.class_stride, n, x)
+    if task.softcap != 0:
+        cap_row(x, n, cap_factor_of(task), capped)
+        row.x = capped
+    if not task.normalized:
+        row.block_max = find_row_max(row.format, row.x, n, capped[0])
 
 
 cdef inline Py_ssize_t find_argmax_patch(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const RowView* row, const double* block_max, real like
+    const Task* task, const Scalars* rows, Py_ssize_t lane, const RowView* row, const double* block_max, real* scratch
 ) noexcept nogil:
     """Return the arg-max if its probability exceeds 1/2, else -1: below, its gradient does not cancel."""
-    cdef real buffer[TILE]
-    cdef real row_max[LANES]
-    cdef int32_t first[LANES]
-    cdef const real* x
-    cdef Py_ssize_t j, stop, start, k = 0
-    cdef TileRange span
-    # The sweep left exponentials in row.out, or, under a softcap, the logits untouched.
-    cdef bint in_out = task.softcap == 0
+    cdef Py_ssize_t n, found, k = 0
     if not rows.sumexp_excl_max[lane] < 1:
         return -1
-    fill(row_max, 0, LANES, exp_unit(like) if in_out else <real>rows.row_max[lane])
     while k < task.n_classes:
-        start = k
-        stop = min(k + task.block, task.n_classes)
-        if block_max[k // task.block] != rows.row_max[lane]:
-            k = stop
-            continue
-        for j in range(LANES):
-            first[j] = NO_CLASS
-        while k < stop:
-            span = span_at(k, stop)
-            x = row_tile(row.out, task.out.class_stride, span, <real>0, buffer) if in_out else logit_tile(
-                row.logits, task.logits.class_stride, <real>cap_factor_of(task), span, buffer)
-            fold_argmax(x, row_max, <int32_t>(span.k - start), 16, 1, first)
-            k += TILE
-        for j in range(LANES):
-            if first[j] != NO_CLASS:
-                return start + first[j]
+        n = block_size(task, k)
+        found = -1
+        if block_max[k // task.block] == rows.row_max[lane]:
+            if task.softcap == 0:
+                found = find(<real*>row.out + k, n, exp_unit(scratch[0]))  # the sweep left exponentials there
+            else:
+                cap_row(<real*>row.logits + k, n, cap_factor_of(task), scratch)
+                found = find(scratch, n, rows.row_max[lane])
+        if found >= 0:
+            return k + found
+        k += n
     return -1
 
 
@@ -89,83 +118,86 @@ cdef inline const char* ahead_of(
     return here + k * matrix.class_stride if k < n_classes else after
 
 
-cdef inline Py_ssize_t stop_of_block(const Task* task, Py_ssize_t start) noexcept nogil:
-    return min(start + task.block, task.n_classes)
-
-
-cdef inline void load_block(const Task* task, RowView* row, Py_ssize_t i, Py_ssize_t start, real like) noexcept nogil:
-    """Put a block of logits that are staged where the sweep finds it, on the row's stage if it must."""
-    cdef const Matrix* given
-    cdef const char* logits
-    cdef Py_ssize_t n = stop_of_block(task, start) - start
-    if not task.stages_logits:
-        return
-    given = &task.source.logits
-    logits = given.data + row_offset(task.source, given, i)
-    if sweeps_16_bits(task, like) and n >= TILE and is_array(logits, given.format, given.class_stride, like):
-        row.logits = logits
-        row.format = given.format
-        return
-    row.logits = task.logits.data + row_offset(task, &task.logits, i)
-    row.format = NATIVE
-    if not task.stages_out and task.softcap == 0 and task.out_kind == GRADIENT:
-        # Nothing comes back to these logits: each block may overwrite the one before.
-        row.logits -= start * <Py_ssize_t>sizeof(real)
-    load_staged(logits + start * given.class_stride, given.format, given.class_stride, n, <real*>row.logits + start)
-
-
-cdef inline real begin_row(const Task* task, Py_ssize_t i, RowView* row, real like) noexcept nogil:
-    """Locate a row; return the maximum of its first block."""
-    row[0] = locate_row(task, i, like)
-    load_block(task, row, i, 0, like)
-    return find_max(task, row, 0, stop_of_block(task, 0), like)
+cdef inline RowBlock describe_blocks(const Task* task, real like) noexcept nogil:
+    """Return what all blocks have in common."""
+    cdef const Task* given = given_by_caller(task)
+    cdef RowBlock b
+    memset(&b, 0, sizeof(b))
+    b.ahead_size = size_of(given.logits.format, like)
+    b.ahead_t_size = size_of(task.prob.format, like)
+    b.is_long = task.n_classes > task.block and given.logits.format == NATIVE
+    b.asked = asked_sums(task)
+    b.sums_entropy = task.sum_entropy
+    return b
 
 
 cdef inline void sweep_row(
-    const Task* task, Scalars* rows, Py_ssize_t lane, const RowView* begun, real row_max, real* scratch,
+    const Task* task, Scalars* rows, Py_ssize_t lane, RowView* row, RowBlock* b, real* scratch, real* capped,
     double* block_max
 ) noexcept nogil:
-    """Do the first pass over the row of a lane, where it is and the maximum of its first block being known."""
+    """Do the first pass over the row of a lane, whose first block has been begun."""
     cdef real like = scratch[0]
     cdef Scalars block
-    cdef const Task* given = task if task.source == NULL else task.source
+    cdef const Task* given = given_by_caller(task)
     cdef Py_ssize_t i = rows.start + lane
-    cdef Py_ssize_t k = 0, stop
-    cdef Py_ssize_t step = task.block
+    cdef Py_ssize_t k = 0, j, n, after
+    cdef Py_ssize_t far = (2 if b.is_long else 1) * AHEAD_BYTES // b.ahead_size
     cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
-    cdef RowView row = begun[0]
-    cdef RowView here = row if task.source == NULL else locate_row(given, i, like)
-    cdef Py_ssize_t far = (2 if here.is_long else 1) * AHEAD_BYTES // here.size_logits
-    # After short rows one more: the next one has been read already.
-    cdef Py_ssize_t rows_ahead = 1 if task.n_classes > step else max(2, far // task.n_classes + 1)
-    cdef RowView after = locate_row(given, min(i + rows_ahead, task.n_rows - 1), like)
+    cdef double scale = scale_of(task), m, shift, all_terms, known = NAN
     cdef bint is_lower
-    row.size_logits = here.size_logits
-    row.is_long = here.is_long
-    if not in_out:
-        row.exps = <char*>scratch
-        row.exp_stride = sizeof(real)
+    # After short rows one more: the next one has been read already.
+    after = min(i + (1 if task.n_classes > task.block else max(2, far // task.n_classes + 1)), task.n_rows - 1)
     while k < task.n_classes:
-        stop = stop_of_block(task, k)
-        row.ahead_logits = ahead_of(here.logits, after.logits, &given.logits, k + far, task.n_classes)
-        if row.prob != NULL:
-            row.ahead_prob = ahead_of(here.prob, after.prob, &given.prob, k + far, task.n_classes)
         if k > 0:
-            load_block(task, &row, i, k, like)
-            row_max = find_max(task, &row, k, stop, like)
-        if in_out:
-            row.exps = row.out + k * row.exp_stride
-        is_lower = sweep_block(task, &row, k, stop, row_max, NAN if k == 0 else rows.row_max[lane], &block)
-        block_max[k // step] = block.row_max[0]
+            begin_block(task, row, k, capped)
+        n = block_size(task, k)
+        m = row.block_max
+        # Relative to the maximum of the blocks before, unless that is smaller (or NaN).
+        is_lower = m <= known
+        m = known if is_lower else m
+        block.row_max[0] = m
+        block.argmax[0] = -1
+        if task.find_argmax and not is_lower and m != -INFINITY:
+            j = find(<const real*>row.x, n, m)
+            block.argmax[0] = -1 if j < 0 else k + j
+        b.x = row.x
+        b.format = row.format
+        b.n = n
+        b.e = <real*>row.out + k if in_out else capped if task.softcap != 0 else scratch
+        b.ahead = ahead_of(
+            row.given, start_of_row(given, &given.logits, after), &given.logits, k + far, task.n_classes)
+        if task.has_option_sums:
+            b.w = weight_block(task, k, like)
+            b.t = prob_block(task, row.prob, k, scratch + 2 * task.block)
+            if row.prob != NULL:
+                b.ahead_t = ahead_of(
+                    row.prob, start_of_row(task, &task.prob, after), &task.prob, k + far, task.n_classes)
+        # Nothing but -inf (or NaN): any finite shift gives 0 (or NaN).
+        shift = 0 if m == -INFINITY else m
+        if task.sum_weight or task.sum_prob:
+            sum_targets(b, shift, like)
+        if not task.normalized:
+            sweep(b, shift, scale, like)
+        all_terms = b.sums[ALL]
+        if is_lower:  # the largest term is elsewhere
+            block.sumexp_excl_max[0] = all_terms / exp_unit(like)
+        elif needs_rest(all_terms, like):
+            block.sumexp_excl_max[0] = sum_rest(<const real*>b.e, n) / exp_unit(like)
+        else:
+            block.sumexp_excl_max[0] = all_terms / exp_unit(like) - 1
+        for j in range(task.n_sums):
+            block.sums[task.sums[j]][0] = b.sums[task.sums[j]] * sum_factor(task.sums[j], <real>scale)
+        block_max[k // task.block] = m
         if k == 0:
             take(task, rows, lane, &block, 1)
         elif is_lower:
             add(task, rows, lane, &block)
         else:
-            merge(task, rows, lane, &block, 1, k // step)
-        k = stop
+            merge(task, rows, lane, &block, 1, k // task.block)
+        known = rows.row_max[lane]
+        k += n
     if task.needs_argmax_patch:
-        rows.patch_class[lane] = find_argmax_patch(task, rows, lane, &row, block_max, like)
+        rows.patch_class[lane] = find_argmax_patch(task, rows, lane, row, block_max, capped)
 
 
 cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept nogil:
@@ -177,35 +209,39 @@ cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept 
 
 cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, double* block_max) noexcept nogil:
     """Do the first pass over all rows that are not skipped."""
+    cdef RowBlock b = describe_blocks(task, scratch[0])
     cdef RowView row, next_row
-    cdef real row_max, next_max = 0
+    cdef real* capped = scratch
+    cdef real* next_capped = scratch + task.block
     cdef Py_ssize_t lane, next_lane = next_kept(rows, 0)
     memset(&next_row, 0, sizeof(next_row))  # for compilers that do not see that it is never read before
     if next_lane < rows.n:
-        next_max = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
+        next_row = locate_row(task, rows.start + next_lane)
+        begin_block(task, &next_row, 0, next_capped)
     while next_lane < rows.n:
-        lane, row, row_max = next_lane, next_row, next_max
+        lane, row = next_lane, next_row
+        capped, next_capped = next_capped, capped
         next_lane = next_kept(rows, lane + 1)
         if next_lane < rows.n:
-            next_max = begin_row(task, rows.start + next_lane, &next_row, scratch[0])
-        sweep_row(task, rows, lane, &row, row_max, scratch, block_max)
+            next_row = locate_row(task, rows.start + next_lane)
+            begin_block(task, &next_row, 0, next_capped)
+        sweep_row(task, rows, lane, &row, &b, scratch, capped, block_max)
 
 
 cdef inline void process_rows(
     const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, double* block_max
 ) noexcept nogil:
-    """Do n <= 16 rows, at most `row_group` of them; there is room for a block and for one of `block_max` per block."""
+    """Do n <= 16 rows, at most `row_group` of them; there is room for a number of `block_max` for each block."""
     cdef Scalars rows
-    cdef real like = scratch[0]
     cdef Py_ssize_t lane
-    begin(task, &rows, start, n, like)
+    begin(task, &rows, start, n, scratch[0])
     if task.target != NULL:
-        read_patch_logits(task, &rows, like)
+        read_patch_logits(task, &rows, scratch[0])
     if task.has_option_sums or not task.normalized:
         sweep_rows(task, &rows, scratch, block_max)
     if task.needs_argmax_patch:
-        describe_argmax_patches(task, &rows, like)
-    finish(task, &rows, like)
+        describe_argmax_patches(task, &rows, scratch[0])
+    finish(task, &rows, scratch[0])
     if task.out.data != NULL:
         for lane in range(n):
-            write_lane(task, &rows, lane, block_max, like)
+            write_lane(task, &rows, lane, scratch, block_max)

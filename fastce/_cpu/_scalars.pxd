@@ -24,7 +24,7 @@ from fastce._cpu._formula cimport (
 from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
 from fastce._cpu._platform cimport read_once
 from fastce._cpu._task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, row_offset, vector_item, weight_of
-from fastce._cpu._tiles cimport LANES, TILE, cap, d_unit, fill, wide_lane_sum
+from fastce._cpu._tiles cimport D_UNIT, LANES, TILE, cap, fill, wide_lane_sum
 
 cdef struct Scalars:
     Py_ssize_t start                # the first row
@@ -32,7 +32,7 @@ cdef struct Scalars:
     int64_t kept[LANES]             # 0 for rows that are skipped and lanes without a row
     Py_ssize_t n_kept
     double sample_weight[LANES]
-    # what the sweep found: sums over all classes as named in _task, with d in d_unit
+    # what the sweep found: sums over all classes as named in _task, with d in D_UNIT
     double row_max[LANES]
     double sumexp_excl_max[LANES]   # sum of exp(d) without the largest term
     double sums[N_SUMS][LANES]
@@ -187,10 +187,10 @@ cdef inline void merge(
         shift = shift_block = 0
         if block.row_max[j] > rows.row_max[i]:
             factor = unscaled_exp(scale * (rows.row_max[i] - block.row_max[j]))
-            shift = scale * (rows.row_max[i] * d_unit() - block.row_max[j] * d_unit())
+            shift = scale * (rows.row_max[i] * D_UNIT - block.row_max[j] * D_UNIT)
         elif block.row_max[j] < rows.row_max[i]:
             factor_block = unscaled_exp(scale * (block.row_max[j] - rows.row_max[i]))
-            shift_block = scale * (block.row_max[j] * d_unit() - rows.row_max[i] * d_unit())
+            shift_block = scale * (block.row_max[j] * D_UNIT - rows.row_max[i] * D_UNIT)
         for c in range(task.n_sums):
             k = task.sums[c]
             if k == E_D:
@@ -236,7 +236,7 @@ cdef inline void read_prob_target(
     for j in range(LANES):
         wt[j] = rows.sums[WT][j]
     for j in range(LANES):
-        wtd[j] = rows.sums[WT_D][j] / d_unit()
+        wtd[j] = rows.sums[WT_D][j] / D_UNIT
     fill(patch_wt, 0, LANES, <double>0)
     for j in range(rows.n):
         if rows.patch_class[j] >= 0:
@@ -354,7 +354,7 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         wtd[j] = times(one_minus_eps, wtd[j])
     if eps_over_c != 0:
         for j in range(LANES):
-            wtd[j] += eps_over_c * (rows.sums[W_D][j] / d_unit())
+            wtd[j] += eps_over_c * (rows.sums[W_D][j] / D_UNIT)
     for j in range(LANES):
         loss[j] = row_loss(sum_q[j], wtd[j], rows.log_sumexp[j])
     if z_loss != 0:
@@ -373,11 +373,11 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
     if task.log_prob != NULL:
         for j in range(LANES):
             values[j] = row_log_prob(1, d[j], rows.log_sumexp[j]) if task.target != NULL else row_log_prob(
-                rows.sums[T][j], rows.sums[T_D][j] / d_unit(), rows.log_sumexp[j])
+                rows.sums[T][j], rows.sums[T_D][j] / D_UNIT, rows.log_sumexp[j])
         put_kept(rows, values, <real*>task.log_prob)
     if task.entropy != NULL:
         for j in range(LANES):
-            values[j] = row_entropy(rows.sums[E_D][j] / d_unit(), inverse[j], rows.log_sumexp[j])
+            values[j] = row_entropy(rows.sums[E_D][j] / D_UNIT, inverse[j], rows.log_sumexp[j])
         put_kept(rows, values, <real*>task.entropy)
     if task.argmax != NULL:
         for j in range(rows.n):

@@ -20,19 +20,21 @@ cdef enum OutKind:
     LOG_SOFTMAX = 1
 
 
-# Sums over the classes of a row, in the accumulator array of the vector code. d is the shifted logit x - top, to be
-# multiplied by the logits' scale.
+# Sums over the classes of a row, see `tile.h`: d is the shifted logit x - row_max, to be multiplied by the scale.
+cdef extern from "simd/tile.h" nogil:
+    cdef enum:
+        ALL "FASTCE_ALL"    # exp(d)
+        REST "FASTCE_REST"  # exp(d), but for terms that are 1
+        # what options ask for
+        E_D "FASTCE_E_D"    # exp(d) d
+        W_D "FASTCE_W_D"    # w d
+        WT "FASTCE_WT"      # w t
+        WT_D "FASTCE_WT_D"  # w t d
+        T "FASTCE_T"        # t
+        T_D "FASTCE_T_D"    # t d
+        N_SUMS "FASTCE_N_SUMS"
+
 cdef enum:
-    ALL = 0       # exp(d)
-    REST = 1      # exp(d), but for terms that are 1
-    # what options ask for
-    E_D = 2       # exp(d) d
-    W_D = 3       # w d
-    WT = 4        # w t
-    WT_D = 5      # w t d
-    T = 6         # t
-    T_D = 7       # t d
-    N_SUMS = 8
     N_OPTION_SUMS = 6
 
 

@@ -1,0 +1,36 @@
+"""A block of a row in C: see `simd/row.h`."""
+from fastce._cpu._convert cimport Format
+from fastce._cpu._task cimport N_SUMS
+from fastce._cpu._tiles cimport AskedSums
+
+cdef extern from "simd/row.h" nogil:
+    # A block of a row, and what is asked of it.
+    ctypedef struct RowBlock "fastce_row_block":
+        const void* x          # logits: of the arithmetic's type, or of 16 bits; under a softcap tanh of them
+        Py_ssize_t n
+        void* e                # where the exponentials go; may be x
+        const char* ahead      # what is asked for meanwhile, numbers of so many bytes
+        Py_ssize_t ahead_size
+        const void* w          # class weights; NULL: all are 1
+        const void* t          # class probabilities, or NULL
+        const char* ahead_t
+        Py_ssize_t ahead_t_size
+        double sums[N_SUMS]    # result
+        Format format          # of x
+        bint is_long           # more blocks follow
+        AskedSums asked
+        bint sums_entropy
+    # The type is that of `like`, or of the last array.
+    double find_row_max "fastce_row_max"(Format format, const void* x, Py_ssize_t n, double like)
+    Py_ssize_t find "fastce_find"(const void* x, Py_ssize_t n, double value)
+    void sum_targets "fastce_sum_targets"(RowBlock* block, double row_max, double like)
+    void sweep "fastce_sweep"(RowBlock* block, double row_max, double scale, double like)
+    double sum_rest "fastce_sum_rest"(const void* e, Py_ssize_t n)
+    void cap_row "fastce_cap_row"(const void* x, Py_ssize_t n, double factor, void* out)
+    void multiply_slopes "fastce_multiply_slopes"(
+        const void* g, Py_ssize_t n, const void* x, double factor, void* out)
+    void multiply "fastce_multiply"(void* e, Py_ssize_t n, double factor)
+    void write_row_gradient "fastce_write_row_gradient"(
+        void* e, Py_ssize_t n, double alpha, double beta, const void* w, double gamma, const void* t)
+    void write_row_log "fastce_write_row_log"(
+        const void* x, Py_ssize_t n, double row_max, double scale, double log_sum, void* out)
