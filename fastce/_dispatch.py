@@ -345,10 +345,19 @@ def _check(rule: str, *arguments: Any, given: dict[str, Any], **words: Any) -> A
     raise exception_for(broken, given, **words)
 
 
-def sweep(x: Array, *, n_threads: int | None, **outputs: Any) -> None:
-    """Sweep along the last axis: write the softmax or its logarithm to `out`, or the log-sum-exp to `lse`."""
+def try_along_axis(x: Any, axis: Any, n_threads: Any, out: Any, **kind: bool) -> Array | None:
+    """Return the softmax along an axis, or its logarithm; None if that breaks a rule: if `axis` is several, say."""
+    try:
+        result: Array = _cpu.kernels.along_axis(x, axis, n_threads, out, **kind)
+    except RuleError:
+        return None
+    return result
+
+
+def along_axis(x: Array, *, n_threads: int | None, **outputs: Any) -> None:
+    """Write the softmax along the last axis, or its logarithm, to `out`, or the log-sum-exp to `lse`."""
     if isinstance(x, np.ndarray):
-        _cpu.kernels.sweep(x, x.ndim - 1, n_threads=n_threads, **outputs)
+        _cpu.kernels.along_axis(x, x.ndim - 1, n_threads, **outputs)
         return
     from fastce import _cuda
 

@@ -22,7 +22,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastce._array import Array, array_module, device_of, take_in
-from fastce._dispatch import arithmetic, check_array, check_n_threads, find_axis, find_result, put_last, sweep
+from fastce._dispatch import (
+    along_axis,
+    arithmetic,
+    check_array,
+    check_n_threads,
+    find_axis,
+    find_result,
+    put_last,
+    try_along_axis,
+)
 from fastce._messages import shown
 from fastce._options import as_integer
 
@@ -257,7 +266,10 @@ def logsumexp(
 
 
 def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: int | None, **kind: Any) -> NDArray[Any]:
-    """Write what a kernel makes of `x` along its axes."""
+    """Return what a kernel makes of `x` along its axes."""
+    done = try_along_axis(x, axis, n_threads, out, **kind)
+    if done is not None:
+        return done
     n_threads = check_n_threads(n_threads)
     integers = _as_integers(axis)
     xp = array_module(x)
@@ -265,8 +277,8 @@ def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: i
     logits = _at_least_1d(given["x"])
     check_array(logits, "x")
     axes = _find_axes(integers, logits)
-    result = find_result(given.get("out", out), given["x"], "x", [], in_place=True)
-    places = _at_least_1d(result)
+    place = find_result(given.get("out", out), given["x"], "x", [], in_place=True)
+    places = _at_least_1d(place)
     if logits.size == 0:
         pass
     elif _can_merge(logits, axes):
@@ -275,15 +287,15 @@ def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: i
         is_view = _can_merge(places, axes)
         with device_of(logits):
             target = _merge(places, axes) if is_view else xp.empty(rows.shape, logits.dtype)
-        sweep(rows, out=target, n_threads=n_threads, **kind)
+        along_axis(rows, out=target, n_threads=n_threads, **kind)
         if not is_view:
             moved[...] = target.reshape(moved.shape)
     else:
         work = _put_last(logits, axes).copy(order="C")
         rows = _merge(work, range(logits.ndim - len(axes), logits.ndim))
-        sweep(rows, out=rows, n_threads=n_threads, **kind)
+        along_axis(rows, out=rows, n_threads=n_threads, **kind)
         _put_last(places, axes)[...] = work
-    return result if out is None else out
+    return place if out is None else out
 
 
 def _as_integers(axis: Axis) -> Axis:
@@ -383,7 +395,7 @@ def _write_lse(rows: Array, lse: Array, n_threads: int | None) -> None:
     if rows.ndim == 1:
         rows = rows[None]
     lse = lse.reshape(rows.shape[:-1])
-    sweep(rows, lse=lse, n_threads=n_threads)
+    along_axis(rows, lse=lse, n_threads=n_threads)
     if not isinstance(rows, np.ndarray):
         return  # the GPU's kernel sees to infinities itself
     is_odd = np.isnan(lse)

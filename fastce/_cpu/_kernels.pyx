@@ -25,7 +25,7 @@ from fastce._cpu._vectors cimport first_bad, sum_vector
 from fastce._cpu.call cimport (
     DEFAULT_IGNORE_INDEX as _DEFAULT_IGNORE_INDEX, Call, Operand, Options, check_apart, check_axis, check_conversions,
     check_finite, check_float, check_grad_output, check_like, check_logits, check_results, check_sample_weight,
-    check_target, check_v, check_weight, fail, make_ready, read_array, read_grad_output, read_needed, read_options,
+    check_target, check_v, check_weight, fail, make_ready, measure, read_array, read_grad_output, read_needed, read_options,
     read_result, read_threads_and_axis, read_vector, set_operand, view_of
 )
 
@@ -367,26 +367,38 @@ def call(
     return (result, out, stats) if with_grad else (result, stats)
 
 
-def sweep(cnp.ndarray x not None, int axis, out=None, lse=None, bint log_softmax=False, n_threads=None):
-    """Write the softmax along an axis, or its logarithm, to `out`, and the log-sum-exp to `lse`, contiguous.
+def along_axis(x, axis, n_threads, out=None, lse=None, bint log_softmax=False):
+    """Check every rule; return the softmax along an axis, or its logarithm, which goes to `out` if that is given.
 
-    The arguments are trusted: those who call have checked them. There must be at least one row and one class.
+    Raise `RuleError` for the first rule that is broken, before anything is written. If `lse` is given, contiguous and
+    trusted, the log-sum-exp goes there, and there is no softmax unless `out` is given. No axis is the only one.
     """
-    cdef Operand logits, result
-    cdef Task task
     cdef Call c
+    cdef Task task
     c.other = NULL
-    if not read_threads_and_axis(&c, n_threads, None):
+    c.on_gpu = c.is_taken_in = False
+    if unlikely(not (
+        read_threads_and_axis(&c, n_threads, axis)
+        and read_needed(&c, &c.logits, x, "x") and read_result(&c, &c.out, out, "out")
+        and check_float(&c, &c.logits, "x") and check_axis(&c, c.logits.n_dims, 0)
+        and (c.options.has_axis or c.logits.n_dims == 1 or fail(&c, "axis", "axis", c.logits.n_dims))
+        and (out is None or (
+            check_like(&c, &c.out, &c.logits, "out") and check_apart(&c, &c.out, "out", &c.logits, "x", True)))
+    )):
         raise broken(&c)
-    set_operand(&logits, x)
-    if out is not None:
-        set_operand(&result, out)
-    describe(&task, &logits, axis, NULL, NULL if out is None else &result, NULL)
+    measure(&c)
+    if out is None and lse is None:
+        out = new_like(&c.logits)
+        set_operand(&c.out, out)
+    if c.n_rows == 0 or c.n_classes == 0:
+        return out
+    describe(&task, &c.logits, c.axis, NULL, NULL if out is None else &c.out, NULL)
     task.ignore_index = _DEFAULT_IGNORE_INDEX
     task.out_kind = LOG_SOFTMAX if log_softmax else GRADIENT
     if lse is not None:
         task.lse = cnp.PyArray_DATA(<cnp.ndarray>lse)
-    process_task(&task, <int>logits.itemsize, choose_team(c.options.n_threads, task.n_rows * task.n_classes))
+    process_task(&task, <int>c.logits.itemsize, choose_team(c.options.n_threads, c.n_rows * c.n_classes))
+    return out
 
 
 def total(cnp.ndarray values not None):

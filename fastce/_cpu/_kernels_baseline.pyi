@@ -46,14 +46,14 @@ def call(
     is_scaled: bool = False,
     on_gpu: bool = False,
 ) -> Any: ...
-def sweep(
-    x: NDArray[Any],
-    axis: int,
-    out: NDArray[Any] | None = None,
+def along_axis(
+    x: object,
+    axis: object,
+    n_threads: object,
+    out: object = None,
     lse: NDArray[Any] | None = None,
     log_softmax: bool = False,
-    n_threads: int | None = None,
-) -> None: ...
+) -> Any: ...
 def total(values: NDArray[Any]) -> float: ...
 
 DEFAULT_IGNORE_INDEX: int
