@@ -25,8 +25,8 @@ from fastce._cpu._vectors cimport first_bad, sum_vector
 from fastce._cpu.call cimport (
     DEFAULT_IGNORE_INDEX as _DEFAULT_IGNORE_INDEX, Call, Operand, Options, check_apart, check_axis, check_conversions,
     check_finite, check_float, check_grad_output, check_like, check_logits, check_results, check_sample_weight,
-    check_target, check_v, check_weight, fail, make_ready, measure, read_array, read_grad_output, read_needed, read_options,
-    read_result, read_threads_and_axis, read_vector, set_operand, view_of
+    check_target, check_v, check_weight, fail, make_ready, measure, read_array, read_grad_output, read_needed,
+    read_options, read_result, read_threads_and_axis, read_vector, set_operand, view_of
 )
 
 from fastce._cpu._rules import RuleError
