@@ -14,21 +14,28 @@ Design
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 
+from fastce._cpu._blocks cimport (
+    Block, cap_row, find_in_lanes, find_lane_maxima, multiply_slopes, sum_targets_in_lanes, sweep_lanes,
+    write_lane_gradients, write_lane_logs
+)
 from fastce._cpu._convert cimport NATIVE
 from fastce._cpu._math cimport real, sech2
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_l2
+from fastce._cpu._row_view cimport weight_block
 from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_patches, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
 from fastce._cpu._stage cimport (
     UNIT_ROW_STRIDE, TRANSPOSED, RowGroupView, load_classes, load_planes, locate, pad, store_classes, store_planes
 )
-from fastce._cpu._task cimport ALL, E_D, LOG_SOFTMAX, N_SUMS, REST, Task, weight_of
-from fastce._cpu._tiles cimport *
+from fastce._cpu._task cimport ALL, LOG_SOFTMAX, REST, Task, weight_of
+from fastce._cpu._tiles cimport LANES, NO_CLASS, TILE, asked_sums, fill, narrow, rest_of, widen
 
 cdef enum:
     STAGE_BYTES = 131072  # fits into any L2 cache
     MAX_GROUPS = 16      # of 16 rows, in a stage
+    # Classes that may wait in a buffer. Sums are formed by them in any case: bits must not depend on what waits.
+    PIECE = 128
 
 
 cdef inline Py_ssize_t column_block(real like) noexcept nogil:
@@ -61,8 +68,7 @@ cdef inline void note_patch_logits(
             k = rows.patch_class[j] - start
             if 0 <= k and k < stop - start:
                 rows.slope_patch[j] = sech2(<double>(stage[k * LANES + j] * factor))
-        for k in range((stop - start + 3) // 4):
-            cap(stage + k * TILE, factor)
+        cap_row(stage, (stop - start) * LANES, factor, stage)
         fill(stage, (stop - start) * LANES, (stop - start + 3) // 4 * TILE, <real>-INFINITY)
     if task.target != NULL:
         for j in range(rows.n):
@@ -71,133 +77,120 @@ cdef inline void note_patch_logits(
                 rows.x_patch[j] = stage[k * LANES + j]
 
 
+cdef inline void add_lanes(const double* lanes, double* total) noexcept nogil:
+    cdef Py_ssize_t j
+    for j in range(LANES):
+        total[j] += lanes[j]
+
+
 cdef inline void sweep_classes(
     const Task* task, const RowGroupView* prob, Py_ssize_t start, Py_ssize_t stop, bint keep_logits, real* stage,
     Scalars* block
 ) noexcept nogil:
     """Sum up a block of classes from the stage; leave the exponentials there, or the logits."""
-    cdef real e[TILE]
-    cdef real w[TILE]
-    cdef real t[TILE]
+    cdef real exps[PIECE * LANES]
+    cdef real probs[PIECE * LANES]
     cdef real row_max[LANES]
-    cdef real sums[N_SUMS * LANES]
     cdef double all_terms[LANES]
     cdef double rest[LANES]
     cdef int32_t first[LANES]
     cdef real scale = <real>scale_of(task)
-    cdef bint has_option_sums = task.has_option_sums, entropy = task.sum_entropy, normalized = task.normalized
-    cdef bint find_argmax = task.find_argmax or task.needs_argmax_patch
-    cdef bint in_place = not keep_logits and not entropy and not find_argmax
-    cdef real* x
-    cdef Py_ssize_t j, k, n_tiles = (stop - start + 3) // 4
-    cdef AskedSums asked = asked_sums(task)
-    fill(row_max, 0, LANES, <real>0 if normalized else <real>-INFINITY)
-    if not normalized:
-        for k in range(n_tiles):
-            fold_max(stage + k * TILE, row_max)
+    cdef Py_ssize_t c, j, k = 0, n = stop - start
+    cdef Block b
+    fill(row_max, 0, LANES, <real>0)
+    if not task.normalized:
+        find_lane_maxima(stage, n, row_max)
     widen(row_max, block.row_max)
     for j in range(LANES):
         row_max[j] = <real>0 if row_max[j] == -INFINITY else row_max[j]
-    fill(sums, 0, (REST + 1) * LANES, <real>0)
-    for k in range(task.n_sums):
-        fill(sums + 16 * task.sums[k], 0, LANES, <real>0)
-    for j in range(LANES):
-        first[j] = NO_CLASS
-    k = 0
-    if in_place and not has_option_sums and not normalized:
-        # By far the most frequent case has a loop of its own, in which constants stay in registers.
-        while k < n_tiles:
-            exp_and_fold(
-                stage + k * TILE, LANES, 4, row_max, scale, stage + k * TILE, LANES, sums + 16 * ALL, sums + 16 * REST)
-            k += 1
-    for k in range(k, n_tiles):
-        x = stage + k * TILE
-        if has_option_sums:
-            load_weights(task, start + 4 * k, stop, w)
-            if task.sum_prob:
-                load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, t)
-            fold_targets(x, row_max, w, start + 4 * k + 4 > stop, t if task.sum_prob else NULL, &asked, sums)
-        if normalized:
-            continue
-        if in_place:
-            exp_and_fold(x, LANES, 4, row_max, scale, x, LANES, sums + 16 * ALL, sums + 16 * REST)
-            continue
-        exp_and_fold(x, LANES, 4, row_max, scale, e, LANES, sums + 16 * ALL, sums + 16 * REST)
-        if entropy:
-            fold_shifted(e, x, row_max, True, sums + 16 * E_D)
-        if find_argmax:
-            fold_argmax(x, row_max, <int32_t>(4 * k), 1, 0, first)
-        if not keep_logits:
-            copy(e, x)
-    widen(sums + 16 * ALL, all_terms)
-    widen(sums + 16 * REST, rest)
-    for j in range(LANES):
-        block.sumexp_excl_max[j] = rest_of(all_terms[j], rest[j], scale)
-    for k in range(task.n_sums):
-        for j in range(LANES):
-            block.sums[task.sums[k]][j] = sums[16 * task.sums[k] + j] * sum_factor(task.sums[k], scale)
-    if find_argmax:
+    if task.find_argmax or task.needs_argmax_patch:
+        find_in_lanes(stage, n, row_max, first)
         for j in range(LANES):
             block.argmax[j] = -1 if first[j] == NO_CLASS else start + first[j]
+    fill(all_terms, 0, LANES, <double>0)
+    fill(rest, 0, LANES, <double>0)
+    for c in range(task.n_sums):
+        fill(block.sums[task.sums[c]], 0, LANES, <double>0)
+    b.t = NULL
+    b.asked = asked_sums(task)
+    b.sums_entropy = task.sum_entropy
+    while k < n:
+        b.n = min(n - k, <Py_ssize_t>PIECE)
+        b.x = stage + k * LANES
+        b.e = stage + k * LANES
+        if keep_logits:
+            b.e = exps
+        if task.sum_weight or task.sum_prob:
+            b.w = weight_block(task, start + k, scale)
+            if task.sum_prob:
+                load_classes(prob, start + k, start + k + b.n, <real>0, probs)
+                b.t = probs
+            sum_targets_in_lanes(&b, row_max)
+        if not task.normalized:
+            sweep_lanes(&b, row_max, scale)
+            add_lanes(b.sums[ALL], all_terms)
+            add_lanes(b.sums[REST], rest)
+        for c in range(task.n_sums):
+            add_lanes(b.sums[task.sums[c]], block.sums[task.sums[c]])
+        k += b.n
+    for j in range(LANES):
+        block.sumexp_excl_max[j] = rest_of(all_terms[j], rest[j], scale)
+    for c in range(task.n_sums):
+        for j in range(LANES):
+            block.sums[task.sums[c]][j] *= sum_factor(task.sums[c], scale)
 
 
 cdef inline void write_classes(
     const Task* task, const Scalars* rows, const RowGroupView* logits, const RowGroupView* prob, Py_ssize_t start,
-    Py_ssize_t stop,
-    bint from_logits, const double* block_max, real* stage
+    Py_ssize_t stop, bint from_logits, const double* block_max, real* stage
 ) noexcept nogil:
     """Turn a staged block, exponentials relative to `block_max` or logits, into what `out` shall hold."""
-    cdef real e[TILE]
-    cdef real w[TILE]
-    cdef real t[TILE]
+    cdef real buffer[PIECE * LANES]
     cdef real row_max[LANES]
     cdef real alpha[LANES]
     cdef real beta[LANES]
     cdef real gamma[LANES]
     cdef real scale = <real>scale_of(task)
-    cdef real cap_factor = <real>cap_factor_of(task)
-    cdef bint log_softmax = task.out_kind == LOG_SOFTMAX
-    cdef bint has_option_sums = task.has_option_sums
-    cdef real* x
-    cdef Py_ssize_t j, k
-    if log_softmax:
-        narrow(rows.log_sumexp, alpha)
-    else:
-        narrow(rows.alpha, alpha)
+    cdef const real* added = NULL
+    cdef const real* t = NULL
+    cdef Py_ssize_t j, k = 0, m, n = stop - start
+    cdef Block b
     if from_logits:
         narrow(rows.row_max, row_max)
-    if has_option_sums:
+    if task.out_kind == LOG_SOFTMAX:
+        narrow(rows.log_sumexp, alpha)
+        write_lane_logs(stage, n, row_max, scale, alpha)
+    else:
+        narrow(rows.alpha, alpha)
         narrow(rows.beta, beta)
         narrow(rows.gamma, gamma)
-    if not from_logits and block_max != rows.row_max:
-        for j in range(LANES):
-            alpha[j] = <real>(rows.alpha[j] * unscaled_exp(scale_of(task) * (block_max[j] - rows.row_max[j])))
-    for k in range((stop - start + 3) // 4):
-        x = stage + k * TILE
-        if log_softmax:
-            write_log(x, row_max, scale, alpha, e)
-            copy(e, x)
-            continue
+        if task.has_option_sums:
+            added = beta
+        if not from_logits and block_max != rows.row_max:
+            for j in range(LANES):
+                alpha[j] = <real>(rows.alpha[j] * unscaled_exp(scale_of(task) * (block_max[j] - rows.row_max[j])))
         if from_logits:
-            exp_and_fold(x, LANES, 4, row_max, scale, x, LANES, NULL, NULL)
-        if has_option_sums:
-            load_weights(task, start + 4 * k, stop, w)
+            b.x = b.e = stage
+            b.n = n
+            b.sums_entropy = False
+            sweep_lanes(&b, row_max, scale)
+        while k < n:
+            m = min(n - k, <Py_ssize_t>PIECE) if task.sum_prob or task.softcap != 0 else n
             if task.sum_prob:
-                load_classes(prob, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, t)
-            write_gradient(x, alpha, beta, w, gamma, t if task.sum_prob else NULL, e)
-            copy(e, x)
-        else:
-            scale_exp(x, alpha, x)
-        if cap_factor != 0:
-            load_classes(logits, start + 4 * k, min(start + 4 * k + 4, stop), <real>0, e)
-            cap_slopes(e, cap_factor, e)
-            product(x, e, x)
+                load_classes(prob, start + k, start + k + m, <real>0, buffer)
+                t = buffer
+            write_lane_gradients(
+                stage + k * LANES, m, alpha, added, weight_block(task, start + k, scale), gamma, t)
+            if task.softcap != 0:
+                load_classes(logits, start + k, start + k + m, <real>0, buffer)
+                multiply_slopes(stage + k * LANES, m * LANES, buffer, cap_factor_of(task), stage + k * LANES)
+            k += m
     for j in range(rows.n):
         if rows.n_kept < LANES and rows.kept[j] == 0:
-            for k in range(stop - start):
+            for k in range(n):
                 stage[k * LANES + j] = 0
         k = rows.patch_class[j] - start
-        if 0 <= k and k < stop - start:
+        if 0 <= k and k < n:
             stage[k * LANES + j] = <real>rows.grad_patch[j]
 
 
@@ -273,8 +266,7 @@ cdef inline void process_blocks(
         if keep_logits:
             load_classes(&logits, k, stop, <real>-INFINITY, stage)
             if task.softcap != 0:
-                for j in range((stop - k + 3) // 4):
-                    cap(stage + j * TILE, <real>cap_factor_of(task))
+                cap_row(stage, (stop - k) * LANES, cap_factor_of(task), stage)
         else:
             load_classes(&out, k, stop, <real>0, stage)
         write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, block_max + k // step * LANES, stage)

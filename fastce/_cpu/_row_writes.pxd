@@ -4,8 +4,8 @@ from libc.string cimport memset
 
 from fastce._cpu._convert cimport NATIVE, size_of, write_converted
 from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._row_block cimport (
-    RowBlock, cap_row, multiply, multiply_slopes, sweep, write_row_gradient, write_row_log
+from fastce._cpu._blocks cimport (
+    Block, cap_row, multiply, multiply_slopes, sweep, write_row_gradient, write_row_log
 )
 from fastce._cpu._row_view cimport RowView, block_size, locate_row, prob_block, start_of_row, weight_block
 from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, unscaled_exp
@@ -29,7 +29,7 @@ cdef inline void find_capped_exps(
     const Task* task, const Scalars* rows, Py_ssize_t lane, const RowView* row, Py_ssize_t start, real* scratch
 ) noexcept nogil:
     """Put the exponentials of a block under the softcap into scratch memory."""
-    cdef RowBlock b
+    cdef Block b
     memset(&b, 0, sizeof(b))
     b.n = block_size(task, start)
     b.ahead = row.logits + start * <Py_ssize_t>sizeof(real)

@@ -20,7 +20,7 @@ from libc.string cimport memset
 
 from fastce._cpu._convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
 from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._row_block cimport RowBlock, cap_row, find, find_row_max, sum_rest, sum_targets, sweep
+from fastce._cpu._blocks cimport Block, cap_row, find, find_row_max, sum_rest, sum_targets, sweep
 from fastce._cpu._row_view cimport (
     RowView, block_size, given_by_caller, locate_row, prob_block, start_of_row, weight_block
 )
@@ -118,10 +118,10 @@ cdef inline const char* ahead_of(
     return here + k * matrix.class_stride if k < n_classes else after
 
 
-cdef inline RowBlock describe_blocks(const Task* task, real like) noexcept nogil:
+cdef inline Block describe_blocks(const Task* task, real like) noexcept nogil:
     """Return what all blocks have in common."""
     cdef const Task* given = given_by_caller(task)
-    cdef RowBlock b
+    cdef Block b
     memset(&b, 0, sizeof(b))
     b.ahead_size = size_of(given.logits.format, like)
     b.ahead_t_size = size_of(task.prob.format, like)
@@ -132,7 +132,7 @@ cdef inline RowBlock describe_blocks(const Task* task, real like) noexcept nogil
 
 
 cdef inline void sweep_row(
-    const Task* task, Scalars* rows, Py_ssize_t lane, RowView* row, RowBlock* b, real* scratch, real* capped,
+    const Task* task, Scalars* rows, Py_ssize_t lane, RowView* row, Block* b, real* scratch, real* capped,
     double* block_max
 ) noexcept nogil:
     """Do the first pass over the row of a lane, whose first block has been begun."""
@@ -178,7 +178,7 @@ cdef inline void sweep_row(
             sum_targets(b, shift, like)
         if not task.normalized:
             sweep(b, shift, scale, like)
-        all_terms = b.sums[ALL]
+        all_terms = b.sums[ALL][0]
         if is_lower:  # the largest term is elsewhere
             block.sumexp_excl_max[0] = all_terms / exp_unit(like)
         elif needs_rest(all_terms, like):
@@ -186,7 +186,7 @@ cdef inline void sweep_row(
         else:
             block.sumexp_excl_max[0] = all_terms / exp_unit(like) - 1
         for j in range(task.n_sums):
-            block.sums[task.sums[j]][0] = b.sums[task.sums[j]] * sum_factor(task.sums[j], <real>scale)
+            block.sums[task.sums[j]][0] = b.sums[task.sums[j]][0] * sum_factor(task.sums[j], <real>scale)
         block_max[k // task.block] = m
         if k == 0:
             take(task, rows, lane, &block, 1)
@@ -209,7 +209,7 @@ cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept 
 
 cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, double* block_max) noexcept nogil:
     """Do the first pass over all rows that are not skipped."""
-    cdef RowBlock b = describe_blocks(task, scratch[0])
+    cdef Block b = describe_blocks(task, scratch[0])
     cdef RowView row, next_row
     cdef real* capped = scratch
     cdef real* next_capped = scratch + task.block

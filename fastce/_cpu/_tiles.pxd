@@ -36,17 +36,12 @@ cdef extern from "simd/tile.h" nogil:
         const void* x, Py_ssize_t pitch, int n_groups, const void* row_max, double scale, void* e, Py_ssize_t e_pitch,
         void* all_terms, void* rest)
     void fold "fastce_fold"(const void* a, void* sums)
-    void fold_shifted "fastce_fold_shifted"(
-        const void* a, const void* x, const void* row_max, bint has_zeros, void* sums)
     # Which sums label smoothing and class probabilities ask for.
     ctypedef struct AskedSums "fastce_asked_sums":
         bint w_d
         bint has_zero_w  # among the weights
         bint has_w       # else all weights are 1
         bint t_d         # and T, besides WT and WT_D
-    void fold_targets "fastce_fold_targets"(
-        const void* x, const void* row_max, const void* w, bint is_padded, const void* t, const AskedSums* asked,
-        void* sums)
     void fold_argmax "fastce_fold_argmax"(
         const void* x, const void* row_max, int32_t base, int32_t group_step, int32_t lane_step, int32_t* first)
     void fold_max_and_w "fastce_fold_max_and_w"(const void* x, const void* w, void* row_max, void* w_at_max)
@@ -55,8 +50,6 @@ cdef extern from "simd/tile.h" nogil:
     void scale_exp "fastce_scale_exp"(const void* e, const void* alpha, void* out)
     void write_gradient "fastce_write_gradient"(
         const void* e, const void* alpha, const void* beta, const void* w, const void* gamma, const void* t, void* out)
-    void write_log "fastce_write_log"(
-        const void* x, const void* row_max, double scale, const void* log_sum, void* out)
 
 
 cdef inline bint is_plain(const void* data, Py_ssize_t stride, real like) noexcept nogil:

@@ -19,26 +19,6 @@
 #include "simd/simd.h"
 #include "simd/tile.h"
 
-/* A block of a row, and what is asked of it. */
-typedef struct {
-    const void* x;     /* logits: REAL, or of 16 bits; under a softcap tanh of them */
-    ptrdiff_t n;       /* classes */
-    void* e;           /* where the exponentials go; may be x */
-    const char* ahead; /* what is asked for meanwhile, numbers of so many bytes */
-    ptrdiff_t ahead_size;
-    const void* w; /* class weights; NULL: all are 1 */
-    const void* t; /* class probabilities, or NULL */
-    const char* ahead_t;
-    ptrdiff_t ahead_t_size;
-    double sums[FASTCE_N_SUMS]; /* result: what was asked for, all lanes together */
-    fastce_format format;       /* of x */
-    int is_long;                /* more blocks follow */
-    int has_option_sums;        /* any but that of exponentials; only with REAL */
-    fastce_asked_sums asked;
-    int sums_entropy; /* E_D */
-    int has_no_exps;  /* the logits are log-probabilities */
-} fastce_row_block;
-
 #define FASTCE_TEMPLATE "simd/row.h"
 #include "simd/for_types.h"
 
@@ -192,89 +172,64 @@ FASTCE_NOINLINE ptrdiff_t F(find)(const REAL* x, ptrdiff_t n, REAL value) {
 
 /* ---- exponentials and sums; e is exp(scale * (x - row_max)) * EXP_UNIT ---- */
 
-/* 64 classes of a row, from class k on. Adds exp(d) d to `ed` unless that is NULL. */
-FASTCE_INLINE void F(exp_tile)(fastce_format format, const void* x, ptrdiff_t k, VEC row_max, REAL scale, REAL* e,
-    VEC* sums, const VEC* shift, REAL* ed) {
-    for (int j = 0; j < 16; j += WIDTH) {
-        VEC y[4], d[4];
-        FASTCE_UNROLL
-        for (int g = 0; g < 4; g++) {
-            y[g] = F(load_as)(format, x, k + 16 * g + j);
-            if (ed != NULL) d[g] = y[g] * (REAL)FASTCE_D_UNIT - shift[j / WIDTH];
-            y[g] = F(exp_of)(y[g], row_max, scale);
-        }
-        FASTCE_UNROLL
-        for (int g = 0; g < 4; g++) F(store)(e + k + 16 * g + j, y[g]);
-        sums[j / WIDTH] = sums[j / WIDTH] + F(total)(y, 4);
-        if (ed == NULL) continue;
-        FASTCE_UNROLL
-        for (int g = 0; g < 4; g++) d[g] = F(times)(y[g], d[g]);
-        F(add_to)(ed + j, F(total)(d, 4));
-    }
-}
-
-/* Likewise one vector, but the lanes before `first` have been summed up before. */
-FASTCE_INLINE void F(exp_vector)(
-    VEC x, int first, VEC row_max, REAL scale, REAL* e, VEC* sum, const VEC* shift, REAL* ed) {
-    const VEC zero = F(fill)(0), y = F(exp_of)(x, row_max, scale);
-    F(store)(e, y);
-    *sum = *sum + F(from_lane)(0, first, y, zero);
-    if (ed != NULL) F(add_to)(ed, F(from_lane)(0, first, F(times)(y, x * (REAL)FASTCE_D_UNIT - *shift), zero));
-}
-
 /* A block of less than a vector. */
-FASTCE_NOINLINE void F(sweep_padded)(fastce_row_block* b, REAL row_max, REAL scale) {
+FASTCE_NOINLINE void F(sweep_padded)(fastce_block* b, REAL row_max, REAL scale) {
     REAL e[WIDTH], lanes[16], ed[16];
     const int first = (int)(WIDTH - b->n);
-    VEC sum = F(fill)(0), shift = F(fill)(row_max * (REAL)FASTCE_D_UNIT);
+    const VEC x = F(load_last)((const REAL*)b->x, b->n, -INFINITY), shift = F(fill)(row_max * (REAL)FASTCE_D_UNIT);
+    VEC sum = F(fill)(0);
     for (int j = 0; j < 16; j++) lanes[j] = ed[j] = 0;
-    F(exp_vector)(
-        F(load_last)((const REAL*)b->x, b->n, -INFINITY), first, F(fill)(row_max), scale, e, &sum, &shift, ed);
+    F(exp_some)(&x, 1, first, F(fill)(row_max), scale, e, 16, &sum, NULL, shift, ed);
     F(store)(lanes, sum);
     memcpy(b->e, e + first, b->n * sizeof(REAL));
-    b->sums[FASTCE_ALL] = F(lane_sum)(lanes);
-    b->sums[FASTCE_E_D] = F(lane_sum)(ed);
+    b->sums[FASTCE_ALL][0] = F(lane_sum)(lanes);
+    b->sums[FASTCE_E_D][0] = F(lane_sum)(ed);
 }
 
 FASTCE_INLINE void F(sweep_block)(
-    fastce_format format, int sums_entropy, int is_long, fastce_row_block* b, REAL row_max, REAL scale) {
-    VEC s[16 / WIDTH], shift[16 / WIDTH];
+    fastce_format format, int sums_entropy, int is_long, fastce_block* b, REAL row_max, REAL scale) {
+    VEC s[16 / WIDTH], x[4];
     REAL lanes[16], sums[16];
     /* Copies, for compilers must assume that stores to e change the block. */
-    const void* const x = b->x;
+    const void* const given = b->x;
     REAL* const e = (REAL*)b->e;
     const char* const ahead = b->ahead;
     const ptrdiff_t n = b->n, size = b->ahead_size;
-    const VEC m = F(fill)(row_max), last = F(load_as)(format, x, n - WIDTH); /* before stores to e, which may be x */
+    const VEC m = F(fill)(row_max), shift = F(fill)(row_max * (REAL)FASTCE_D_UNIT);
+    const VEC last = F(load_as)(format, given, n - WIDTH); /* before stores to e, which may be x */
     ptrdiff_t k;
     for (int j = 0; j < 16; j++) sums[j] = 0;
-    for (int j = 0; j < 16 / WIDTH; j++) {
-        s[j] = F(fill)(0);
-        shift[j] = F(fill)(row_max * (REAL)FASTCE_D_UNIT);
-    }
+    for (int j = 0; j < 16 / WIDTH; j++) s[j] = F(fill)(0);
     for (k = 0; k + 64 <= n; k += 64) {
         /* Of 16 bits some lines twice: a variable count took half a cycle more per 16 numbers. */
         for (int j = 0; j < (format == FASTCE_NATIVE ? 64 * (int)sizeof(REAL) : 128); j += 64)
             FASTCE_PREFETCH_ROW(ahead + k * size + j, is_long);
         if (format != FASTCE_NATIVE) /* in place, what is written has just been read */
             for (int j = 0; j < 64; j += 16) FASTCE_PREFETCH_L1(e + k + 256 + j);
-        F(exp_tile)(format, x, k, m, scale, e, s, shift, sums_entropy ? sums : NULL);
+        for (int j = 0; j < 16; j += WIDTH) {
+            FASTCE_UNROLL
+            for (int g = 0; g < 4; g++) x[g] = F(load_as)(format, given, k + 16 * g + j);
+            F(exp_some)(x, 4, 0, m, scale, e + k + j, 16, &s[j / WIDTH], NULL, shift, sums_entropy ? sums + j : NULL);
+        }
     }
     for (ptrdiff_t j = k * size; j < n * size; j += 64) FASTCE_PREFETCH_ROW(ahead + j, is_long);
-    for (; k + WIDTH <= n; k += WIDTH)
-        F(exp_vector)(F(load_as)(format, x, k), 0, m, scale, e + k, s, shift, sums_entropy ? sums : NULL);
+    for (; k + WIDTH <= n; k += WIDTH) {
+        x[0] = F(load_as)(format, given, k);
+        F(exp_some)(x, 1, 0, m, scale, e + k, 16, s, NULL, shift, sums_entropy ? sums : NULL);
+    }
     if (k < n)
-        F(exp_vector)(last, (int)(WIDTH - (n - k)), m, scale, e + n - WIDTH, s, shift, sums_entropy ? sums : NULL);
+        F(exp_some)(
+            &last, 1, (int)(WIDTH - (n - k)), m, scale, e + n - WIDTH, 16, s, NULL, shift, sums_entropy ? sums : NULL);
     for (int j = 0; j < 16; j += WIDTH) F(store)(lanes + j, s[j / WIDTH]);
-    b->sums[FASTCE_ALL] = F(lane_sum)(lanes);
-    if (sums_entropy) b->sums[FASTCE_E_D] = F(lane_sum)(sums);
+    b->sums[FASTCE_ALL][0] = F(lane_sum)(lanes);
+    if (sums_entropy) b->sums[FASTCE_E_D][0] = F(lane_sum)(sums);
 }
 
 /* What is constant makes a function of its own: a choice within the loop took a tenth of the time with AVX2, and as
    much as many loops in one function, whose constants then had no registers. */
-#define SWEEP(name, format, sums_entropy, is_long, scale_of)                           \
-    FASTCE_NOINLINE void F(name)(fastce_row_block * block, REAL row_max, REAL scale) { \
-        F(sweep_block)(format, sums_entropy, is_long, block, row_max, scale_of);       \
+#define SWEEP(name, format, sums_entropy, is_long, scale_of)                       \
+    FASTCE_NOINLINE void F(name)(fastce_block * block, REAL row_max, REAL scale) { \
+        F(sweep_block)(format, sums_entropy, is_long, block, row_max, scale_of);   \
     }
 #if IS_FLOAT && FASTCE_SWEEPS_16_BITS
 SWEEP(sweep_half, FASTCE_HALF, 0, 0, ((void)scale, 1))
@@ -288,7 +243,7 @@ SWEEP(sweep_entropy, FASTCE_NATIVE, 1, block->is_long, scale)
 #undef SWEEP
 
 /* Sums up the exponentials of a block, and leaves them in e. */
-FASTCE_INLINE void F(sweep)(fastce_row_block* b, REAL row_max, REAL scale) {
+FASTCE_INLINE void F(sweep)(fastce_block* b, REAL row_max, REAL scale) {
     if (b->n < WIDTH) {
         F(sweep_padded)(b, row_max, scale);
         return;
@@ -314,76 +269,63 @@ FASTCE_INLINE void F(sweep)(fastce_row_block* b, REAL row_max, REAL scale) {
 
 /* ---- the other sums: a loop before that of the exponentials, which may take the place of the logits ---- */
 
-/* The same sums of one vector, of which the lanes before `first` have been summed up before. */
-FASTCE_INLINE void F(sum_vector)(
-    VEC x, VEC w, VEC t, int has_t, int first, VEC shift, const fastce_asked_sums* asked, REAL* sums) {
-    const VEC d = x * (REAL)FASTCE_D_UNIT - shift;
-    VEC wt;
-    w = F(from_lane)(0, first, w, F(fill)(0));
-    if (asked->w_d) F(add_to)(sums + 16 * FASTCE_W_D, F(times)(w, d));
-    if (!has_t) return;
-    t = F(from_lane)(0, first, t, F(fill)(0));
-    wt = w * t;
-    F(add_to)(sums + 16 * FASTCE_WT, wt);
-    F(add_to)(sums + 16 * FASTCE_WT_D, F(times)(wt, d));
-    if (!asked->t_d) return;
-    F(add_to)(sums + 16 * FASTCE_T, t);
-    F(add_to)(sums + 16 * FASTCE_T_D, F(times)(t, d));
-}
-
-FASTCE_INLINE void F(sum_block)(
-    fastce_row_block* b, REAL row_max, const REAL* w, const REAL* t, fastce_asked_sums asked) {
-    VEC shift[16 / WIDTH];
+FASTCE_INLINE void F(sum_block)(fastce_block* b, REAL row_max, const REAL* w, const REAL* t, fastce_asked_sums asked) {
     REAL sums[16 * FASTCE_N_SUMS];
-    const VEC one = F(fill)(1);
-    const REAL* const x = (const REAL*)b->x;
+    VEC x[4], w_some[4], t_some[4];
+    const REAL* const given = (const REAL*)b->x;
     const char* const ahead_t = b->ahead_t;
     const ptrdiff_t n = b->n, size = b->ahead_t_size;
+    const VEC one = F(fill)(1), shift = F(fill)(row_max * (REAL)FASTCE_D_UNIT);
     ptrdiff_t k;
-    for (int j = 0; j < 16 / WIDTH; j++) shift[j] = F(fill)(row_max * (REAL)FASTCE_D_UNIT);
     for (int j = 0; j < 16 * FASTCE_N_SUMS; j++) sums[j] = 0;
     for (k = 0; k + 64 <= n; k += 64) {
         if (t != NULL)
             for (int j = 0; j < 64 * (int)sizeof(REAL); j += 64) FASTCE_PREFETCH_L2(ahead_t + k * size + j);
-        F(fold_targets_by)(x + k, shift, w == NULL ? NULL : w + k, 0, t == NULL ? NULL : t + k, &asked, sums);
+        for (int j = 0; j < 16; j += WIDTH) {
+            FASTCE_UNROLL
+            for (int g = 0; g < 4; g++) {
+                x[g] = F(load)(given + k + 16 * g + j);
+                w_some[g] = w == NULL ? one : F(load)(w + k + 16 * g + j);
+                t_some[g] = t == NULL ? one : F(load)(t + k + 16 * g + j);
+            }
+            F(sum_some)(x, w_some, t_some, 4, shift, t != NULL, 0, &asked, sums + j);
+        }
     }
-    for (; k + WIDTH <= n; k += WIDTH)
-        F(sum_vector)(F(load)(x + k), w == NULL ? one : F(load)(w + k), t == NULL ? one : F(load)(t + k), t != NULL, 0,
-            shift[0], &asked, sums);
-    if (k < n)
-        F(sum_vector)(F(load_last)(x, n, 0), w == NULL ? one : F(load_last)(w, n, 0),
-            t == NULL ? one : F(load_last)(t, n, 0), t != NULL, (int)(WIDTH - (n - k)), shift[0], &asked, sums);
-    if (asked.w_d) b->sums[FASTCE_W_D] = F(lane_sum)(sums + 16 * FASTCE_W_D);
-    if (t == NULL) return;
-    b->sums[FASTCE_WT] = F(lane_sum)(sums + 16 * FASTCE_WT);
-    b->sums[FASTCE_WT_D] = F(lane_sum)(sums + 16 * FASTCE_WT_D);
-    if (!asked.t_d) return;
-    b->sums[FASTCE_T] = F(lane_sum)(sums + 16 * FASTCE_T);
-    b->sums[FASTCE_T_D] = F(lane_sum)(sums + 16 * FASTCE_T_D);
+    for (; k < n; k += WIDTH) { /* the last vector overlaps the one before */
+        const int first = (int)(n - k < WIDTH ? WIDTH - (n - k) : 0);
+        const ptrdiff_t stop = n - k < WIDTH ? n : k + WIDTH;
+        x[0] = F(load_last)(given, stop, 0);
+        w_some[0] = F(from_lane)(0, first, w == NULL ? one : F(load_last)(w, stop, 0), F(fill)(0));
+        t_some[0] = F(from_lane)(0, first, t == NULL ? one : F(load_last)(t, stop, 0), F(fill)(0));
+        F(sum_some)(x, w_some, t_some, 1, shift, t != NULL, 1, &asked, sums);
+    }
+    for (int j = FASTCE_W_D; j < FASTCE_N_SUMS; j++)
+        if (j == FASTCE_W_D ? asked.w_d : t != NULL && (j < FASTCE_T || asked.t_d))
+            b->sums[j][0] = F(lane_sum)(sums + 16 * j);
 }
 
 /* Label smoothing without and with weights, class probabilities, and everything together. */
-FASTCE_NOINLINE void F(sum_smoothing)(fastce_row_block* b, REAL row_max) {
+FASTCE_NOINLINE void F(sum_smoothing)(fastce_block* b, REAL row_max) {
     const fastce_asked_sums asked = {1, 0, 0, 0};
     F(sum_block)(b, row_max, NULL, NULL, asked);
 }
 
-FASTCE_NOINLINE void F(sum_weighted)(fastce_row_block* b, REAL row_max) {
+FASTCE_NOINLINE void F(sum_weighted)(fastce_block* b, REAL row_max) {
     const fastce_asked_sums asked = {1, 0, 1, 0};
     F(sum_block)(b, row_max, (const REAL*)b->w, NULL, asked);
 }
 
-FASTCE_NOINLINE void F(sum_prob)(fastce_row_block* b, REAL row_max) {
+FASTCE_NOINLINE void F(sum_prob)(fastce_block* b, REAL row_max) {
     const fastce_asked_sums asked = {0, 0, 0, 0};
     F(sum_block)(b, row_max, NULL, (const REAL*)b->t, asked);
 }
 
-FASTCE_NOINLINE void F(sum_any)(fastce_row_block* b, REAL row_max) {
+FASTCE_NOINLINE void F(sum_any)(fastce_block* b, REAL row_max) {
     F(sum_block)(b, row_max, (const REAL*)b->w, (const REAL*)b->t, b->asked);
 }
 
 /* Sums up what label smoothing and class probabilities ask for. */
-FASTCE_INLINE void F(sum_targets)(fastce_row_block* b, REAL row_max) {
+FASTCE_INLINE void F(sum_targets)(fastce_block* b, REAL row_max) {
     if (b->t == NULL && b->w == NULL)
         F(sum_smoothing)(b, row_max);
     else if (b->t == NULL && !b->asked.has_zero_w)

@@ -56,6 +56,24 @@ typedef struct {
     int t_d;        /* and T, besides WT and WT_D */
 } fastce_asked_sums;
 
+/* A block of classes, of one row or of 16 rows side by side, and what is asked of it. */
+typedef struct {
+    const void* x;     /* logits: REAL, or of 16 bits; under a softcap tanh of them */
+    ptrdiff_t n;       /* classes */
+    void* e;           /* where the exponentials go; may be x */
+    const char* ahead; /* what is asked for meanwhile, numbers of so many bytes */
+    ptrdiff_t ahead_size;
+    const void* w; /* class weights; NULL: all are 1 */
+    const void* t; /* class probabilities, or NULL */
+    const char* ahead_t;
+    ptrdiff_t ahead_t_size;
+    double sums[FASTCE_N_SUMS][FASTCE_LANES]; /* result; of one row in the first lane */
+    fastce_format format;                     /* of x */
+    int is_long;                              /* more blocks follow */
+    fastce_asked_sums asked;
+    int sums_entropy; /* E_D */
+} fastce_block;
+
 #define FASTCE_TEMPLATE "simd/tile.h"
 #include "simd/for_types.h"
 
@@ -71,10 +89,6 @@ typedef struct {
 #define fastce_exp_and_fold(x, pitch, n_groups, row_max, scale, e, e_pitch, all, rest)               \
     FASTCE_OF_VECTORS(exp_and_fold, *(x))(x, pitch, n_groups, row_max, scale, e, e_pitch, all, rest)
 #define fastce_fold(a, sums) FASTCE_OF_VECTORS(fold, *(a))(a, sums)
-#define fastce_fold_shifted(a, x, row_max, has_zeros, sums)               \
-    FASTCE_OF_VECTORS(fold_shifted, *(a))(a, x, row_max, has_zeros, sums)
-#define fastce_fold_targets(x, row_max, w, is_padded, t, asked, sums)               \
-    FASTCE_OF_VECTORS(fold_targets, *(x))(x, row_max, w, is_padded, t, asked, sums)
 #define fastce_fold_argmax(x, row_max, base, group_step, lane_step, first)               \
     FASTCE_OF_VECTORS(fold_argmax, *(x))(x, row_max, base, group_step, lane_step, first)
 #define fastce_fold_max_and_w(x, w, row_max, w_at_max) FASTCE_OF_VECTORS(fold_max_and_w, *(x))(x, w, row_max, w_at_max)
@@ -83,8 +97,6 @@ typedef struct {
 #define fastce_scale_exp(e, alpha, out) FASTCE_OF_VECTORS(scale_exp, *(e))(e, alpha, out)
 #define fastce_write_gradient(e, alpha, beta, w, gamma, t, out)               \
     FASTCE_OF_VECTORS(write_gradient, *(e))(e, alpha, beta, w, gamma, t, out)
-#define fastce_write_log(x, row_max, scale, log_sum, out)               \
-    FASTCE_OF_VECTORS(write_log, *(x))(x, row_max, scale, log_sum, out)
 
 #elif defined(REAL)
 
@@ -190,23 +202,45 @@ FASTCE_INLINE void F(add_to)(REAL* sum, VEC x) { F(store)(sum, F(load)(sum) + x)
 
 FASTCE_INLINE VEC F(unless_largest)(VEC e) { return F(keep)(F(differs)(e, F(fill)(EXP_UNIT)), e); }
 
-/* Writes the exponentials of 4, 2 or 1 groups of 16 lanes, `pitch` numbers apart, and adds them to sums that are not
-   NULL: to `rest` without the terms that are 1. `e` may be `x`. */
+/* a * d, where nothing of an infinite d is nothing. */
+FASTCE_INLINE VEC F(times)(VEC a, VEC d) { return F(keep)(F(differs)(a, F(fill)(0)), a * d); }
+
+/* Writes the exponentials of n vectors, 4, 2 or 1, `pitch` numbers apart, and adds them to sums that are not NULL: to
+   `rest` without the terms that are 1, to `ed` times d, see FASTCE_D_UNIT. Lanes before `first` are in the sums already.
+   */
+FASTCE_INLINE void F(exp_some)(const VEC* x, int n, int first, VEC row_max, REAL scale, REAL* e, ptrdiff_t pitch,
+    VEC* all, VEC* rest, VEC shift, REAL* ed) {
+    const VEC zero = F(fill)(0);
+    VEC y[4], z[4];
+    FASTCE_UNROLL
+    for (int g = 0; g < n; g++) y[g] = F(exp_of)(x[g], row_max, scale);
+    FASTCE_UNROLL
+    for (int g = 0; g < n; g++) F(store)(e + g * pitch, y[g]);
+    if (first > 0) y[0] = F(from_lane)(0, first, y[0], zero);
+    if (all != NULL) *all = *all + F(total)(y, n);
+    if (rest != NULL) {
+        FASTCE_UNROLL
+        for (int g = 0; g < n; g++) z[g] = F(unless_largest)(y[g]);
+        *rest = *rest + F(total)(z, n);
+    }
+    if (ed != NULL) {
+        FASTCE_UNROLL
+        for (int g = 0; g < n; g++) z[g] = F(times)(y[g], x[g] * (REAL)FASTCE_D_UNIT - shift);
+        F(add_to)(ed, F(total)(z, n));
+    }
+}
+
+/* The same for groups of 16 lanes, to sums in memory. `e` may be `x`. */
 FASTCE_INLINE void F(exp_and_fold)(const REAL* x, ptrdiff_t pitch, int n_groups, const REAL* row_max, REAL scale,
     REAL* e, ptrdiff_t e_pitch, REAL* all, REAL* rest) {
     for (int j = 0; j < 16; j += WIDTH) {
-        VEC y[4];
-        const VEC m = F(load)(row_max + j);
+        VEC y[4], a = F(fill)(0), r = F(fill)(0);
         FASTCE_UNROLL
-        for (int g = 0; g < n_groups; g++) y[g] = F(exp_of)(F(load)(x + g * pitch + j), m, scale);
-        FASTCE_UNROLL
-        for (int g = 0; g < n_groups; g++) F(store)(e + g * e_pitch + j, y[g]);
-        if (all != NULL) F(add_to)(all + j, F(total)(y, n_groups));
-        if (rest != NULL) {
-            FASTCE_UNROLL
-            for (int g = 0; g < n_groups; g++) y[g] = F(unless_largest)(y[g]);
-            F(add_to)(rest + j, F(total)(y, n_groups));
-        }
+        for (int g = 0; g < n_groups; g++) y[g] = F(load)(x + g * pitch + j);
+        F(exp_some)(y, n_groups, 0, F(load)(row_max + j), scale, e + j, e_pitch, all == NULL ? NULL : &a,
+            rest == NULL ? NULL : &r, a, NULL);
+        if (all != NULL) F(add_to)(all + j, a);
+        if (rest != NULL) F(add_to)(rest + j, r);
     }
 }
 
@@ -226,66 +260,35 @@ FASTCE_INLINE double F(lane_sum)(const REAL* lanes) {
     return fastce_wide_lane_sum(wide);
 }
 
-/* a * d, where nothing of an infinite d is nothing. */
-FASTCE_INLINE VEC F(times)(VEC a, VEC d) { return F(keep)(F(differs)(a, F(fill)(0)), a * d); }
-
-/* a d, see FASTCE_D_UNIT, or d if `a` is NULL; `shift` is what belongs to the row maxima of 16 lanes. */
-FASTCE_INLINE void F(fold_shifted_by)(const REAL* a, const REAL* x, const VEC* shift, int has_zeros, REAL* sums) {
-    const REAL u = (REAL)FASTCE_D_UNIT;
-    for (int j = 0; j < 16; j += WIDTH) {
-        VEC y[4];
-        FASTCE_UNROLL
-        for (int g = 0; g < 4; g++) {
-            const VEC d = F(load)(x + 16 * g + j) * u - shift[j / WIDTH];
-            if (a == NULL)
-                y[g] = d;
-            else
-                y[g] = has_zeros ? F(times)(F(load)(a + 16 * g + j), d) : F(load)(a + 16 * g + j) * d;
-        }
-        F(add_to)(sums + j, F(total)(y, 4));
-    }
-}
-
-FASTCE_INLINE void F(shift_of)(const REAL* row_max, VEC* shift) {
-    for (int j = 0; j < 16; j += WIDTH) shift[j / WIDTH] = F(load)(row_max + j) * (REAL)FASTCE_D_UNIT;
-}
-
-FASTCE_INLINE void F(fold_shifted)(const REAL* a, const REAL* x, const REAL* row_max, int has_zeros, REAL* sums) {
-    VEC shift[16 / WIDTH];
-    F(shift_of)(row_max, shift);
-    F(fold_shifted_by)(a, x, shift, has_zeros, sums);
-}
-
 FASTCE_INLINE void F(product)(const REAL* a, const REAL* b, REAL* out) {
     for (int j = 0; j < 64; j += WIDTH) F(store)(out + j, F(load)(a + j) * F(load)(b + j));
 }
 
-/* What label smoothing and class probabilities ask for; t is NULL without the latter, w where all weights are 1. */
-FASTCE_INLINE void F(fold_targets_by)(const REAL* x, const VEC* shift, const REAL* w, int is_padded, const REAL* t,
+/* Adds what label smoothing and class probabilities ask for of n vectors, 4 or 1, to sums of 16 lanes each. Without
+   weights, w are 1; without probabilities t is not looked at. */
+FASTCE_INLINE void F(sum_some)(const VEC* x, const VEC* w, const VEC* t, int n, VEC shift, int has_t, int has_zeros,
     const fastce_asked_sums* asked, REAL* sums) {
-    const REAL* wt = t;
-    REAL products[64];
-    if (asked->w_d && (is_padded || asked->has_zero_w))
-        F(fold_shifted_by)(w, x, shift, 1, sums + 16 * FASTCE_W_D);
-    else if (asked->w_d)
-        F(fold_shifted_by)(w, x, shift, 0, sums + 16 * FASTCE_W_D);
-    if (t == NULL) return;
-    if (asked->has_w) {
-        F(product)(w, t, products);
-        wt = products;
+    VEC d[4], wt[4], y[4];
+    FASTCE_UNROLL
+    for (int g = 0; g < n; g++) d[g] = x[g] * (REAL)FASTCE_D_UNIT - shift;
+    if (asked->w_d) {
+        FASTCE_UNROLL
+        for (int g = 0; g < n; g++)
+            y[g] = has_zeros || asked->has_zero_w ? F(times)(w[g], d[g]) : asked->has_w ? w[g] * d[g] : d[g];
+        F(add_to)(sums + 16 * FASTCE_W_D, F(total)(y, n));
     }
-    F(fold)(wt, sums + 16 * FASTCE_WT);
-    F(fold_shifted_by)(wt, x, shift, 1, sums + 16 * FASTCE_WT_D);
+    if (!has_t) return;
+    FASTCE_UNROLL
+    for (int g = 0; g < n; g++) wt[g] = asked->has_w ? w[g] * t[g] : t[g];
+    F(add_to)(sums + 16 * FASTCE_WT, F(total)(wt, n));
+    FASTCE_UNROLL
+    for (int g = 0; g < n; g++) y[g] = F(times)(wt[g], d[g]);
+    F(add_to)(sums + 16 * FASTCE_WT_D, F(total)(y, n));
     if (!asked->t_d) return;
-    F(fold)(t, sums + 16 * FASTCE_T);
-    F(fold_shifted_by)(t, x, shift, 1, sums + 16 * FASTCE_T_D);
-}
-
-FASTCE_INLINE void F(fold_targets)(const REAL* x, const REAL* row_max, const REAL* w, int is_padded, const REAL* t,
-    const fastce_asked_sums* asked, REAL* sums) {
-    VEC shift[16 / WIDTH];
-    F(shift_of)(row_max, shift);
-    F(fold_targets_by)(x, shift, w, is_padded, t, asked, sums);
+    FASTCE_UNROLL
+    for (int g = 0; g < n; g++) y[g] = F(times)(t[g], d[g]);
+    F(add_to)(sums + 16 * FASTCE_T, F(total)(t, n));
+    F(add_to)(sums + 16 * FASTCE_T_D, F(total)(y, n));
 }
 
 /* e * (w - w_at_max) */
@@ -318,13 +321,6 @@ FASTCE_INLINE void F(write_gradient)(
             const VEC v = F(load)(w + g + j);
             F(store)(out + g + j, t == NULL ? p + b * v : p + (b + F(load)(gamma + j) * F(load)(t + g + j)) * v);
         }
-}
-
-/* scale * (x - row_max) - log_sum */
-FASTCE_INLINE void F(write_log)(const REAL* x, const REAL* row_max, REAL scale, const REAL* log_sum, REAL* out) {
-    for (int g = 0; g < 64; g += 16)
-        for (int j = 0; j < 16; j += WIDTH)
-            F(store)(out + g + j, scale * (F(load)(x + g + j) - F(load)(row_max + j)) - F(load)(log_sum + j));
 }
 
 #endif

@@ -1,13 +1,15 @@
-"""A block of a row in C: see `simd/row.h`."""
+"""Loops over a block of classes in C: of one row, see `simd/row.h`, or of 16 side by side, see `simd/lanes.h`."""
+from libc.stdint cimport int32_t
+
 from fastce._cpu._convert cimport Format
 from fastce._cpu._task cimport N_SUMS
-from fastce._cpu._tiles cimport AskedSums
+from fastce._cpu._tiles cimport LANES, AskedSums
 
-cdef extern from "simd/row.h" nogil:
-    # A block of a row, and what is asked of it.
-    ctypedef struct RowBlock "fastce_row_block":
+cdef extern from "simd/tile.h" nogil:
+    # A block of classes, and what is asked of it.
+    ctypedef struct Block "fastce_block":
         const void* x          # logits: of the arithmetic's type, or of 16 bits; under a softcap tanh of them
-        Py_ssize_t n
+        Py_ssize_t n           # classes
         void* e                # where the exponentials go; may be x
         const char* ahead      # what is asked for meanwhile, numbers of so many bytes
         Py_ssize_t ahead_size
@@ -15,16 +17,18 @@ cdef extern from "simd/row.h" nogil:
         const void* t          # class probabilities, or NULL
         const char* ahead_t
         Py_ssize_t ahead_t_size
-        double sums[N_SUMS]    # result
+        double sums[N_SUMS][LANES]  # result; of one row in the first lane
         Format format          # of x
         bint is_long           # more blocks follow
         AskedSums asked
         bint sums_entropy
+
+cdef extern from "simd/row.h" nogil:
     # The type is that of `like`, or of the last array.
     double find_row_max "fastce_row_max"(Format format, const void* x, Py_ssize_t n, double like)
     Py_ssize_t find "fastce_find"(const void* x, Py_ssize_t n, double value)
-    void sum_targets "fastce_sum_targets"(RowBlock* block, double row_max, double like)
-    void sweep "fastce_sweep"(RowBlock* block, double row_max, double scale, double like)
+    void sum_targets "fastce_sum_targets"(Block* block, double row_max, double like)
+    void sweep "fastce_sweep"(Block* block, double row_max, double scale, double like)
     double sum_rest "fastce_sum_rest"(const void* e, Py_ssize_t n)
     void cap_row "fastce_cap_row"(const void* x, Py_ssize_t n, double factor, void* out)
     void multiply_slopes "fastce_multiply_slopes"(
@@ -34,3 +38,13 @@ cdef extern from "simd/row.h" nogil:
         void* e, Py_ssize_t n, double alpha, double beta, const void* w, double gamma, const void* t)
     void write_row_log "fastce_write_row_log"(
         const void* x, Py_ssize_t n, double row_max, double scale, double log_sum, void* out)
+
+cdef extern from "simd/lanes.h" nogil:
+    void find_lane_maxima "fastce_find_lane_maxima"(const void* x, Py_ssize_t n, void* row_max)
+    void find_in_lanes "fastce_find_in_lanes"(const void* x, Py_ssize_t n, const void* values, int32_t* found)
+    void sweep_lanes "fastce_sweep_lanes"(Block* block, const void* row_max, double scale)
+    void sum_targets_in_lanes "fastce_sum_targets_in_lanes"(Block* block, const void* row_max)
+    void write_lane_gradients "fastce_write_lane_gradients"(
+        void* e, Py_ssize_t n, const void* alpha, const void* beta, const void* w, const void* gamma, const void* t)
+    void write_lane_logs "fastce_write_lane_logs"(
+        void* x, Py_ssize_t n, const void* row_max, double scale, const void* log_sum)
