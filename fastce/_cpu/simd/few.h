@@ -188,7 +188,7 @@ FASTCE_INLINE void F(exp_classes)(REAL* x, ptrdiff_t pitch, int n_rows, int n, c
         const INTS t = F(load_ints)(y + i);
         FASTCE_UNROLL
         for (int g = 0; g < n; g++) {
-            e[g] = F(unless)(t, k + g, F(exp_by_max)(F(load)(x + (k + g) * pitch + i) - m));
+            e[g] = F(exp_unless)(t, k + g, F(load)(x + (k + g) * pitch + i) - m);
         }
         FASTCE_UNROLL
         for (int g = 0; g < n; g++) F(store)(x + (k + g) * pitch + i, e[g]);
