@@ -31,8 +31,6 @@
 /* For numbers: `exp` is that of doubles, for which alone it is needed. */
 #define fastce_log1p(x, inverse) FASTCE_OF_NUMBERS(log1p, x)(x, inverse)
 #define fastce_sech2(x) FASTCE_OF_NUMBERS(sech2, x)(x)
-#define fastce_split_log1p(x, inverse, k, f, lost) FASTCE_OF_NUMBERS(split_log1p, x)(x, inverse, k, f, lost)
-#define fastce_join_log1p(k, f, s, lost) FASTCE_OF_NUMBERS(join_log1p, k)(k, f, s, lost)
 
 #elif defined(REAL)
 
