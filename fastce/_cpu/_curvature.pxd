@@ -19,9 +19,11 @@ Design
 """
 from fastce._cpu._columns cimport note_patch_logits
 from fastce._cpu._curvature_sweep cimport Moments, sweep_unit
-from fastce._cpu._curvature_writes cimport Factors, clear_unit, find_factors, needs_gradient, write_unit
+from fastce._cpu._curvature_writes cimport Factors, clear_unit, find_factors, write_unit
 from fastce._cpu._math cimport real
-from fastce._cpu._scalars cimport Scalars, begin, describe_argmax_patches, finish, read_patch_logits
+from fastce._cpu._scalars cimport (
+    Scalars, begin, describe_argmax_patches, finish, needs_gradient, read_patch_logits
+)
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport LANES, NO_CLASS, fill
 from fastce._cpu._units cimport (
@@ -43,7 +45,7 @@ cdef inline void process_units(
     begin(task, &rows, start, n, like)
     fill(moments.w_at_max, 0, LANES, <double>0)
     fill(moments.moment, 0, LANES, <double>0)
-    fill(moments.w_scale, 0, LANES, <double>1)
+    fill(moments.unscale, 0, LANES, <double>1)
     if by_rows and task.target != NULL and needs_gradient(task):
         read_patch_logits(task, &rows, like)
     for i in range(n_units):

@@ -21,7 +21,7 @@ cdef enum:
 cdef struct Moments:
     double w_at_max[LANES]    # of the largest logit
     double moment[LANES]   # the sum of e (w - w_top)
-    double w_scale[LANES]  # what w was multiplied by in both, a power of two; 1 but where they would overflow
+    double unscale[LANES]  # what undoes the scale of w in both, a power of two; 1 but where they would overflow
 
 
 cdef inline bint has_larger(
@@ -52,10 +52,15 @@ cdef inline bint overflows(const Task* task, const Scalars* rows, Py_ssize_t lan
     """Choose smaller scales for w in rows whose moment is not finite though it may be; return True if there are any."""
     cdef Py_ssize_t j, start = lane if task.by_rows else 0, stop = lane + 1 if task.by_rows else LANES
     cdef bint found = False
+    cdef int64_t is_any = 0
+    for j in range(LANES):
+        is_any |= <int64_t>(moments.moment[j] - moments.moment[j] != 0)
+    if not is_any:
+        return False
     for j in range(start, stop):
         if moments.moment[j] - moments.moment[j] != 0 and rows.sumexp_excl_max[j] - rows.sumexp_excl_max[j] == 0:
-            moments.w_scale[j] = small_scale(task)
-            moments.w_at_max[j] *= moments.w_scale[j]
+            moments.unscale[j] = 1 / small_scale(task)
+            moments.w_at_max[j] *= small_scale(task)
             found = True
     return found
 
@@ -183,7 +188,7 @@ cdef inline void sum_scaled_moment(
         moments.moment[lane] = wide_lane_sum(wide)
         return
     for j in range(LANES):
-        if moments.w_scale[j] != 1:  # the others keep their bits
+        if moments.unscale[j] != 1:  # the others keep their bits
             moments.moment[j] = wide[j]
 
 
@@ -193,5 +198,5 @@ cdef inline void sweep_unit(
     """Do the first passes; `lane` is that of a single row."""
     sum_unit(task, unit, lane, rows, moments, like)
     if task.is_product and overflows(task, rows, lane, moments):
-        scale_w(task, unit, lane, moments.w_scale)
+        scale_w(task, unit, lane, moments.unscale)
         sum_scaled_moment(task, unit, lane, moments, like)

@@ -1,9 +1,10 @@
 """The last pass of the curvature kernel over a unit: from exponentials to products, gradients and diagonals."""
-from libc.stdint cimport int32_t
+from libc.math cimport fabs
+from libc.stdint cimport int32_t, int64_t
 
 from fastce._cpu._curvature_sweep cimport Moments
 from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._scalars cimport Scalars, cap_factor_of, find_upstream
+from fastce._cpu._scalars cimport Scalars, cap_factor_of, find_upstream, needs_gradient
 from fastce._cpu._task cimport Task
 from fastce._cpu._tiles cimport *
 from fastce._cpu._units cimport RowGroup, tile_of, w_tile, weights_at
@@ -31,10 +32,6 @@ cdef struct Factors:
     int32_t kept[LANES]
 
 
-cdef inline bint needs_gradient(const Task* task) noexcept nogil:
-    return not task.is_product or task.softcap != 0
-
-
 cdef inline void find_factors(
     const Task* task, const Scalars* rows, const Moments* moments, Factors* factors, real like
 ) noexcept nogil:
@@ -42,7 +39,8 @@ cdef inline void find_factors(
     cdef double scale = task.logit_scale
     cdef double z_slope = 2 * task.z_loss * task.curvature.z_factor
     cdef double upstream[LANES]
-    cdef double first, inverse, last, other, shift
+    cdef double inverse, last, shift
+    cdef int64_t is_large = 0
     cdef Py_ssize_t j
     find_upstream(task, rows, upstream)
     for j in range(LANES):
@@ -55,16 +53,22 @@ cdef inline void find_factors(
         for j in range(LANES):
             inverse = 1 / (1 + rows.sumexp_excl_max[j])
             shift = scale * (moments.moment[j] / exp_unit(like)) * inverse  # the mean's distance from w_top
-            first = rows.alpha[j] * scale
-            other = -rows.alpha[j] * shift
+            factors.of[FIRST][j] = rows.alpha[j] * scale
+            factors.of[OTHER][j] = -rows.alpha[j] * shift
             if z_slope != 0:
-                other += upstream[j] * z_slope * inverse * (scale * moments.w_at_max[j] + shift)
-            # What is more than 1 comes last: w alone may be near to the largest number.
-            last = first if first > 1 else -first if first < -1 else 1
-            factors.of[FIRST][j] = first / last
-            factors.of[OTHER][j] = other / last
-            factors.of[LAST][j] = last / exp_unit(like)
-            factors.of[UNSCALE][j] = 1 / moments.w_scale[j]
+                factors.of[OTHER][j] += upstream[j] * z_slope * inverse * (scale * moments.w_at_max[j] + shift)
+        fill(factors.of[LAST], 0, LANES, 1 / <double>exp_unit(like))
+        for j in range(LANES):
+            factors.of[UNSCALE][j] = moments.unscale[j]
+        # What is more than 1 comes last: w alone may be near to the largest number.
+        for j in range(LANES):
+            is_large |= <int64_t>(fabs(factors.of[FIRST][j]) > 1)
+        if is_large:
+            for j in range(LANES):
+                last = max(fabs(factors.of[FIRST][j]), 1)
+                factors.of[FIRST][j] /= last
+                factors.of[OTHER][j] /= last
+                factors.of[LAST][j] *= last
     else:
         for j in range(LANES):
             inverse = 1 / (1 + rows.sumexp_excl_max[j])

@@ -22,8 +22,6 @@ cdef extern from "simd/few.h" nogil:
     # The next rows are fetched meanwhile.
     void find_maxima_and_targets "fastce_maxima_and_targets"(
         const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* row_max, void* x_patch)
-    void pick_target_logits "fastce_pick_target_logits"(
-        const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* x_patch)
     void shift_and_scale "fastce_shift_and_scale"(
         void* x, Py_ssize_t pitch, int n_classes, double scale, void* shift)
     void exp_and_sum "fastce_exp_and_sum"(
@@ -32,7 +30,10 @@ cdef extern from "simd/few.h" nogil:
     void scale_and_patch "fastce_scale_and_patch"(
         const void* x, Py_ssize_t pitch, Py_ssize_t n, int n_classes, const void* alpha, const int32_t* y,
         const void* grad_patch, void* out, Py_ssize_t out_pitch)
-    void exp_pairs "fastce_exp_pairs"(const void* x, Py_ssize_t pitch, double scale, void* row_max, void* rest)
-    void patch_pairs "fastce_patch_pairs"(const void* grad_patch, const int32_t* y, void* x, Py_ssize_t pitch)
     bint any_negative "fastce_any_negative"(const int32_t* y)  # of 64
-    void invert "fastce_invert"(const void* x, void* inverse)  # 1 / x within 1 ulp for 16 normal numbers
+    void finish_rows "fastce_finish_rows"(
+        int n_rows, double scale, double factor, bint with_grad, const int32_t* y, bint has_skipped,
+        const void* row_max, const void* x_patch, const void* terms, void* loss, void* alpha, void* grad_patch)
+    void do_pairs "fastce_do_pairs"(
+        void* x, Py_ssize_t pitch, int n_rows, double scale, double factor, bint with_grad, const int32_t* y,
+        bint has_skipped, void* loss)

@@ -13,13 +13,11 @@ cdef extern from "formula.h" nogil:
     double grad_gamma "fastce_grad_gamma_double"(double upstream, double one_minus_eps)
     double grad_of_class "fastce_grad_of_class_double"(
         double p, double one_minus_p, double q, double dloss_dlse_less_q)
-    # The same functions for float and double: C chooses by the first argument.
-    double times "fastce_times"(double a, double d)
-    double nan_unless_finite "fastce_nan_unless_finite"(double x)
-    double sumexp_excl "fastce_sumexp_excl"(double sumexp, double left_out, double now)
-    double row_loss "fastce_row_loss"(double sum_q, double sum_qd, double log_sumexp)
-    double grad_alpha "fastce_grad_alpha"(double upstream, double dloss_dlse, double inverse_sumexp)
-    double grad_of_only_class "fastce_grad_of_only_class"(double one_minus_p, double q)
+    double times "fastce_times_double"(double a, double d)
+    double nan_unless_finite "fastce_nan_unless_finite_double"(double x)
+    double sumexp_excl "fastce_sumexp_excl_double"(double sumexp, double left_out, double now)
+    double row_loss "fastce_row_loss_double"(double sum_q, double sum_qd, double log_sumexp)
+    double grad_alpha "fastce_grad_alpha_double"(double upstream, double dloss_dlse, double inverse_sumexp)
     # For the logits' arithmetic of either type.
     void softcap_scales_float "fastce_softcap_scales_float"(
         double logit_scale, double softcap, double least_normal, double largest, double* scale, double* cap_factor)

@@ -1,13 +1,10 @@
 """The type of the arithmetic, and the elementary functions of single numbers: see `simd/math.h`."""
 
 cdef extern from "simd/math.h" nogil:
-    const bint HAS_FMA "FASTCE_HAS_FMA"
     double exp "fastce_exp_double"(double x)  # times exp_unit
     # The same functions for float and double: C chooses by the first argument.
     double log1p "fastce_log1p"(double x, double inverse)  # `inverse` is 1 / (1 + x)
     double sech2 "fastce_sech2"(double x)
-    void split_log1p "fastce_split_log1p"(double x, double inverse, void* k, void* f, void* lost)
-    double join_log1p "fastce_join_log1p"(double k, double f, double s, double lost)
 
 ctypedef fused real:
     float

@@ -19,12 +19,11 @@ from libc.string cimport memcpy
 
 from fastce._cpu._convert cimport NATIVE, is_array
 from fastce._cpu._few cimport (
-    Prefetcher, exp_and_sum, exp_pairs, fetch_piece, find_maxima_and_targets, pick_target_logits, patch_pairs,
-    scale_and_patch,
+    Prefetcher, do_pairs, exp_and_sum, fetch_piece, find_maxima_and_targets, finish_rows, scale_and_patch,
     shift_and_scale
 )
 from fastce._cpu._math cimport real
-from fastce._cpu._plain_scalars cimport finish_lanes, read_targets, sum_losses
+from fastce._cpu._plain_scalars cimport read_targets, sum_losses
 from fastce._cpu._plain_stage cimport (
     GAP, MAX_ROWS, PLAIN_STAGE_BYTES, begin_prefetch, load_rows, plain_group, plan_prefetch, rows_to_line, run_length,
     store_rows
@@ -70,7 +69,8 @@ cdef inline void process_tile(
     cdef real scale = <real>task.logit_scale
     cdef double factor = task.factor * task.logit_scale
     cdef Py_ssize_t j, k, n_classes = task.n_classes
-    cdef Py_ssize_t n_groups = (n + LANES - 1) // LANES
+    cdef int n_filled = <int>((n + LANES - 1) // LANES * LANES)
+    cdef bint with_grad = task.out.data != NULL
     if has_skipped:
         # whatever is there, NaN included
         for j in range(n):
@@ -78,28 +78,20 @@ cdef inline void process_tile(
                 for k in range(n_classes):
                     stage[k * pitch + j] = 0
     if n_classes == 2:
-        pick_target_logits(stage, pitch, n_classes, y, x_patch)
-        exp_pairs(stage, pitch, scale, row_max, terms)
+        do_pairs(stage, pitch, n_filled, scale, factor, with_grad, y, has_skipped, loss)
         fetch_piece(prefetcher, sizeof(real))
         fetch_piece(prefetcher, sizeof(real))
-    else:
-        find_maxima_and_targets(stage, pitch, n_classes, y, row_max, x_patch)
-        for j in range(TILE):
-            shift[j] = <real>0 if row_max[j] == -INFINITY else row_max[j]
-        if scale != 1:
-            shift_and_scale(stage, pitch, n_classes, scale, shift)
-        exp_and_sum(stage, pitch, n_groups * LANES, n_classes, shift, y, terms, prefetcher)
-    for k in range(n_groups):
-        j = k * LANES
-        finish_lanes(
-            scale, factor, n_classes == 2, task.out.data != NULL, y + j, has_skipped, row_max + j, x_patch + j,
-            terms + j,
-            loss + j, alpha + j, grad_patch + j)
-    if n_groups * LANES < TILE:
-        fill(alpha, n_groups * LANES, TILE, <real>0)
-        fill(grad_patch, n_groups * LANES, TILE, <real>0)
-    if task.out.data != NULL and n_classes == 2:
-        patch_pairs(grad_patch, y, stage, pitch)
+        return
+    find_maxima_and_targets(stage, pitch, n_classes, y, row_max, x_patch)
+    for j in range(TILE):
+        shift[j] = <real>0 if row_max[j] == -INFINITY else row_max[j]
+    if scale != 1:
+        shift_and_scale(stage, pitch, n_classes, scale, shift)
+    exp_and_sum(stage, pitch, n_filled, n_classes, shift, y, terms, prefetcher)
+    finish_rows(n_filled, scale, factor, with_grad, y, has_skipped, row_max, x_patch, terms, loss, alpha, grad_patch)
+    if n_filled < TILE:
+        fill(alpha, n_filled, TILE, <real>0)
+        fill(grad_patch, n_filled, TILE, <real>0)
 
 
 cdef inline void write_rows(

@@ -26,11 +26,12 @@ from fastce._cpu._platform cimport read_once
 from fastce._cpu._task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, row_offset, vector_item, weight_of
 from fastce._cpu._tiles cimport D_UNIT, LANES, TILE, cap, fill, wide_lane_sum
 
+cdef extern from "simd/compiler.h" nogil:
+    ctypedef Py_ssize_t aligned_index "fastce_aligned_index"
+
+
 cdef struct Scalars:
-    Py_ssize_t start                # the first row
-    Py_ssize_t n                    # how many; further lanes hold harmless numbers
     int64_t kept[LANES]             # 0 for rows that are skipped and lanes without a row
-    Py_ssize_t n_kept
     double sample_weight[LANES]
     # what the sweep found: sums over all classes as named in _task, with d in D_UNIT
     double row_max[LANES]
@@ -48,6 +49,9 @@ cdef struct Scalars:
     double beta[LANES]
     double gamma[LANES]
     double grad_patch[LANES]
+    aligned_index start             # the first row
+    Py_ssize_t n                    # how many; further lanes hold harmless numbers
+    Py_ssize_t n_kept
 
 
 cdef inline double unscaled_exp(double x) noexcept nogil:
@@ -279,9 +283,14 @@ cdef inline void find_upstream(const Task* task, const Scalars* rows, double* up
             upstream[j] *= vector_item(&task.grad_output, rows.start + j)
 
 
+cdef inline bint needs_gradient(const Task* task) noexcept nogil:
+    """Return True unless the task is a product that goes without."""
+    return not task.is_product or task.softcap != 0
+
+
 cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nogil:
     """Turn the sums into losses, statistics and gradient factors; write the former, unless only the latter matter."""
-    cdef bint has_loss = task.second.data == NULL
+    cdef bint has_loss = task.second.data == NULL, with_gradient = needs_gradient(task)
     cdef double scale = scale_of(task)
     cdef double one_minus_eps = 1 - task.label_smoothing
     cdef double eps_over_c = task.label_smoothing / task.n_classes
@@ -320,8 +329,9 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         return
     for j in range(LANES):
         d[j] = scale * (rows.x_patch[j] - rows.row_max[j])
-    for j in range(LANES):
-        e[j] = unscaled_exp(d[j])
+    if with_gradient:
+        for j in range(LANES):
+            e[j] = unscaled_exp(d[j])
     if task.target == NULL:
         read_prob_target(task, rows, wt, wtd, patch_wt, like)
     else:
@@ -341,6 +351,8 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         rows.alpha[j] = grad_alpha(g[j], sum_q[j] + z_slope[j], inverse[j])
         rows.beta[j] = grad_beta(g[j], eps_over_c)
         rows.gamma[j] = grad_gamma(g[j], one_minus_eps)
+    if not with_gradient:
+        return
     for j in range(LANES):
         # dloss_dlse less q is what the other classes and the z-loss make of it, not a difference.
         rows.grad_patch[j] = rows.slope_patch[j] * g[j] * grad_of_class(

@@ -216,12 +216,12 @@ cdef inline double small_scale(const Task* task) noexcept nogil:
     return 3.552713678800501e-15 if task.is_float else 8.271806125530277e-25  # 2^-48, 2^-80
 
 
-cdef inline void scale_w(const Task* task, RowGroup* unit, Py_ssize_t lane, const double* scales) noexcept nogil:
-    """Let w be scaled, by the scale of a single row or those of 16."""
+cdef inline void scale_w(const Task* task, RowGroup* unit, Py_ssize_t lane, const double* unscale) noexcept nogil:
+    """Let w be scaled, by what undoes the scale of a single row or those of 16."""
     cdef Py_ssize_t j
     unit.scales_w = True
     for j in range(LANES):
-        unit.w_scale[j] = scales[lane if task.by_rows else j]
+        unit.w_scale[j] = 1 / unscale[lane if task.by_rows else j]
 
 
 cdef inline const real* weights_at(const Task* task, Py_ssize_t t, real* buffer) noexcept nogil:

@@ -17,7 +17,8 @@
    3. Arithmetic only. exp, log1p and tanh are not the same functions everywhere, so callers pass their values. There is
       no branch, and a choice is a conditional expression between values that exist: loops over rows become vector code.
    4. CUDA has one type per kernel: it defines FC_REAL, and FC_FUNCTION(name) as the name. C gets all functions for
-      float and double, with the type in their names, for this file then includes itself. */
+      float and double, with the type in their names, for this file then includes itself. With FC_VECTORS, FC_REAL is a
+      vector: the functions in which there is a choice, or a call of one, are left out, for C has none for vectors. */
 #ifndef FC_REAL
 #ifndef FASTCE_FORMULA_H
 #define FASTCE_FORMULA_H
@@ -43,23 +44,10 @@
 #undef FC_FUNCTION
 #undef FC_REAL
 
-/* For both types: C chooses by the first argument. */
-#define FC_OF(name, x) _Generic((x), float: fastce_##name##_float, double: fastce_##name##_double)
-#define fastce_times(a, d) FC_OF(times, a)(a, d)
-#define fastce_nan_unless_finite(x) FC_OF(nan_unless_finite, x)(x)
-#define fastce_sumexp_excl(sumexp, left_out, now) FC_OF(sumexp_excl, sumexp)(sumexp, left_out, now)
-#define fastce_row_loss(sum_q, sum_qd, log_sumexp) FC_OF(row_loss, sum_q)(sum_q, sum_qd, log_sumexp)
-#define fastce_grad_alpha(upstream, dloss_dlse, inverse_sumexp) \
-    FC_OF(grad_alpha, upstream)(upstream, dloss_dlse, inverse_sumexp)
-#define fastce_grad_of_only_class(one_minus_p, q) FC_OF(grad_of_only_class, one_minus_p)(one_minus_p, q)
-
 #endif
 #else
 
 /* ---- sums ---- */
-
-/* a * d, where nothing of an infinite d is nothing. */
-FC_INLINE FC_REAL FC_FUNCTION(times)(FC_REAL a, FC_REAL d) { return a == 0 ? (FC_REAL)0 : a * d; }
 
 /* 0, or NaN where x is infinite or NaN: added to what must be NaN then. */
 FC_INLINE FC_REAL FC_FUNCTION(nan_unless_finite)(FC_REAL x) { return x - x; }
@@ -68,6 +56,10 @@ FC_INLINE FC_REAL FC_FUNCTION(nan_unless_finite)(FC_REAL x) { return x - x; }
 FC_INLINE FC_REAL FC_FUNCTION(sumexp_excl)(FC_REAL sumexp, FC_REAL left_out, FC_REAL now) {
     return sumexp + (left_out - now);
 }
+
+#ifndef FC_VECTORS
+/* a * d, where nothing of an infinite d is nothing. */
+FC_INLINE FC_REAL FC_FUNCTION(times)(FC_REAL a, FC_REAL d) { return a == 0 ? (FC_REAL)0 : a * d; }
 
 /* sum a d, from that relative to a maximum to that relative to another, from which the former is `shift` away. */
 FC_INLINE FC_REAL FC_FUNCTION(shift_sum)(FC_REAL sum_ad, FC_REAL sum_a, FC_REAL shift) {
@@ -78,6 +70,7 @@ FC_INLINE FC_REAL FC_FUNCTION(shift_sum)(FC_REAL sum_ad, FC_REAL sum_a, FC_REAL 
 FC_INLINE FC_REAL FC_FUNCTION(shift_exp_sum)(FC_REAL sum_ed, FC_REAL sumexp, FC_REAL shift, FC_REAL factor) {
     return FC_FUNCTION(times)(factor, FC_FUNCTION(shift_sum)(sum_ed, sumexp, shift));
 }
+#endif
 
 /* q from w t and w: of a class, of all classes, or of some. */
 FC_INLINE FC_REAL FC_FUNCTION(smooth)(FC_REAL one_minus_eps, FC_REAL wt, FC_REAL eps_over_c, FC_REAL w) {
@@ -102,9 +95,11 @@ FC_INLINE FC_REAL FC_FUNCTION(row_entropy)(FC_REAL sum_ed, FC_REAL inverse_sumex
     return log_sumexp - sum_ed * inverse_sumexp;
 }
 
+#ifndef FC_VECTORS
 /* The z-loss of a row, and its derivative by lse. Without one an infinite lse does no harm. */
 FC_INLINE FC_REAL FC_FUNCTION(z_loss_term)(FC_REAL z, FC_REAL lse) { return z == 0 ? (FC_REAL)0 : z * lse * lse; }
 FC_INLINE FC_REAL FC_FUNCTION(z_loss_slope)(FC_REAL z, FC_REAL lse) { return z == 0 ? (FC_REAL)0 : 2 * z * lse; }
+#endif
 
 /* ---- gradient; `upstream` is what all of a row's is multiplied by ---- */
 
@@ -130,6 +125,7 @@ FC_INLINE FC_REAL FC_FUNCTION(grad_of_class)(FC_REAL p, FC_REAL one_minus_p, FC_
 #endif
 FC_INLINE FC_REAL FC_FUNCTION(softcap_slope)(FC_REAL e) { return FC_SOFTCAP_SLOPE(e); }
 
+#ifndef FC_VECTORS
 /* From which |u| on downwards tanh(u) is u, and the slope 1, to rounding: u^2 / 3 is less than half a unit in the last
    place. */
 FC_INLINE FC_REAL FC_FUNCTION(softcap_identity)(void) {
@@ -147,5 +143,6 @@ FC_INLINE void FC_FUNCTION(softcap_scales)(
     *cap_factor = has_cap ? (double)(FC_REAL)factor : 0;
     *scale = !has_cap ? logit_scale : factor >= least_normal ? softcap : logit_scale / *cap_factor;
 }
+#endif
 
 #endif

@@ -1,6 +1,8 @@
-/* What the compiler is told beyond the language: how to inline. */
+/* What the compiler is told beyond the language: how to inline and to align. */
 #ifndef FASTCE_COMPILER_H
 #define FASTCE_COMPILER_H
+
+#include <stddef.h>
 
 /* FASTCE_INLINE: the functions of a tile must become one loop with their callers'; left to itself, GCC calls some of
    them. FASTCE_NOINLINE: code that must not take registers from its callers, or must have the same bits in each. */
@@ -13,6 +15,14 @@
 #else
 #define FASTCE_INLINE static inline
 #define FASTCE_NOINLINE static
+#endif
+
+/* A member of this type gives a struct the alignment of whole cache lines, and so the vectors in it, which take twice as
+   long across two lines. */
+#if defined(__GNUC__)
+typedef ptrdiff_t fastce_aligned_index __attribute__((aligned(64)));
+#else
+typedef ptrdiff_t fastce_aligned_index;
 #endif
 
 /* Before a loop over vectors that shall stay in registers. */

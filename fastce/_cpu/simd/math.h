@@ -31,8 +31,6 @@
 /* For numbers: `exp` is that of doubles, for which alone it is needed. */
 #define fastce_log1p(x, inverse) FASTCE_OF_NUMBERS(log1p, x)(x, inverse)
 #define fastce_sech2(x) FASTCE_OF_NUMBERS(sech2, x)(x)
-#define fastce_split_log1p(x, inverse, k, f, lost) FASTCE_OF_NUMBERS(split_log1p, x)(x, inverse, k, f, lost)
-#define fastce_join_log1p(k, f, s, lost) FASTCE_OF_NUMBERS(join_log1p, k)(k, f, s, lost)
 
 #elif defined(REAL)
 
@@ -121,17 +119,21 @@ FASTCE_INLINE VEC F(exp_in_range)(VEC x) {
 #endif
 }
 
-/* e^x * EXP_UNIT for x <= 1; -inf gives 0. The power of two of FLOOR is 0. */
-FASTCE_INLINE VEC F(exp_by_max)(VEC x) { return F(exp_in_range)(F(max_or_nan)(F(fill)(FLOOR), x)); }
-
-/* The same by a mask, where that costs nothing: the last instruction takes it, unless there is another mask. */
-FASTCE_INLINE VEC F(exp)(VEC x) {
+/* `exp`: e^x * EXP_UNIT for x <= 1; -inf gives 0. `exp_unless`: the same, but 0 where the number is `k`. */
 #if WIDTH > 1 && IS_FLOAT && FASTCE_VECTOR_BYTES == 64
-    return F(keep)(FASTCE_NAME(_mm512_cmp, PS, _mask)(x, F(fill)(FLOOR), _CMP_NLT_UQ), F(exp_in_range)(x));
-#else
-    return F(exp_by_max)(x);
-#endif
+/* By masks, which cost nothing: the last instruction takes them, while a maximum comes before all others. */
+FASTCE_INLINE MASK F(is_in_range)(VEC x) {
+    return FASTCE_NAME(_mm512_cmp, PS, _mask)(x, F(fill)(FLOOR), _CMP_NLT_UQ);
 }
+FASTCE_INLINE VEC F(exp)(VEC x) { return F(keep)(F(is_in_range)(x), F(exp_in_range)(x)); }
+FASTCE_INLINE VEC F(exp_unless)(INTS number, INT k, VEC x) {
+    return F(keep)(F(is_in_range)(x) & F(is_not)(number, k), F(exp_in_range)(x));
+}
+#else
+/* The power of two of FLOOR is 0. */
+FASTCE_INLINE VEC F(exp)(VEC x) { return F(exp_in_range)(F(max_or_nan)(F(fill)(FLOOR), x)); }
+FASTCE_INLINE VEC F(exp_unless)(INTS number, INT k, VEC x) { return F(unless)(number, k, F(exp)(x)); }
+#endif
 
 /* tanh(x) within 3 ulp. */
 FASTCE_INLINE VEC F(tanh)(VEC x) {

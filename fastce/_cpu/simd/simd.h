@@ -124,6 +124,9 @@ FASTCE_INLINE MASK F(differs)(VEC x, VEC y) { return FASTCE_NAME(_mm512_cmp, PS,
 FASTCE_INLINE MASK F(is)(INTS x, INT k) {
     return FASTCE_NAME(_mm512_cmpeq, EPI, _mask)((__m512i)x, (__m512i)(k - (INTS){0}));
 }
+FASTCE_INLINE MASK F(is_not)(INTS x, INT k) {
+    return FASTCE_NAME(_mm512_cmpneq, EPI, _mask)((__m512i)x, (__m512i)(k - (INTS){0}));
+}
 FASTCE_INLINE MASK F(is_less)(INTS x, INT k) {
     return FASTCE_NAME(_mm512_cmplt, EPI, _mask)((__m512i)x, (__m512i)(k - (INTS){0}));
 }
@@ -168,7 +171,7 @@ FASTCE_INLINE VEC F(keep)(MASK mask, VEC x) {
 /* x, but 0 where the number is `k`. */
 FASTCE_INLINE VEC F(unless)(INTS number, INT k, VEC x) {
 #if FASTCE_VECTOR_BYTES == 64
-    return F(keep)(FASTCE_NAME(_mm512_cmpneq, EPI, _mask)((__m512i)number, (__m512i)(k - (INTS){0})), x);
+    return F(keep)(F(is_not)(number, k), x);
 #elif FASTCE_VECTOR_BYTES == 32
     return FASTCE_NAME(_mm256_andnot, PS, )((VEC)(number == k), x);
 #else
