@@ -54,15 +54,18 @@ def dtype(request):
 def test_every_number_is_widened_exactly(dtype, layout):
     """The log-sum-exp of one class is the logit."""
     numbers = BITS.view(dtype)
+    with np.errstate(invalid="ignore"):  # NumPy on Arm warns of signaling NaN
+        expected = numbers.astype(np.float32)
     for shape in ((2**16, 1), (4, 2**14, 1)):
         lse = fastce.logsumexp(LAYOUTS[layout](numbers.reshape(shape)))
-        assert_equal(lse.reshape(-1), numbers.astype(np.float32))
+        assert_equal(lse.reshape(-1), expected)
 
 
 @pytest.mark.parametrize("order", ["C", "F"])
 def test_gradients_are_rounded_to_the_nearest_number(dtype, order):
     """Where one class has all of the probability, the gradient is grad_output, exactly, before it is rounded."""
-    numbers = np.sort(BITS.view(dtype).astype(np.float32))
+    with np.errstate(invalid="ignore"):
+        numbers = np.sort(BITS.view(dtype).astype(np.float32))
     numbers = numbers[np.isfinite(numbers)].astype(np.float64)
     between = ((numbers[1:] + numbers[:-1]) / 2).astype(np.float32)  # ties, to even
     values = np.concatenate(
