@@ -3,9 +3,9 @@ from libc.stdint cimport int32_t
 
 from fastce._cpu._convert cimport Format
 from fastce._cpu._task cimport N_SUMS
-from fastce._cpu._tiles cimport LANES, AskedSums
+from fastce._cpu._lanes cimport LANES, AskedSums
 
-cdef extern from "simd/tile.h" nogil:
+cdef extern from "simd/sums.h" nogil:
     # A block of classes, and what is asked of it.
     ctypedef struct Block "fastce_block":
         const void* x          # logits: of the arithmetic's type, or of 16 bits; under a softcap tanh of them
@@ -48,3 +48,26 @@ cdef extern from "simd/lanes.h" nogil:
         void* e, Py_ssize_t n, const void* alpha, const void* beta, const void* w, const void* gamma, const void* t)
     void write_lane_logs "fastce_write_lane_logs"(
         void* x, Py_ssize_t n, const void* row_max, double scale, const void* log_sum)
+
+cdef extern from "simd/curvature.h" nogil:
+    cdef enum:
+        FIRST "FASTCE_FIRST"
+        OTHER "FASTCE_OTHER"
+        W_AT_MAX "FASTCE_W_AT_MAX"
+        LAST "FASTCE_LAST"
+        UNSCALE "FASTCE_UNSCALE"
+        AT_MAX "FASTCE_AT_MAX"
+        TOTAL "FASTCE_TOTAL"
+        N_FACTORS "FASTCE_N_FACTORS"
+    void sum_moment "fastce_sum_moment"(
+        const void* e, const void* w, Py_ssize_t n, const void* w_at_max, const char* ahead, double* sums)
+    void find_slopes "fastce_find_slopes"(const void* x, Py_ssize_t n, double factor, void* slopes)
+    void multiply_by "fastce_multiply_by"(const void* a, const void* b, Py_ssize_t n, const void* scale, void* out)
+    void write_product "fastce_write_product"(
+        const void* e, const void* w, Py_ssize_t n, const void* factors, bint is_scaled, void* out)
+    void write_diagonal "fastce_write_diagonal"(
+        const void* e, Py_ssize_t n, const void* factors, double least, void* out)
+    void write_absolute "fastce_write_absolute"(const void* grad, Py_ssize_t n, double least, void* out)
+    void write_bent "fastce_write_bent"(
+        const void* y, const void* slopes, const void* u, const void* grad, const void* v, Py_ssize_t n, double bend,
+        double least, void* out)

@@ -4,7 +4,7 @@ Design
 ------
 1. It serves class axes that are not contiguous, (N, C, d1, ...) and Fortran order, and rows of few classes, whose
    vectors a row kernel would leave half empty. The logits of 16 rows are staged class by class in a buffer, transposed
-   on the way if need be; 4 classes of it make a tile, on which the row kernel's own vector code runs.
+   on the way if need be; the loops over them share the row kernel's sums.
 2. Up to 2048 classes (float32) stay in the stage from the first read to the last write. More go block by block, and
    their exponentials wait in `out`, as in the row kernel; where that has 16 bits, they are computed twice.
 3. Staging is not only for transposition: planes a power of two apart share the same few cache sets, and would evict
@@ -26,10 +26,11 @@ from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_patches, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
 from fastce._cpu._stage cimport (
-    UNIT_ROW_STRIDE, TRANSPOSED, RowGroupView, load_classes, load_planes, locate, pad, store_classes, store_planes
+    UNIT_ROW_STRIDE, TRANSPOSED, RowGroupView, fill_lanes, load_classes, load_planes, locate, store_classes,
+    store_planes
 )
-from fastce._cpu._task cimport ALL, LOG_SOFTMAX, REST, Task, weight_of
-from fastce._cpu._tiles cimport LANES, NO_CLASS, TILE, asked_sums, fill, narrow, rest_of, widen
+from fastce._cpu._task cimport ALL, LOG_SOFTMAX, REST, Task
+from fastce._cpu._lanes cimport LANES, NO_CLASS, asked_sums, fill, narrow, rest_of, widen
 
 cdef enum:
     STAGE_BYTES = 131072  # fits into any L2 cache
@@ -45,16 +46,7 @@ cdef inline Py_ssize_t column_block(real like) noexcept nogil:
 
 cdef inline Py_ssize_t column_group(const Task* task, real like) noexcept nogil:
     """Return how many rows are staged at once."""
-    cdef Py_ssize_t n_classes = (task.n_classes + 3) // 4 * 4
-    return LANES * max(1, min(MAX_GROUPS, column_block(like) // n_classes))
-
-
-cdef inline void load_weights(const Task* task, Py_ssize_t start, Py_ssize_t stop, real* tile) noexcept nogil:
-    """Fill a tile with the weights of up to four classes, each in all lanes."""
-    cdef Py_ssize_t g
-    for g in range(4):
-        fill(tile, LANES * g, LANES * (g + 1),
-             weight_of(task, start + g, tile[0]) if start + g < stop else <real>0)
+    return LANES * max(1, min(MAX_GROUPS, column_block(like) // task.n_classes))
 
 
 cdef inline void note_patch_logits(
@@ -69,7 +61,6 @@ cdef inline void note_patch_logits(
             if 0 <= k and k < stop - start:
                 rows.slope_patch[j] = sech2(<double>(stage[k * LANES + j] * factor))
         cap_row(stage, (stop - start) * LANES, factor, stage)
-        fill(stage, (stop - start) * LANES, (stop - start + 3) // 4 * TILE, <real>-INFINITY)
     if task.target != NULL:
         for j in range(rows.n):
             k = rows.patch_class[j] - start
@@ -123,7 +114,7 @@ cdef inline void sweep_classes(
         if task.sum_weight or task.sum_prob:
             b.w = weight_block(task, start + k, scale)
             if task.sum_prob:
-                load_classes(prob, start + k, start + k + b.n, <real>0, probs)
+                load_classes(prob, start + k, start + k + b.n, probs)
                 b.t = probs
             sum_targets_in_lanes(&b, row_max)
         if not task.normalized:
@@ -177,12 +168,12 @@ cdef inline void write_classes(
         while k < n:
             m = min(n - k, <Py_ssize_t>PIECE) if task.sum_prob or task.softcap != 0 else n
             if task.sum_prob:
-                load_classes(prob, start + k, start + k + m, <real>0, buffer)
+                load_classes(prob, start + k, start + k + m, buffer)
                 t = buffer
             write_lane_gradients(
                 stage + k * LANES, m, alpha, added, weight_block(task, start + k, scale), gamma, t)
             if task.softcap != 0:
-                load_classes(logits, start + k, start + k + m, <real>0, buffer)
+                load_classes(logits, start + k, start + k + m, buffer)
                 multiply_slopes(stage + k * LANES, m * LANES, buffer, cap_factor_of(task), stage + k * LANES)
             k += m
     for j in range(rows.n):
@@ -244,7 +235,7 @@ cdef inline void process_blocks(
     begin(task, &rows, start, n, stage[0])
     while k < task.n_classes:
         stop = min(k + step, task.n_classes)
-        load_classes(&logits, k, stop, <real>-INFINITY, stage)
+        load_classes(&logits, k, stop, stage)
         note_patch_logits(task, &rows, k, stop, stage)
         sweep_classes(task, &prob, k, stop, keep_logits, stage, &block)
         for j in range(LANES):
@@ -264,11 +255,11 @@ cdef inline void process_blocks(
     while k < task.n_classes:
         stop = min(k + step, task.n_classes)
         if keep_logits:
-            load_classes(&logits, k, stop, <real>-INFINITY, stage)
+            load_classes(&logits, k, stop, stage)
             if task.softcap != 0:
                 cap_row(stage, (stop - k) * LANES, cap_factor_of(task), stage)
         else:
-            load_classes(&out, k, stop, <real>0, stage)
+            load_classes(&out, k, stop, stage)
         write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, block_max + k // step * LANES, stage)
         store_classes(&out, k, stop, stage)
         k = stop
@@ -295,7 +286,7 @@ cdef inline void process_columns(
 ) noexcept nogil:
     """Do n rows, at most `column_group` of them."""
     cdef RowGroupView lanes[MAX_GROUPS]
-    cdef Py_ssize_t size = (task.n_classes + 3) // 4 * TILE
+    cdef Py_ssize_t size = task.n_classes * LANES
     cdef Py_ssize_t n_groups = (n + LANES - 1) // LANES
     cdef Py_ssize_t g
     cdef bint has_unit_stride = True
@@ -308,10 +299,10 @@ cdef inline void process_columns(
     if has_unit_stride:
         load_planes(lanes, n_groups, task.n_classes, stage, size)
         for g in range(n_groups):
-            pad(&lanes[g], task.n_classes, <real>-INFINITY, stage + g * size)
+            fill_lanes(&lanes[g], task.n_classes, stage + g * size)
     else:
         for g in range(n_groups):
-            load_classes(&lanes[g], 0, task.n_classes, <real>-INFINITY, stage + g * size)
+            load_classes(&lanes[g], 0, task.n_classes, stage + g * size)
     for g in range(n_groups):
         if start + n + (g + 1) * LANES <= task.n_rows:
             prefetch_group(&lanes[g], n, task.n_classes)

@@ -2,33 +2,382 @@
 
 Design
 ------
-1. What it works on are *units* of whole tiles (see `_tiles`): a row whose classes fill the vector, or 16 rows side by
-   side, class after class. The same loops do both; in a unit of one row all lanes have the same factors.
+1. What it works on are *units* (see `_units`): a row whose classes fill the vector, or 16 rows side by side. The sums
+   of exponentials are those of the row and the column kernel; the other loops do both, with factors of 16 lanes.
 2. A unit goes through three passes while it is in cache: the maximum; exponentials, which wait in the workspace, and
-   sums; the results. An operand that is an ordinary row is read where it is, but for its last, short tile. Whatever
-   else there is, 16 bits, strides, several rows, is staged in the workspace first and comes back from there.
-3. With d = scale (f(x) - top), e = exp(d), s = 1 + rest and w = f'(x) v, the Hessian of a row is K (diag(p) - p p^T) +
-   2 z p p^T between two slopes, plus f'' times the gradient, and its product with v is
+   sums; the results.
+3. With d = scale (f(x) - row_max), e = exp(d), s the sum of e and w = f'(x) v, the Hessian of a row is
+   K (diag(p) - p p^T) + 2 z p p^T between two slopes, plus f'' times the gradient, and its product with v is
 
-       slope e_k (first (w_k - w_top) + second) + bend_k grad_k v_k.
+       slope e_k (first (w_k - w_at_max) + other) + bend_k grad_k v_k.
 
-   w_top is that of the largest logit, found with the maximum. Differences from the mean <p, w> would cancel in rows the
-   model is sure of; those from w_top do not, and the mean's own distance from w_top is a sum over the other classes.
-4. The diagonal has p (1 - p) = e (s - e) / s^2, where s - e is `rest` for the largest term and at least 1 for others.
+   w_at_max is that of the largest logit. Differences from the mean <p, w> would cancel in rows the model is sure of;
+   those from w_at_max do not, and the mean's own distance from w_at_max is a sum over the other classes, the moment.
+4. The diagonal has p (1 - p) = e (s - e) / s^2, where s - e is the sum of the others for the largest term, and at
+   least 1 for others.
 5. Gradient and scalars are those of the other kernels, `begin` and `finish`, which here leaves out the losses.
 """
-from fastce._cpu._columns cimport note_patch_logits
-from fastce._cpu._curvature_sweep cimport Moments, sweep_unit
-from fastce._cpu._curvature_writes cimport Factors, clear_unit, find_factors, write_unit
-from fastce._cpu._math cimport real
+from libc.math cimport INFINITY, fabs
+from libc.stdint cimport int32_t, int64_t
+from libc.string cimport memcpy, memset
+
+from fastce._cpu._blocks cimport (
+    AT_MAX, FIRST, LAST, N_FACTORS, OTHER, TOTAL, UNSCALE, W_AT_MAX, Block, cap_row, find, find_in_lanes,
+    find_lane_maxima, find_row_max, find_slopes, multiply, multiply_by, sum_moment, sum_rest, sum_targets,
+    sum_targets_in_lanes, sweep, sweep_lanes, write_absolute, write_bent, write_diagonal, write_lane_gradients,
+    write_product
+)
+from fastce._cpu._columns cimport PIECE, add_lanes, note_patch_logits
+from fastce._cpu._convert cimport NATIVE
+from fastce._cpu._math cimport exp_unit, real
+from fastce._cpu._row_view cimport weight_block
+from fastce._cpu._row_writes cimport write_gradient
 from fastce._cpu._scalars cimport (
-    Scalars, begin, describe_argmax_patches, finish, needs_gradient, read_patch_logits
+    Scalars, begin, cap_factor_of, describe_argmax_patches, find_upstream, finish, needs_gradient, read_patch_logits,
+    scale_of
 )
-from fastce._cpu._task cimport Task
-from fastce._cpu._tiles cimport LANES, NO_CLASS, fill
-from fastce._cpu._units cimport (
-    RowGroup, cap_row, find_slopes, load_all_groups, load_unit, locate_unit, store_all_groups, store_unit
-)
+from fastce._cpu._task cimport ALL, REST, WT, Task
+from fastce._cpu._lanes cimport LANES, NO_CLASS, fill, narrow, needs_rest, rest_of, wide_lane_sum, widen
+from fastce._cpu._units cimport Unit, load_all_groups, locate_unit, store_all_groups, store_unit
+
+
+# What a product asks of 16 rows besides their `Scalars`; w is slope * v, the scale left out.
+cdef struct Moments:
+    double w_at_max[LANES]   # of the largest logit
+    double moment[LANES]     # the sum of e (w - w_at_max)
+    double unscale[LANES]    # what undoes the scale of w in both, a power of two; 1 but where they would overflow
+    bint is_scaled           # whether any is not 1
+
+
+cdef inline double small_scale(const Task* task) noexcept nogil:
+    """Return a scale under which no difference of two w, times `exp_unit` and summed up in a lane, overflows."""
+    return 3.552713678800501e-15 if task.is_float else 8.271806125530277e-25  # 2^-48, 2^-80
+
+
+cdef inline void find_maxima(
+    const Task* task, const Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real* row_max
+) noexcept nogil:
+    """Find the largest logits and the w that belong to them; `row_max` gets 0 where there is none."""
+    cdef const real* x = <const real*>unit.capped
+    cdef const real* w = <const real*>unit.w
+    cdef real found[LANES]
+    cdef int32_t first[LANES]
+    cdef Py_ssize_t j, n = task.n_classes
+    cdef bint finds_place = task.is_product or task.needs_argmax_patch
+    if task.by_rows:
+        rows.row_max[lane] = find_row_max(NATIVE, x, n, found[0])
+        row_max[0] = <real>(0 if rows.row_max[lane] == -INFINITY else rows.row_max[lane])
+        j = find(x, n, row_max[0]) if finds_place and rows.row_max[lane] != -INFINITY else -1
+        rows.argmax[lane] = j
+        if task.is_product:
+            moments.w_at_max[lane] = w[j] if j >= 0 else 0
+        return
+    find_lane_maxima(x, n, found)
+    widen(found, rows.row_max)
+    for j in range(LANES):
+        row_max[j] = <real>0 if found[j] == -INFINITY else found[j]
+    if not finds_place:
+        return
+    find_in_lanes(x, n, found, first)
+    for j in range(LANES):
+        rows.argmax[j] = -1 if first[j] == NO_CLASS or found[j] == -INFINITY else first[j]
+        if task.is_product:
+            moments.w_at_max[j] = w[rows.argmax[j] * LANES + j] if rows.argmax[j] >= 0 else 0
+
+
+cdef inline void sum_unit(
+    const Task* task, const Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, const real* row_max
+) noexcept nogil:
+    """Sum up exponentials, class probabilities and the moment, block by block; `lane` is that of a single row."""
+    cdef double all_terms[LANES]
+    cdef double rest[LANES]
+    cdef double moment[LANES]
+    cdef double wt[LANES]
+    cdef real w_at_max[LANES]
+    cdef real scale = <real>scale_of(task)
+    cdef Py_ssize_t at, j, k = 0, size = sizeof(real)
+    cdef bint by_rows = task.by_rows, has_prob = task.prob.data != NULL
+    cdef Block b
+    fill(all_terms, 0, LANES, <double>0)
+    fill(rest, 0, LANES, <double>0)
+    fill(moment, 0, LANES, <double>0)
+    fill(wt, 0, LANES, <double>0)
+    for j in range(LANES):
+        w_at_max[j] = <real>moments.w_at_max[lane if by_rows else j]
+    memset(&b.asked, 0, sizeof(b.asked))
+    b.asked.has_w = task.weight != NULL
+    b.sums_entropy = False
+    b.is_long = False
+    b.format = NATIVE
+    b.ahead_size = b.ahead_t_size = size
+    while k < task.n_classes:
+        b.n = min(task.n_classes - k, task.block if by_rows else <Py_ssize_t>PIECE)
+        at = k * unit.width
+        b.x = <const real*>unit.capped + at
+        b.e = <real*>unit.exps + at
+        b.ahead = unit.ahead_x + at * size
+        if has_prob:
+            b.w = weight_block(task, k, scale)
+            b.t = <const real*>unit.prob + at
+            b.ahead_t = unit.prob + at * size
+            if by_rows:
+                sum_targets(&b, row_max[0], scale)
+                wt[0] += b.sums[WT][0]
+            else:
+                sum_targets_in_lanes(&b, row_max)
+                add_lanes(b.sums[WT], wt)
+        if by_rows:
+            sweep(&b, row_max[0], scale, scale)
+            all_terms[0] += b.sums[ALL][0]
+        else:
+            sweep_lanes(&b, row_max, scale)
+            add_lanes(b.sums[ALL], all_terms)
+            add_lanes(b.sums[REST], rest)
+        if task.is_product:
+            sum_moment(
+                <const real*>b.e, <const real*>unit.w + at, b.n * unit.width, w_at_max, unit.ahead_v + at * size,
+                moment)
+        k += b.n
+    if by_rows:
+        k = 0
+        while needs_rest(all_terms[0], scale) and k < task.n_classes:
+            j = min(task.n_classes - k, task.block)
+            rest[0] += sum_rest(<const real*>unit.exps + k, j)
+            k += j
+        rows.sumexp_excl_max[lane] = rest_of(all_terms[0], rest[0], scale)
+        moments.moment[lane] = wide_lane_sum(moment)
+        if has_prob:
+            rows.sums[WT][lane] = wt[0]
+        return
+    for j in range(LANES):
+        rows.sumexp_excl_max[j] = rest_of(all_terms[j], rest[j], scale)
+        moments.moment[j] = moment[j]
+    if has_prob:
+        for j in range(LANES):
+            rows.sums[WT][j] = wt[j]
+
+
+cdef inline bint overflows(const Task* task, const Scalars* rows, Py_ssize_t lane, Moments* moments) noexcept nogil:
+    """Choose smaller scales for w in rows whose moment is not finite though it may be; return True if there are any."""
+    cdef Py_ssize_t j, start = lane if task.by_rows else 0, stop = lane + 1 if task.by_rows else LANES
+    cdef bint found = False
+    cdef int64_t is_any = 0
+    for j in range(LANES):
+        is_any |= <int64_t>(moments.moment[j] - moments.moment[j] != 0)
+    if not is_any:
+        return False
+    for j in range(start, stop):
+        if moments.moment[j] - moments.moment[j] != 0 and rows.sumexp_excl_max[j] - rows.sumexp_excl_max[j] == 0:
+            moments.unscale[j] = 1 / small_scale(task)
+            moments.w_at_max[j] *= small_scale(task)
+            found = True
+    return found
+
+
+cdef inline void sum_scaled_moment(
+    const Task* task, Unit* unit, Py_ssize_t lane, Moments* moments, real like
+) noexcept nogil:
+    """Scale w, and sum up the moment again from the exponentials that are there."""
+    cdef real scales[LANES]
+    cdef real w_at_max[LANES]
+    cdef double moment[LANES]
+    cdef real* exps = <real*>unit.exps
+    cdef real* w = <real*>unit.scaled
+    cdef Py_ssize_t j, k = 0, n
+    for j in range(LANES):
+        scales[j] = <real>(1 / moments.unscale[lane if task.by_rows else j])
+        w_at_max[j] = <real>moments.w_at_max[lane if task.by_rows else j]
+    multiply_by(<const real*>unit.w, NULL, unit.n, scales, w)
+    unit.w = unit.scaled
+    moments.is_scaled = True
+    fill(moment, 0, LANES, <double>0)
+    while k < unit.n:
+        n = min(unit.n - k, <Py_ssize_t>PIECE * LANES)
+        sum_moment(exps + k, w + k, n, w_at_max, unit.w + k * <Py_ssize_t>sizeof(real), moment)
+        k += n
+    if task.by_rows:
+        moments.moment[lane] = wide_lane_sum(moment)
+        return
+    for j in range(LANES):
+        if moments.unscale[j] != 1:  # the others keep their bits
+            moments.moment[j] = moment[j]
+
+
+cdef inline void sweep_unit(
+    const Task* task, Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
+) noexcept nogil:
+    """Do the first passes; `lane` is that of a single row."""
+    cdef real row_max[LANES]
+    cdef real ones[LANES]
+    if task.softcap != 0:
+        find_slopes(<const real*>unit.x, unit.n, cap_factor_of(task), <real*>unit.slopes)
+    if not task.by_rows and needs_gradient(task):
+        note_patch_logits(task, rows, 0, task.n_classes, <real*>unit.x)  # caps them too
+    elif task.softcap != 0:
+        cap_row(<const real*>unit.x, unit.n, cap_factor_of(task), <real*>unit.capped)
+    if task.is_product and task.softcap != 0:
+        fill(ones, 0, LANES, <real>1)
+        multiply_by(<const real*>unit.v, <const real*>unit.slopes, unit.n, ones, <real*>unit.scaled)
+        unit.w = unit.scaled
+    find_maxima(task, unit, lane, rows, moments, row_max)
+    sum_unit(task, unit, lane, rows, moments, row_max)
+    if task.is_product and overflows(task, rows, lane, moments):
+        sum_scaled_moment(task, unit, lane, moments, like)
+
+
+# ----- results
+
+cdef struct Factors:
+    double of[N_FACTORS][LANES]
+
+
+cdef inline void find_factors(
+    const Task* task, const Scalars* rows, const Moments* moments, Factors* factors, real like
+) noexcept nogil:
+    """Turn the sums into the factors of the last pass; `finish` came before."""
+    cdef double scale = task.logit_scale
+    cdef double z_slope = 2 * task.z_loss * task.curvature.z_factor
+    cdef double upstream[LANES]
+    cdef double inverse, last, shift
+    cdef int64_t is_large = 0
+    cdef Py_ssize_t j
+    find_upstream(task, rows, upstream)
+    for j in range(LANES):
+        factors.of[W_AT_MAX][j] = moments.w_at_max[j]
+    if task.is_product:
+        for j in range(LANES):
+            inverse = 1 / (1 + rows.sumexp_excl_max[j])
+            shift = scale * (moments.moment[j] / exp_unit(like)) * inverse  # the mean's distance from w_at_max
+            factors.of[FIRST][j] = rows.alpha[j] * scale
+            factors.of[OTHER][j] = -rows.alpha[j] * shift
+            if z_slope != 0:
+                factors.of[OTHER][j] += upstream[j] * z_slope * inverse * (scale * moments.w_at_max[j] + shift)
+        fill(factors.of[LAST], 0, LANES, 1 / <double>exp_unit(like))
+        for j in range(LANES):
+            factors.of[UNSCALE][j] = moments.unscale[j]
+        # What is more than 1 comes last: w alone may be near to the largest number.
+        for j in range(LANES):
+            is_large |= <int64_t>(fabs(factors.of[FIRST][j]) > 1)
+        if is_large:
+            for j in range(LANES):
+                last = max(fabs(factors.of[FIRST][j]), 1)
+                factors.of[FIRST][j] /= last
+                factors.of[OTHER][j] /= last
+                factors.of[LAST][j] *= last
+    else:
+        for j in range(LANES):
+            inverse = 1 / (1 + rows.sumexp_excl_max[j])
+            factors.of[FIRST][j] = task.curvature.factor * rows.alpha[j] * scale * inverse
+            factors.of[OTHER][j] = upstream[j] * z_slope * scale * inverse * inverse
+            factors.of[AT_MAX][j] = factors.of[FIRST][j] * rows.sumexp_excl_max[j]
+            factors.of[TOTAL][j] = 1 + rows.sumexp_excl_max[j]
+
+
+cdef inline void write_unit_gradient(
+    const Task* task, const Unit* unit, Py_ssize_t lane, const Scalars* rows, real* grad
+) noexcept nogil:
+    """Turn exponentials into the gradient."""
+    cdef real alpha[LANES]
+    cdef real beta[LANES]
+    cdef real gamma[LANES]
+    cdef real ones[LANES]
+    cdef const real* added = NULL
+    cdef const real* prob = NULL
+    cdef double factor
+    cdef Py_ssize_t j
+    if task.sum_prob:
+        prob = <const real*>unit.prob
+    if task.by_rows:
+        factor = write_gradient(task, rows, lane, 0, task.n_classes, rows.alpha[lane], grad, prob)
+        if factor != 1:
+            multiply(grad, unit.n, factor)
+    else:
+        narrow(rows.alpha, alpha)
+        narrow(rows.beta, beta)
+        narrow(rows.gamma, gamma)
+        if task.sum_weight or task.sum_prob:
+            added = beta
+        write_lane_gradients(grad, task.n_classes, alpha, added, weight_block(task, 0, grad[0]), gamma, prob)
+    if task.softcap != 0:
+        fill(ones, 0, LANES, <real>1)
+        multiply_by(grad, <const real*>unit.slopes, unit.n, ones, grad)
+    if task.by_rows and rows.patch_class[lane] >= 0:
+        grad[rows.patch_class[lane]] = <real>rows.grad_patch[lane]
+    elif not task.by_rows:
+        for j in range(rows.n):
+            if rows.patch_class[j] >= 0:
+                grad[rows.patch_class[j] * LANES + j] = <real>rows.grad_patch[j]
+
+
+cdef inline void write_unit_product(
+    const Task* task, const Unit* unit, Py_ssize_t lane, const Scalars* rows, const Moments* moments,
+    const real* factors
+) noexcept nogil:
+    cdef real* exps = <real*>unit.exps
+    cdef real* straight = <real*>unit.scaled
+    if task.softcap == 0:
+        write_product(exps, <const real*>unit.w, unit.n, factors, moments.is_scaled, <real*>unit.out)
+        return
+    write_product(exps, <const real*>unit.w, unit.n, factors, moments.is_scaled, straight)
+    write_unit_gradient(task, unit, lane, rows, exps)
+    write_bent(
+        straight, <const real*>unit.slopes, <const real*>unit.capped, exps, <const real*>unit.v, unit.n,
+        -2 * cap_factor_of(task), -INFINITY, <real*>unit.out)
+
+
+cdef inline void write_unit_diagonal(
+    const Task* task, const Unit* unit, Py_ssize_t lane, const Scalars* rows, const real* factors
+) noexcept nogil:
+    """Write the gradient, and the diagonal of the curvature that was chosen."""
+    cdef real* grad = <real*>unit.out
+    cdef real* hess = <real*>unit.hess
+    cdef double least = task.curvature.floor
+    memcpy(grad, unit.exps, unit.n * sizeof(real))
+    write_unit_gradient(task, unit, lane, rows, grad)
+    if task.curvature.absolute:
+        write_absolute(grad, unit.n, least, hess)
+        return
+    write_diagonal(<const real*>unit.exps, unit.n, factors, least if task.softcap == 0 else -INFINITY, hess)
+    if task.softcap != 0:
+        write_bent(
+            hess, <const real*>unit.slopes, <const real*>unit.capped, grad, NULL, unit.n,
+            -2 * cap_factor_of(task) if task.curvature.bends else 0, least, hess)
+
+
+cdef inline void clear_lane(const Unit* unit, Py_ssize_t lane, real* result) noexcept nogil:
+    cdef Py_ssize_t k = lane
+    while k < unit.n:
+        result[k] = 0
+        k += unit.width
+
+
+cdef inline void write_unit(
+    const Task* task, const Unit* unit, Py_ssize_t lane, const Scalars* rows, const Moments* moments,
+    const Factors* given, real like
+) noexcept nogil:
+    """Do the last pass."""
+    cdef real factors[N_FACTORS * LANES]
+    cdef Py_ssize_t j, k
+    cdef bint is_skipped = task.by_rows and rows.kept[lane] == 0
+    for k in range(N_FACTORS):
+        if task.by_rows:
+            fill(factors, 16 * k, 16 * k + 16, <real>given.of[k][lane])
+        else:
+            for j in range(LANES):
+                factors[16 * k + j] = <real>given.of[k][j]
+    if is_skipped:
+        pass
+    elif task.is_product:
+        write_unit_product(task, unit, lane, rows, moments, factors)
+    else:
+        write_unit_diagonal(task, unit, lane, rows, factors)
+    if rows.n_kept == LANES:
+        return
+    for j in range(unit.width):
+        if rows.kept[lane + j] == 0:
+            clear_lane(unit, j, <real*>unit.out)
+            if not task.is_product:
+                clear_lane(unit, j, <real*>unit.hess)
 
 
 cdef inline void process_units(
@@ -39,41 +388,30 @@ cdef inline void process_units(
     cdef Scalars rows
     cdef Moments moments
     cdef Factors factors
-    cdef RowGroup units[LANES]
+    cdef Unit units[LANES]
     cdef bint by_rows = task.by_rows
     cdef Py_ssize_t i, n_units = n if by_rows else 1
     begin(task, &rows, start, n, like)
     fill(moments.w_at_max, 0, LANES, <double>0)
     fill(moments.moment, 0, LANES, <double>0)
     fill(moments.unscale, 0, LANES, <double>1)
+    moments.is_scaled = False
     if by_rows and task.target != NULL and needs_gradient(task):
         read_patch_logits(task, &rows, like)
     for i in range(n_units):
         locate_unit(task, start + i, u + i, arrays, &units[i])
-        if by_rows and rows.kept[i] == 0:
-            continue
-        if by_rows:
-            load_unit(task, &units[i], like)
-        if task.softcap != 0:
-            find_slopes(task, &units[i], like)
-        if not by_rows and needs_gradient(task):
-            note_patch_logits(task, &rows, 0, task.n_classes, <real*>units[i].x.stage)
-        elif task.softcap != 0:
-            cap_row(task, &units[i], like)
-        sweep_unit(task, &units[i], i, &rows, &moments, like)
+        if not by_rows or rows.kept[i] != 0:
+            sweep_unit(task, &units[i], i, &rows, &moments, like)
     if task.needs_argmax_patch:
         for i in range(n):
-            rows.patch_class[i] = -1 if rows.kept[i] == 0 or rows.argmax[i] == NO_CLASS else rows.argmax[i]
+            rows.patch_class[i] = -1 if rows.kept[i] == 0 else rows.argmax[i]
         describe_argmax_patches(task, &rows, like)
     finish(task, &rows, like)
     find_factors(task, &rows, &moments, &factors, like)
     for i in range(n_units):
-        if by_rows and rows.kept[i] == 0:
-            clear_unit(task, &units[i], like)
-        else:
-            write_unit(task, &units[i], i, &rows, &factors, like)
+        write_unit(task, &units[i], i, &rows, &moments, &factors, like)
         if by_rows:
-            store_unit(task, &units[i], like)
+            store_unit(task, &units[i], start + i, like)
 
 
 cdef inline void process_curvature(

@@ -8,12 +8,12 @@ from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._rows cimport row_block, row_group, scratch_bytes
 from fastce._cpu._staged cimport needs_stage, row_bytes, staged_group
 from fastce._cpu._task cimport Task
-from fastce._cpu._tiles cimport LANES, TILE
+from fastce._cpu._lanes cimport LANES, TILE
 from fastce._cpu._units cimport curvature_bytes
 
 cdef enum:
     # Rows with contiguous classes are faster in a column kernel, 16 of them to a vector, while they do not fill the row
-    # kernel's tiles: 100 floats take 0.46 (AVX-512) and 0.86 (AVX2) of the row kernel's time, with options 0.67 and
+    # kernel's vectors: 100 floats take 0.46 (AVX-512) and 0.86 (AVX2) of the row kernel's time, with options 0.67 and
     # 0.93; 128 take 0.78 and 1.39, with options 1.10 and 1.45. Doubles: 0.77 and 0.75, then 1.16 and 1.14.
     FEW_CLASSES = 127
     # Classes so many numbers apart share cache lines, and rows read each line a few times while it is in L1. Farther

@@ -29,7 +29,7 @@ from fastce._cpu._plain_stage cimport (
     store_rows
 )
 from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
-from fastce._cpu._tiles cimport LANES, TILE, fill
+from fastce._cpu._lanes cimport LANES, TILE, fill
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:

@@ -6,7 +6,7 @@ from fastce._cpu._few cimport any_negative
 from fastce._cpu._math cimport real
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
 from fastce._cpu._task cimport Task
-from fastce._cpu._tiles cimport LANES, TILE, fill, wide_lane_sum
+from fastce._cpu._lanes cimport LANES, TILE, fill, wide_lane_sum
 
 cdef enum:
     TARGETS_AHEAD = 256  # rows; they come from memory, for nothing has read them for the length of a sweep

@@ -18,7 +18,7 @@ from fastce._cpu._few cimport Prefetcher, ChunkCursor
 from fastce._cpu._math cimport real
 from fastce._cpu._prefetch cimport CACHE_LINE
 from fastce._cpu._task cimport Matrix, Task, row_offset
-from fastce._cpu._tiles cimport TILE
+from fastce._cpu._lanes cimport TILE
 from fastce._cpu._transpose cimport transpose, transpose_from, transpose_to
 
 cdef enum:

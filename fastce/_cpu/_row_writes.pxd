@@ -41,22 +41,22 @@ cdef inline void find_capped_exps(
 
 
 cdef inline double write_gradient(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, const RowView* row, Py_ssize_t start, double factor,
-    real* e, real* probs
+    const Task* task, const Scalars* rows, Py_ssize_t lane, Py_ssize_t start, Py_ssize_t n, double factor, real* e,
+    const real* t
 ) noexcept nogil:
-    """Turn exponentials of a block, `factor` of which are in the gradient, into it; return a factor that is left."""
+    """Turn n exponentials of a row, `factor` of which are in the gradient, into it; return a factor that is left.
+
+    They are those of the classes from `start` on, and t are the probabilities of these, if there are any.
+    """
     cdef real unit = <real>1 / exp_unit(e[0])
-    cdef Py_ssize_t n = block_size(task, start)
     if fabs(factor) < unit:
         # Freed of exp_unit it might become subnormal; the exponentials are, instead.
         multiply(e, n, unit)
     else:
         factor *= unit
-    if not task.has_option_sums:
+    if not (task.sum_weight or task.sum_prob):
         return factor
-    write_row_gradient(
-        e, n, factor, rows.beta[lane], weight_block(task, start, e[0]), rows.gamma[lane],
-        prob_block(task, row.prob, start, probs))
+    write_row_gradient(e, n, factor, rows.beta[lane], weight_block(task, start, e[0]), rows.gamma[lane], t)
     return 1
 
 
@@ -66,6 +66,7 @@ cdef inline void write_row(
 ) noexcept nogil:
     """Write a row block by block, where the task has it, or if `target` is not NULL, there."""
     cdef real* out
+    cdef real* probs = scratch + 2 * task.block
     cdef Py_ssize_t n, k = 0
     cdef double factor
     cdef bint may_be_nan = task.has_option_sums or task.softcap != 0 or task.out_kind == LOG_SOFTMAX
@@ -78,14 +79,14 @@ cdef inline void write_row(
             factor = 1
         elif task.softcap != 0:
             find_capped_exps(task, rows, lane, row, k, scratch)
-            factor = write_gradient(task, rows, lane, row, k, factor, scratch, scratch + 2 * task.block)
+            factor = write_gradient(task, rows, lane, k, n, factor, scratch, prob_block(task, row.prob, k, probs))
             multiply(scratch, n, factor)
             multiply_slopes(scratch, n, <const real*>row.logits + k, cap_factor_of(task), out)
             factor = 1
         else:
             if task.n_classes > task.block and block_max[k // task.block] != rows.row_max[lane]:
                 factor *= unscaled_exp(scale_of(task) * (block_max[k // task.block] - rows.row_max[lane]))
-            factor = write_gradient(task, rows, lane, row, k, factor, out, scratch + 2 * task.block)
+            factor = write_gradient(task, rows, lane, k, n, factor, out, prob_block(task, row.prob, k, probs))
         if target != NULL:
             # An exponential that is NaN makes the row's factor NaN.
             store_block(task.source, <real*>row.out, <real>factor, may_be_nan or factor != factor, k, n, target)

@@ -31,7 +31,7 @@ from fastce._cpu._scalars cimport (
 )
 from fastce._cpu._staged cimport load_staged
 from fastce._cpu._task cimport ALL, GRADIENT, LOG_SOFTMAX, Matrix, Task
-from fastce._cpu._tiles cimport LANES, TILE, asked_sums, needs_rest
+from fastce._cpu._lanes cimport LANES, TILE, asked_sums, needs_rest
 
 cdef enum:
     BLOCK_BYTES = 8192   # logits, what is prefetched for the next block, and as much of class probabilities fit into L1

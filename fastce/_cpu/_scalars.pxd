@@ -16,6 +16,7 @@ Design
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
+from fastce._cpu._blocks cimport cap_row
 from fastce._cpu._convert cimport read_converted
 from fastce._cpu._formula cimport (
     grad_alpha, grad_beta, grad_gamma, grad_of_class, nan_unless_finite, row_entropy, row_log_prob, row_loss, row_lse,
@@ -24,7 +25,7 @@ from fastce._cpu._formula cimport (
 from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
 from fastce._cpu._platform cimport read_once
 from fastce._cpu._task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, row_offset, vector_item, weight_of
-from fastce._cpu._tiles cimport D_UNIT, LANES, TILE, cap, fill, wide_lane_sum
+from fastce._cpu._lanes cimport D_UNIT, LANES, fill, wide_lane_sum
 
 cdef extern from "simd/compiler.h" nogil:
     ctypedef Py_ssize_t aligned_index "fastce_aligned_index"
@@ -78,7 +79,7 @@ cdef inline real read_logit(const Task* task, Py_ssize_t i, Py_ssize_t k, real l
 
 cdef inline void read_patch_logits(const Task* task, Scalars* rows, real like) noexcept nogil:
     """Read the logits of the patch classes, before anything is stored into `out`, which may be the logits."""
-    cdef real x[TILE]
+    cdef real x[LANES]
     cdef real factor = <real>cap_factor_of(task)
     cdef Py_ssize_t j
     for j in range(rows.n):
@@ -86,12 +87,12 @@ cdef inline void read_patch_logits(const Task* task, Scalars* rows, real like) n
             rows.x_patch[j] = read_logit(task, rows.start + j, rows.patch_class[j], like)
     if factor == 0:
         return
-    fill(x, 0, TILE, <real>0)
+    fill(x, 0, LANES, <real>0)
     for j in range(rows.n):
         if rows.patch_class[j] >= 0:
             x[j] = <real>rows.x_patch[j]
             rows.slope_patch[j] = sech2(<double>(x[j] * factor))
-    cap(x, factor)  # the tile's own code, so that the arg-max has the very bits of `row_max`
+    cap_row(x, LANES, factor, x)  # the rows' own code, so that the arg-max has the very bits of `row_max`
     for j in range(rows.n):
         rows.x_patch[j] = x[j]
 

@@ -17,7 +17,7 @@ from fastce._cpu._convert cimport (
 from fastce._cpu._math cimport real
 from fastce._cpu._platform cimport own_function
 from fastce._cpu._task cimport Matrix, Task, row_offset
-from fastce._cpu._tiles cimport LANES, TILE, fill
+from fastce._cpu._lanes cimport LANES
 from fastce._cpu._transpose cimport transpose, transpose_from, transpose_to
 
 cdef enum:
@@ -173,10 +173,9 @@ cdef inline void store_planes(
                 store_vector(&lanes[g], k, stage + g * size + k * LANES)
 
 
-cdef inline void pad(const RowGroupView* lanes, Py_ssize_t n, real padding, real* stage) noexcept nogil:
-    """Fill up n staged classes to whole tiles, and the lanes without a row."""
+cdef inline void fill_lanes(const RowGroupView* lanes, Py_ssize_t n, real* stage) noexcept nogil:
+    """Write zeros for lanes without a row, of n staged classes."""
     cdef Py_ssize_t j, k
-    fill(stage, n * LANES, (n + 3) // 4 * TILE, padding)
     if lanes.n < LANES:
         for k in range(n):
             for j in range(lanes.n, LANES):
@@ -184,7 +183,7 @@ cdef inline void pad(const RowGroupView* lanes, Py_ssize_t n, real padding, real
 
 
 cdef inline void load_all_ways(
-    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real padding, real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage
 ) noexcept nogil:
     cdef Py_ssize_t k
     if lanes.layout == TRANSPOSED:
@@ -192,7 +191,7 @@ cdef inline void load_all_ways(
     else:
         for k in range(stop - start):
             load_class(lanes, start + k, stage + k * LANES)
-    pad(lanes, stop - start, padding, stage)
+    fill_lanes(lanes, stop - start, stage)
 
 
 cdef inline void store_all_ways(
@@ -206,16 +205,16 @@ cdef inline void store_all_ways(
             store_class(lanes, start + k, stage + k * LANES)
 
 
-ctypedef void (*load_t)(const RowGroupView*, Py_ssize_t, Py_ssize_t, real, real*) noexcept nogil
+ctypedef void (*load_t)(const RowGroupView*, Py_ssize_t, Py_ssize_t, real*) noexcept nogil
 ctypedef void (*store_t)(const RowGroupView*, Py_ssize_t, Py_ssize_t, const real*) noexcept nogil
 
 
 cdef inline void load_classes(
-    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real padding, real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage
 ) noexcept nogil:
-    """Stage the classes start .. stop - 1, padded to whole tiles."""
+    """Stage the classes start .. stop - 1."""
     cdef load_t load = load_all_ways
-    (<load_t>own_function(<void*>load))(lanes, start, stop, padding, stage)
+    (<load_t>own_function(<void*>load))(lanes, start, stop, stage)
 
 
 cdef inline void store_classes(

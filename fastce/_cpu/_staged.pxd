@@ -18,7 +18,7 @@ from fastce._cpu._math cimport real
 from fastce._cpu._platform cimport own_function
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_write
 from fastce._cpu._task cimport Matrix, Task, row_offset
-from fastce._cpu._tiles cimport LANES
+from fastce._cpu._lanes cimport LANES
 from fastce._cpu._transpose cimport transpose
 
 cdef enum:

@@ -20,8 +20,8 @@ cdef enum OutKind:
     LOG_SOFTMAX = 1
 
 
-# Sums over the classes of a row, see `tile.h`: d is the shifted logit x - row_max, to be multiplied by the scale.
-cdef extern from "simd/tile.h" nogil:
+# Sums over the classes of a row, see `sums.h`: d is the shifted logit x - row_max, to be multiplied by the scale.
+cdef extern from "simd/sums.h" nogil:
     cdef enum:
         ALL "FASTCE_ALL"    # exp(d)
         REST "FASTCE_REST"  # exp(d), but for terms that are 1
@@ -106,8 +106,8 @@ cdef struct Task:
     bint is_product
     bint is_float          # the arithmetic's type, else double
     bint by_rows           # a row fills the vector, or 16 rows do
-    Py_ssize_t n_tiles     # of a unit
-    Py_ssize_t unit_rows   # how many rows are done together, and how many numbers of an operand they have in tiles
+    Py_ssize_t unit_size   # numbers of a row, or of 16 side by side, with the gap after them
+    Py_ssize_t unit_rows   # how many rows are done together, and how many numbers of an operand they have
     Py_ssize_t array_size
     Curvature curvature
     void* loss             # these in the arithmetic's type

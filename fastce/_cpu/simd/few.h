@@ -23,7 +23,7 @@
 #include "simd/math.h"
 #include "simd/prefetch.h"
 #include "simd/simd.h"
-#include "simd/tile.h"
+#include "simd/sums.h"
 
 #define FASTCE_PIECE 64
 
@@ -99,9 +99,9 @@ FASTCE_INLINE int fastce_any_negative(const int32_t* y) {
     FASTCE_OF_VECTORS(exp_and_sum, *(x))(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher)
 #define fastce_scale_and_patch(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)               \
     FASTCE_OF_VECTORS(scale_and_patch, *(x))(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)
-#define fastce_finish_rows(                                                                             \
-    n_rows, scale, factor, with_grad, y, has_skipped, row_max, x_patch, terms, loss, alpha, grad_patch) \
-    FASTCE_OF_VECTORS(finish_rows, *(loss))(                                                            \
+#define fastce_finish_rows(                                                                                 \
+    n_rows, scale, factor, with_grad, y, has_skipped, row_max, x_patch, terms, loss, alpha, grad_patch)     \
+    FASTCE_OF_VECTORS(finish_rows, *(loss))(                                                                \
         n_rows, scale, factor, with_grad, y, has_skipped, row_max, x_patch, terms, loss, alpha, grad_patch)
 #define fastce_do_pairs(x, pitch, n_rows, scale, factor, with_grad, y, has_skipped, loss)               \
     FASTCE_OF_VECTORS(do_pairs, *(x))(x, pitch, n_rows, scale, factor, with_grad, y, has_skipped, loss)

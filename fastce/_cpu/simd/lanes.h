@@ -9,7 +9,7 @@
 
 #include "simd/math.h"
 #include "simd/simd.h"
-#include "simd/tile.h"
+#include "simd/sums.h"
 
 #define FASTCE_TEMPLATE "simd/lanes.h"
 #include "simd/for_types.h"

@@ -122,9 +122,7 @@ FASTCE_INLINE VEC F(exp_in_range)(VEC x) {
 /* `exp`: e^x * EXP_UNIT for x <= 1; -inf gives 0. `exp_unless`: the same, but 0 where the number is `k`. */
 #if WIDTH > 1 && IS_FLOAT && FASTCE_VECTOR_BYTES == 64
 /* By masks, which cost nothing: the last instruction takes them, while a maximum comes before all others. */
-FASTCE_INLINE MASK F(is_in_range)(VEC x) {
-    return FASTCE_NAME(_mm512_cmp, PS, _mask)(x, F(fill)(FLOOR), _CMP_NLT_UQ);
-}
+FASTCE_INLINE MASK F(is_in_range)(VEC x) { return FASTCE_NAME(_mm512_cmp, PS, _mask)(x, F(fill)(FLOOR), _CMP_NLT_UQ); }
 FASTCE_INLINE VEC F(exp)(VEC x) { return F(keep)(F(is_in_range)(x), F(exp_in_range)(x)); }
 FASTCE_INLINE VEC F(exp_unless)(INTS number, INT k, VEC x) {
     return F(keep)(F(is_in_range)(x) & F(is_not)(number, k), F(exp_in_range)(x));

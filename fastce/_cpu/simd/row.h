@@ -17,7 +17,7 @@
 #include "simd/math.h"
 #include "simd/prefetch.h"
 #include "simd/simd.h"
-#include "simd/tile.h"
+#include "simd/sums.h"
 
 #define FASTCE_TEMPLATE "simd/row.h"
 #include "simd/for_types.h"

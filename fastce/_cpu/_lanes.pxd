@@ -1,4 +1,4 @@
-"""What a tile's code in C offers, and what depends on the task: see `simd/tile.h`.
+"""Lanes and sums over them, see `simd/sums.h`.
 
 Design
 ------
@@ -7,10 +7,7 @@ Design
    come from a sum that leaves it out, `REST`, and so keeps the digits of the others however small they are. `ALL` is
    enough elsewhere, and where the sum can be repeated it alone is formed first: `REST` took a fifth of the sweep.
 3. Sums of logits run at 2^-16 of their size (`D_UNIT`), so that a block of 3e38 in one lane does not overflow.
-4. Options are tests per tile, outside the loops.
 """
-from libc.stdint cimport int32_t
-
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._task cimport Task
 
@@ -19,42 +16,18 @@ cdef enum:
     TILE = 64
     NO_CLASS = 0x7FFFFFFF
 
-cdef extern from "simd/tile.h" nogil:
+cdef extern from "simd/sums.h" nogil:
     const double D_UNIT "FASTCE_D_UNIT"  # of sums of d
-    const bint IS_WIDE "FASTCE_IS_WIDE"  # vectors of more than 16 bytes
     void fill "fastce_fill_range"(void* tile, Py_ssize_t start, Py_ssize_t stop, double value)
     void widen "fastce_widen"(const void* lanes, double* wide)
     void narrow "fastce_narrow"(const double* wide, void* lanes)
-    void copy "fastce_copy"(const void* source, void* tile)
-    void cap "fastce_cap"(void* x, double factor)
-    void cap_slopes "fastce_cap_slopes"(const void* x, double factor, void* out)
-    void fold_max "fastce_fold_max"(const void* x, void* row_max)
-    double lane_max "fastce_lane_max"(const void* lanes)
-    double lane_sum "fastce_lane_sum"(const void* lanes)
     double wide_lane_sum "fastce_wide_lane_sum"(const double* lanes)
-    void exp_and_fold "fastce_exp_and_fold"(
-        const void* x, Py_ssize_t pitch, int n_groups, const void* row_max, double scale, void* e, Py_ssize_t e_pitch,
-        void* all_terms, void* rest)
-    void fold "fastce_fold"(const void* a, void* sums)
     # Which sums label smoothing and class probabilities ask for.
     ctypedef struct AskedSums "fastce_asked_sums":
         bint w_d
         bint has_zero_w  # among the weights
         bint has_w       # else all weights are 1
         bint t_d         # and T, besides WT and WT_D
-    void fold_argmax "fastce_fold_argmax"(
-        const void* x, const void* row_max, int32_t base, int32_t group_step, int32_t lane_step, int32_t* first)
-    void fold_max_and_w "fastce_fold_max_and_w"(const void* x, const void* w, void* row_max, void* w_at_max)
-    void fold_moment "fastce_fold_moment"(const void* e, const void* w, const void* w_at_max, void* sums)
-    void product "fastce_product"(const void* a, const void* b, void* out)
-    void scale_exp "fastce_scale_exp"(const void* e, const void* alpha, void* out)
-    void write_gradient "fastce_write_gradient"(
-        const void* e, const void* alpha, const void* beta, const void* w, const void* gamma, const void* t, void* out)
-
-
-cdef inline bint is_plain(const void* data, Py_ssize_t stride, real like) noexcept nogil:
-    """Return True if numbers `stride` bytes apart from `data` on are an ordinary C array."""
-    return stride == <Py_ssize_t>sizeof(real) and <size_t>data % sizeof(real) == 0
 
 
 cdef inline bint needs_rest(double all_terms, real like) noexcept nogil:
