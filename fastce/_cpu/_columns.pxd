@@ -19,6 +19,7 @@ from fastce._cpu._blocks cimport (
     write_lane_gradients, write_lane_logs
 )
 from fastce._cpu._convert cimport NATIVE
+from fastce._cpu._kernel_spec cimport KernelSpec, align, make_spec
 from fastce._cpu._math cimport real, sech2
 from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_l2
 from fastce._cpu._row_view cimport weight_block
@@ -318,3 +319,32 @@ cdef inline void process_columns(
     else:
         for g in range(n_groups):
             store_classes(&lanes[g], 0, task.n_classes, stage + g * size)
+
+
+cdef inline void process_by_columns(
+    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
+) noexcept nogil:
+    cdef Py_ssize_t i = start
+    cdef Py_ssize_t step = column_group(task, like)
+    while i < stop:
+        process_columns(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + STAGE_BYTES))
+        i += step
+
+
+cdef inline void columns_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_by_columns(task, start, stop, workspace, <float>0)
+
+
+cdef inline void columns_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_by_columns(task, start, stop, workspace, <double>0)
+
+
+cdef inline KernelSpec plan_columns(Task* task, real like) noexcept nogil:
+    cdef Py_ssize_t group = column_group(task, like)
+    cdef Py_ssize_t workspace  # the stage, and 16 maxima for each block
+    task.block = column_block(like)
+    workspace = STAGE_BYTES + align((task.n_classes // task.block + 1) * LANES * <Py_ssize_t>sizeof(double))
+    if real is float:
+        return make_spec(columns_float, group, LANES, workspace)
+    else:
+        return make_spec(columns_double, group, LANES, workspace)

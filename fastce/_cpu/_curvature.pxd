@@ -29,16 +29,20 @@ from fastce._cpu._blocks cimport (
 )
 from fastce._cpu._columns cimport PIECE, add_lanes, note_patch_logits
 from fastce._cpu._convert cimport NATIVE
+from fastce._cpu._kernel_spec cimport KernelSpec, align, make_spec
 from fastce._cpu._math cimport exp_unit, real
 from fastce._cpu._row_view cimport weight_block
 from fastce._cpu._row_writes cimport write_gradient
+from fastce._cpu._rows cimport row_block
 from fastce._cpu._scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_patches, find_upstream, finish, needs_gradient, read_patch_logits,
     scale_of
 )
 from fastce._cpu._task cimport ALL, REST, WT, Task
 from fastce._cpu._lanes cimport LANES, NO_CLASS, fill, narrow, needs_rest, rest_of, wide_lane_sum, widen
-from fastce._cpu._units cimport Unit, load_all_groups, locate_unit, store_all_groups, store_unit
+from fastce._cpu._units cimport (
+    Unit, load_all_groups, locate_unit, plan_units, store_all_groups, store_unit, units_bytes
+)
 
 
 # What a product asks of 16 rows besides their `Scalars`; w is slope * v, the scale left out.
@@ -432,3 +436,23 @@ cdef inline void process_curvature(
         if not task.by_rows:
             store_all_groups(task, i, n, arrays)
         i += step
+
+
+cdef inline void curvature_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_curvature(task, start, stop, workspace, <float>0)
+
+
+cdef inline void curvature_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_curvature(task, start, stop, workspace, <double>0)
+
+
+cdef inline KernelSpec plan_curvature(Task* task, bint by_rows, real like) noexcept nogil:
+    cdef Py_ssize_t part_rows
+    task.by_rows = by_rows
+    task.block = row_block(task, like)
+    plan_units(task, like)
+    part_rows = min(task.unit_rows, <Py_ssize_t>LANES)
+    if real is float:
+        return make_spec(curvature_float, task.unit_rows, part_rows, align(units_bytes(task, like)))
+    else:
+        return make_spec(curvature_double, task.unit_rows, part_rows, align(units_bytes(task, like)))

@@ -17,9 +17,8 @@ from fastce._cpu._platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_forget_started, fastce_has_avx2, fastce_has_avx512,
     fastce_max_threads, fastce_startable
 )
-from fastce._cpu._process cimport process_task
 from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Task, Vector, vector_item
-from fastce._cpu._team cimport scan_targets
+from fastce._cpu._team cimport process_task, scan_targets
 from fastce._cpu._teamwork cimport pays_to_share
 from fastce._cpu._vectors cimport first_bad, sum_vector
 from fastce._cpu.call cimport (

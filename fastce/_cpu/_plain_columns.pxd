@@ -17,11 +17,13 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
+from fastce._cpu._columns cimport column_block
 from fastce._cpu._convert cimport NATIVE, is_array
 from fastce._cpu._few cimport (
     Prefetcher, do_pairs, exp_and_sum, fetch_piece, find_maxima_and_targets, finish_rows, scale_and_patch,
     shift_and_scale
 )
+from fastce._cpu._kernel_spec cimport CHUNK_NUMBERS, KernelSpec, make_spec
 from fastce._cpu._math cimport real
 from fastce._cpu._plain_scalars cimport read_targets, sum_losses
 from fastce._cpu._plain_stage cimport (
@@ -171,3 +173,32 @@ cdef inline void process_plain(
         plan_prefetch(&prefetcher, task, i + n, after, other, pitch)
         process_group(task, i, n, stage, pitch, &prefetcher, losses + i % TILE)
         sum_losses(task, i, n, i + n == stop, losses)
+
+
+cdef inline void few_classes_float(
+    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace
+) noexcept nogil:
+    process_plain(task, start, stop, workspace, <float>0)
+
+
+cdef inline void few_classes_double(
+    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace
+) noexcept nogil:
+    process_plain(task, start, stop, workspace, <double>0)
+
+
+cdef inline bint fits_few_classes(const Task* task, real like) noexcept nogil:
+    """Return True if this kernel can do a task."""
+    return is_plain_call(task) and plain_group(task, like) > 0
+
+
+cdef inline KernelSpec plan_few_classes(Task* task, real like) noexcept nogil:
+    cdef KernelSpec spec
+    task.block = column_block(like)
+    if real is float:
+        spec = make_spec(few_classes_float, plain_group(task, like), TILE, 2 * PLAIN_STAGE_BYTES)
+    else:
+        spec = make_spec(few_classes_double, plain_group(task, like), TILE, 2 * PLAIN_STAGE_BYTES)
+    # Of planes the first 128 KiB are not asked for ahead: 21 planes took a tenth longer in small chunks.
+    spec.chunk_numbers = 8 * CHUNK_NUMBERS
+    return spec

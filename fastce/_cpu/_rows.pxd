@@ -19,7 +19,9 @@ from libc.math cimport INFINITY, NAN
 from libc.string cimport memset
 
 from fastce._cpu._convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
+from fastce._cpu._kernel_spec cimport KernelSpec, align, make_spec, process_t
 from fastce._cpu._math cimport exp_unit, real
+from fastce._cpu._platform cimport own_function
 from fastce._cpu._blocks cimport Block, cap_row, find, find_row_max, sum_rest, sum_targets, sweep
 from fastce._cpu._row_view cimport (
     RowView, block_size, given_by_caller, locate_row, prob_block, start_of_row, weight_block
@@ -29,7 +31,9 @@ from fastce._cpu._scalars cimport (
     Scalars, add, begin, cap_factor_of, describe_argmax_patches, finish, merge, read_patch_logits, scale_of, sum_factor,
     take
 )
-from fastce._cpu._staged cimport load_staged
+from fastce._cpu._staged cimport (
+    choose_stage, load_staged, needs_stage, row_bytes, staged_group, store_columns, task_on_stage
+)
 from fastce._cpu._task cimport ALL, GRADIENT, LOG_SOFTMAX, Matrix, Task
 from fastce._cpu._lanes cimport LANES, TILE, asked_sums, needs_rest
 
@@ -245,3 +249,71 @@ cdef inline void process_rows(
     if task.out.data != NULL:
         for lane in range(n):
             write_lane(task, &rows, lane, scratch, block_max)
+
+
+cdef inline void process_by_rows(
+    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
+) noexcept nogil:
+    cdef Py_ssize_t i = start
+    cdef Py_ssize_t step = row_group(task, like)
+    while i < stop:
+        process_rows(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + scratch_bytes(task, like)))
+        i += step
+
+
+cdef inline void rows_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_by_rows(task, start, stop, workspace, <float>0)
+
+
+cdef inline void rows_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_by_rows(task, start, stop, workspace, <double>0)
+
+
+cdef inline Py_ssize_t bytes_without_stage(const Task* task, real like) noexcept nogil:
+    """Return what a thread needs: scratch memory and a maximum for each block."""
+    return scratch_bytes(task, like) + align((task.n_classes // task.block + 1) * <Py_ssize_t>sizeof(double))
+
+
+cdef inline void process_staged_rows(
+    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, process_t process, real like
+) noexcept nogil:
+    cdef Task staged = task_on_stage(task, like)
+    cdef Py_ssize_t i = start, n
+    cdef Py_ssize_t step = staged_group(task, row_group(task, like), like)
+    cdef char* stage = workspace + bytes_without_stage(task, like)
+    while i < stop:
+        n = min(step, stop - i)
+        choose_stage(&staged, i, n, stage, like)
+        (<process_t>own_function(<void*>process))(&staged, i, i + n, workspace)
+        if staged.stages_out and not staged.stores_rows:
+            store_columns(&staged, i, n, like)
+        i += step
+
+
+cdef inline void staged_rows_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_staged_rows(task, start, stop, workspace, rows_float, <float>0)
+
+
+cdef inline void staged_rows_double(
+    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace
+) noexcept nogil:
+    process_staged_rows(task, start, stop, workspace, rows_double, <double>0)
+
+
+cdef inline KernelSpec plan_rows(Task* task, real like) noexcept nogil:
+    cdef KernelSpec spec
+    cdef Py_ssize_t group
+    task.block = row_block(task, like)
+    group = row_group(task, like)
+    if real is float:
+        spec = make_spec(rows_float, group, min(group, LANES), bytes_without_stage(task, like))
+    else:
+        spec = make_spec(rows_double, group, min(group, LANES), bytes_without_stage(task, like))
+    if needs_stage(task, like):
+        if real is float:
+            spec.process = staged_rows_float
+        else:
+            spec.process = staged_rows_double
+        spec.share = staged_group(task, group, like)
+        spec.workspace += align(spec.share * row_bytes(task, like))
+    return spec

@@ -7,37 +7,28 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from fastce._cpu._dispatch cimport (
-    CURVATURE, PLAIN_COLUMNS, Kernel, align, block_of, chunk_group_of, group_of, rows_of_part, workspace_bytes
-)
+from fastce._cpu._choice cimport choose_kernel
+from fastce._cpu._kernel_spec cimport KernelSpec, align, process_t
 from fastce._cpu._math cimport real
 from fastce._cpu._memory cimport release_workspace, acquire_workspace
 from fastce._cpu._platform cimport end_vectors
 from fastce._cpu._prefetch cimport CACHE_LINE
-from fastce._cpu._task cimport Task, Vector, weight_of
+from fastce._cpu._task cimport Task, Vector, choose_scale, choose_sums, weight_of
 from fastce._cpu._teamwork cimport (
     Progress, begin_chunk, clock_seconds, end_chunk, learn, note_end, this_processor, thread_id
 )
-from fastce._cpu._units cimport plan_curvature
 from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
 
 cdef enum:
-    # A chunk, the unit that threads take, has about so many numbers, a tenth of a millisecond's work, and so many
-    # groups of rows that a kernel does together: the first group of each is not fetched ahead. Of planes the first 128
-    # KiB are not asked for ahead, so their chunks are larger: 21 planes took a tenth longer in small ones. Threads get
-    # this many chunks each, or more, unless these were very small: 256 x 1000 took a twentieth longer in eight than in
-    # two.
-    CHUNK_NUMBERS = 262144
-    PLAIN_CHUNK_NUMBERS = 2097152
+    # A chunk has so many groups of rows that a kernel does together: the first group of each is not fetched ahead.
+    # Threads get this many chunks each, or more, unless these were very small: 256 x 1000 took a twentieth longer in
+    # eight than in two.
     CHUNK_GROUPS = 16
     CHUNKS_PER_THREAD = 4
     SMALL_CHUNK_NUMBERS = 131072
     # Rows whose targets are looked at as one piece, and the fewest pieces that are worth a thread: 10 microseconds.
     SCAN_ROWS = 16384
     SCAN_PIECES_PER_THREAD = 4
-
-# Does the rows start .. stop - 1.
-ctypedef void (*process_t)(const Task*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil
 
 
 cdef inline void sum_block_weights(Task* task, double* sums, real like) noexcept nogil:
@@ -59,16 +50,15 @@ cdef inline void sum_block_weights(Task* task, double* sums, real like) noexcept
     sums[n_blocks] = total
 
 
-cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int n_threads, real like) except? -1:
-    """Do all rows; return the sum of their losses."""
-    task.block = block_of(task, kernel, like)
-    if kernel == CURVATURE:
-        plan_curvature(task, like)
-    cdef Py_ssize_t group = group_of(task, kernel, like)
+cdef inline double process_all(Task* task, int n_threads, real like) except? -1:
+    """Run the kernel for a task; return the sum of the losses."""
+    choose_scale(task, like)
+    choose_sums(task)
+    cdef KernelSpec kernel = choose_kernel(task, like)
+    cdef process_t do_rows = kernel.process
+    cdef Py_ssize_t size = kernel.workspace
     cdef Py_ssize_t shared = align((task.n_classes // task.block + 2) * <Py_ssize_t>sizeof(double))
-    cdef Py_ssize_t size = workspace_bytes(task, kernel, like)
-    cdef Py_ssize_t numbers = PLAIN_CHUNK_NUMBERS if kernel == PLAIN_COLUMNS else CHUNK_NUMBERS
-    cdef Py_ssize_t step = max(CHUNK_GROUPS * group, numbers // task.n_classes)
+    cdef Py_ssize_t step = max(CHUNK_GROUPS * kernel.group, kernel.chunk_numbers // task.n_classes)
     cdef Py_ssize_t n_asked = min(<Py_ssize_t>n_threads, task.n_rows)
     cdef Py_ssize_t small_step = min((task.n_rows + n_asked - 1) // n_asked, SMALL_CHUNK_NUMBERS // task.n_classes)
     cdef Py_ssize_t n_chunks, n_parts, c
@@ -79,11 +69,10 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     cdef char* memory
     cdef char* workspace
     step = max(1, min(step, max(small_step, task.n_rows // (CHUNKS_PER_THREAD * n_asked))))
-    group = chunk_group_of(task, kernel, like)
-    step = (step + group - 1) // group * group
+    step = (step + kernel.share - 1) // kernel.share * kernel.share
     n_chunks = (task.n_rows + step - 1) // step
     n_threads = <int>min(n_asked, n_chunks)
-    task.part_rows = rows_of_part(task, kernel, like)
+    task.part_rows = kernel.part_rows
     n_parts = (task.n_rows + task.part_rows - 1) // task.part_rows
     memory = acquire_workspace(
         CACHE_LINE + align(n_parts * <Py_ssize_t>sizeof(double)) + shared + n_threads * (size + CACHE_LINE))
@@ -117,6 +106,13 @@ cdef inline double process_all(Task* task, process_t do_rows, Kernel kernel, int
     release_workspace(memory)
     end_vectors()
     return total_loss
+
+
+cdef inline double process_task(Task* task, int itemsize, int n_threads) except? -1:
+    """Run the kernel for a task whose logits have this size; return the sum of the losses."""
+    if itemsize == 8:
+        return process_all(task, n_threads, <double>0)
+    return process_all(task, n_threads, <float>0)
 
 
 cdef inline Py_ssize_t scan_targets(

@@ -57,7 +57,7 @@ cdef inline int n_operands(const Task* task) noexcept nogil:
     return N_OPERANDS if task.is_product else N_OPERANDS - 1
 
 
-cdef inline void plan_curvature(Task* task, real like) noexcept nogil:
+cdef inline void plan_units(Task* task, real like) noexcept nogil:
     """Decide how many rows are done together; kept in the task, for divisions took a tenth of the time."""
     task.is_float = sizeof(real) == sizeof(float)
     if task.by_rows:
@@ -71,7 +71,7 @@ cdef inline void plan_curvature(Task* task, real like) noexcept nogil:
         task.array_size = task.unit_rows // LANES * task.unit_size
 
 
-cdef inline Py_ssize_t curvature_bytes(const Task* task, real like) noexcept nogil:
+cdef inline Py_ssize_t units_bytes(const Task* task, real like) noexcept nogil:
     return N_ARRAYS * task.array_size * <Py_ssize_t>sizeof(real)
 
 

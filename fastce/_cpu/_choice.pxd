@@ -1,0 +1,36 @@
+"""Which kernel does a task."""
+from fastce._cpu._columns cimport plan_columns
+from fastce._cpu._convert cimport magnitude
+from fastce._cpu._curvature cimport plan_curvature
+from fastce._cpu._kernel_spec cimport KernelSpec
+from fastce._cpu._math cimport real
+from fastce._cpu._plain_columns cimport fits_few_classes, plan_few_classes
+from fastce._cpu._rows cimport plan_rows
+from fastce._cpu._task cimport Task
+
+cdef enum:
+    # Rows with contiguous classes are faster in a column kernel, 16 of them to a vector, while they do not fill the row
+    # kernel's vectors: 100 floats take 0.46 (AVX-512) and 0.86 (AVX2) of the row kernel's time, with options 0.67 and
+    # 0.93; 128 take 0.78 and 1.39, with options 1.10 and 1.45. Doubles: 0.77 and 0.75, then 1.16 and 1.14.
+    FEW_CLASSES = 127
+    # Classes so many numbers apart share cache lines, and rows read each line a few times while it is in L1. Farther
+    # apart, it is 16 rows that share a line.
+    NEAR_CLASSES = 4
+
+
+cdef inline bint goes_by_rows(const Task* task, Py_ssize_t itemsize) noexcept nogil:
+    """Return True if the row kernel is to do a task: choose between rows and columns.
+
+    By classes, their stride and the type alone: a row must have the same bits in every batch.
+    """
+    return task.n_classes > FEW_CLASSES and magnitude(task.logits.class_stride) <= NEAR_CLASSES * itemsize
+
+
+cdef inline KernelSpec choose_kernel(Task* task, real like) noexcept nogil:
+    """Choose the kernel for a task, and plan the task for it."""
+    cdef bint by_rows = goes_by_rows(task, sizeof(real))
+    if task.second.data != NULL:
+        return plan_curvature(task, by_rows, like)
+    if by_rows:
+        return plan_rows(task, like)
+    return plan_few_classes(task, like) if fits_few_classes(task, like) else plan_columns(task, like)
