@@ -119,7 +119,7 @@ def test_a_backend_imports_nothing_from_above_or_beside(backend):
 
 
 def test_the_kernels_know_only_each_other():
-    sources = sorted(path for path in (PACKAGE / "_cpu").iterdir() if path.suffix in (".pyx", ".pxd"))
+    sources = sorted(path for path in (PACKAGE / "_cpu").rglob("*") if path.suffix in (".pyx", ".pxd"))
     if not sources:
         pytest.skip("an installed package has no sources")
     for path in sources:

@@ -12,21 +12,21 @@ from libc.stdint cimport int64_t
 
 cimport numpy as cnp
 
-from fastce._cpu._arrays cimport describe, new_like, new_per_row, scalar_of, set_curvature
-from fastce._cpu._platform cimport (
-    CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_forget_started, fastce_has_avx2, fastce_has_avx512,
-    fastce_max_threads, fastce_startable
-)
-from fastce._cpu._task cimport GRADIENT, LOG_SOFTMAX, Task, Vector, vector_item
-from fastce._cpu._team cimport process_task, scan_targets
-from fastce._cpu._teamwork cimport pays_to_share
-from fastce._cpu._vectors cimport first_bad, sum_vector
+from fastce._cpu.arrays cimport describe, new_like, new_per_row, scalar_of, set_curvature
 from fastce._cpu.call cimport (
     DEFAULT_IGNORE_INDEX as _DEFAULT_IGNORE_INDEX, Call, Operand, Options, check_apart, check_axis, check_conversions,
     check_finite, check_float, check_grad_output, check_like, check_logits, check_results, check_sample_weight,
     check_target, check_v, check_weight, fail, make_ready, measure, read_array, read_grad_output, read_needed,
     read_options, read_result, read_threads_and_axis, read_vector, set_operand, view_of
 )
+from fastce._cpu.platform cimport (
+    CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_forget_started, fastce_has_avx2, fastce_has_avx512,
+    fastce_max_threads, fastce_startable
+)
+from fastce._cpu.reductions cimport first_bad, sum_vector
+from fastce._cpu.schedule cimport process_task, scan_targets
+from fastce._cpu.task cimport GRADIENT, LOG_SOFTMAX, Task, Vector, vector_item
+from fastce._cpu.teamwork cimport pays_to_share
 
 from fastce._cpu._rules import RuleError
 

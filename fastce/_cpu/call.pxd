@@ -21,8 +21,8 @@ from libc.string cimport memset
 
 cimport numpy as cnp
 
-from fastce._cpu._convert cimport magnitude
-from fastce._cpu._task cimport MAX_DIMS, Vector, vector_item
+from fastce._cpu.layout.convert cimport magnitude
+from fastce._cpu.task cimport MAX_DIMS, Vector, vector_item
 
 
 cdef extern from "numpy/arrayobject.h":  # what Cython's own declarations lack

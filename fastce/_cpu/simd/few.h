@@ -11,7 +11,7 @@
    4. The scalars of rows are vectors of the logits' own type, and nothing is divided that need not be: with 10 classes
       they are a quarter of all work. They take several loops, for a core looks only so many instructions ahead: a loop
       that did all of it for one vector after the other took a fifth longer with AVX2.
-   5. The next rows' logits are fetched piece by piece while exponentials are computed; see `_plain_stage.pxd`. */
+   5. The next rows' logits are fetched piece by piece while exponentials are computed; see `kernels/few_stage.pxd`. */
 #ifndef FASTCE_FEW_H
 #define FASTCE_FEW_H
 
@@ -264,7 +264,7 @@ FASTCE_INLINE VEC F(gradient_of_target)(VEC others, VEC whole, VEC inverse, VEC 
 #if FASTCE_HAS_FMA
     /* The remainder corrects the product with the inverse. */
     const VEC p = others * inverse;
-    return F(grad_of_only_class)(p + (others - p * whole) * inverse, factor);
+    return F(grad_of_only_class)(p + F(fma)(-p, whole, others) * inverse, factor);
 #else
     (void)inverse;
     return F(grad_of_only_class)(others / whole, factor);

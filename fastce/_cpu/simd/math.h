@@ -18,12 +18,6 @@
 #include "formula.h"
 #include "simd/simd.h"
 
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
-#define FASTCE_HAS_FMA 1
-#else
-#define FASTCE_HAS_FMA 0
-#endif
-
 #define FASTCE_TEMPLATE "simd/math.h"
 #define FASTCE_SCALARS
 #include "simd/for_types.h"
@@ -52,7 +46,7 @@ FASTCE_INLINE void F(split_exp)(VEC x, VEC* power, VEC* fraction) {
     n = n - 12583071.0f;
 #if FASTCE_HAS_FMA
     /* One rounding; the error of ln 2 as a float costs another 1/20 ulp for each unit of x. */
-    r = x - n * 0.6931471805599453f;
+    r = F(fma)(n, F(fill)(-0.6931471805599453f), x);
 #else
     /* ln 2 in two parts; the first has 11 bits, so that its product with n is exact. */
     r = (x - n * 0.693359375f) - n * -0.00021219444005469058f;
@@ -100,7 +94,7 @@ FASTCE_INLINE VEC F(exp_in_range)(VEC x) {
     const int shift = 21;
 #endif
     VEC sum = x * 1.4426950408889634f + magic;
-    VEC r = x - (sum - magic) * 0.6931471805599453f;
+    VEC r = F(fma)(sum - magic, F(fill)(-0.6931471805599453f), x);
     BITS bits = F(bits_of)(sum);
 #if FASTCE_VECTOR_BYTES == 64
     BITS found = (BITS)_mm512_permutexvar_epi32((__m512i)bits, (__m512i)powers);

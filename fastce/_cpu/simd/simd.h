@@ -1,13 +1,13 @@
 /* Vectors of floats and doubles as wide as the instruction set's registers, and what can be done with them beyond
    operators.
 
-   Intrinsics stand only where operators do not always lead to the instruction: the maximum, masks and `select` with
-   AVX2 and AVX-512, numbers of 16 bits (convert.h) and the lookup in a register (math.h). Vectors wider than the
-   registers were 10 to 20 times slower.
-   */
+   Intrinsics stand only where operators do not always lead to the instruction: the maximum, multiplication and addition
+   with one rounding, masks and `select` with AVX2 and AVX-512, numbers of 16 bits (convert.h) and the lookup in a
+   register (math.h). Vectors wider than the registers were 10 to 20 times slower. */
 #ifndef FASTCE_SIMD_H
 #define FASTCE_SIMD_H
 
+#include <math.h>
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
@@ -41,6 +41,13 @@
 #endif
 #define FASTCE_FLOATS (FASTCE_VECTOR_BYTES ? FASTCE_VECTOR_BYTES / 4 : 1)
 #define FASTCE_DOUBLES (FASTCE_VECTOR_BYTES ? FASTCE_VECTOR_BYTES / 8 : 1)
+
+/* Whether there is an instruction for x * y + z with one rounding. */
+#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#define FASTCE_HAS_FMA 1
+#else
+#define FASTCE_HAS_FMA 0
+#endif
 
 /* Whether vectors are wider than the 16 bytes that every CPU has. */
 #define FASTCE_IS_WIDE (FASTCE_VECTOR_BYTES > 16)
@@ -189,6 +196,22 @@ FASTCE_INLINE INTS F(load_ints)(const int32_t* source) {
     half x;
     memcpy(&x, source, sizeof(x));
     return __builtin_convertvector(x, INTS);
+#endif
+}
+#endif
+
+#if FASTCE_HAS_FMA
+/* x * y + z with one rounding, for results that depend on it: whether compilers contract operators to that depends on
+   their flags, and where instructions of a sanitizer stand between, on these. */
+FASTCE_INLINE VEC F(fma)(VEC x, VEC y, VEC z) {
+#if WIDTH > 1 && defined(FASTCE_X86)
+    return FASTCE_NAME(FASTCE_X86(fmadd), PS, )(x, y, z);
+#elif WIDTH > 1 && FASTCE_IS_NEON
+    return FASTCE_NAME(vfmaq, NEON, )(z, x, y);
+#elif IS_FLOAT
+    return fmaf(x, y, z);
+#else
+    return fma(x, y, z);
 #endif
 }
 #endif

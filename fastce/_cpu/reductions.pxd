@@ -2,7 +2,7 @@
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy, memset
 
-from fastce._cpu._task cimport Vector, vector_item
+from fastce._cpu.task cimport Vector, vector_item
 
 cdef extern from "host/platform.h" nogil:
     int64_t read_target "fastce_read_target"(const int64_t* target)

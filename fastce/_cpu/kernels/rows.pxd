@@ -11,31 +11,31 @@ Design
 3. Up to 16 short rows go through the first pass, the scalars and the second pass together: the scalars of one row are a
    chain of 300 cycles, those of 16 rows hide each other's. And the maximum of the next row is found before this row's
    exponentials, so that these need not wait for theirs.
-4. Every block is an array of the arithmetic's type when C gets it: it lies there, or was staged (see `_staged`), or the
-   softcap was applied to it on the way into scratch memory. Only the loop for rows of 16 bits without options reads
+4. Every block is an array of the arithmetic's type when C gets it: it lies there, or was staged (see `staged_rows`), or
+   the softcap was applied to it on the way into scratch memory. Only the loop for rows of 16 bits without options reads
    them as they are.
 """
 from libc.math cimport INFINITY, NAN
 from libc.string cimport memset
 
-from fastce._cpu._convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
-from fastce._cpu._kernel_spec cimport KernelSpec, align, make_spec, process_t
-from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._platform cimport own_function
-from fastce._cpu._blocks cimport Block, cap_row, find, find_row_max, sum_rest, sum_targets, sweep
-from fastce._cpu._row_view cimport (
+from fastce._cpu.kernels.blocks cimport Block, cap_row, find, find_row_max, sum_rest, sum_targets, sweep
+from fastce._cpu.kernels.lanes cimport LANES, TILE, asked_sums, needs_rest
+from fastce._cpu.kernels.row_view cimport (
     RowView, block_size, given_by_caller, locate_row, prob_block, start_of_row, weight_block
 )
-from fastce._cpu._row_writes cimport write_lane
-from fastce._cpu._scalars cimport (
-    Scalars, add, begin, cap_factor_of, describe_argmax_patches, finish, merge, read_patch_logits, scale_of, sum_factor,
-    take
+from fastce._cpu.kernels.row_writes cimport write_lane
+from fastce._cpu.kernels.scalars cimport (
+    Scalars, add, begin, cap_factor_of, describe_argmax_patches, finish, merge, read_patch_logits, scale_of,
+    sum_factor, take
 )
-from fastce._cpu._staged cimport (
+from fastce._cpu.kernels.spec cimport KernelSpec, align, make_spec, process_t
+from fastce._cpu.layout.convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
+from fastce._cpu.layout.staged_rows cimport (
     choose_stage, load_staged, needs_stage, row_bytes, staged_group, store_columns, task_on_stage
 )
-from fastce._cpu._task cimport ALL, GRADIENT, LOG_SOFTMAX, Matrix, Task
-from fastce._cpu._lanes cimport LANES, TILE, asked_sums, needs_rest
+from fastce._cpu.math cimport exp_unit, real
+from fastce._cpu.platform cimport own_function
+from fastce._cpu.task cimport ALL, GRADIENT, LOG_SOFTMAX, Matrix, Task
 
 cdef enum:
     BLOCK_BYTES = 8192   # logits, what is prefetched for the next block, and as much of class probabilities fit into L1

@@ -2,7 +2,7 @@
 
 Design
 ------
-1. What it works on are *units* (see `_units`): a row whose classes fill the vector, or 16 rows side by side. The sums
+1. What it works on are *units* (see `units`): a row whose classes fill the vector, or 16 rows side by side. The sums
    of exponentials are those of the row and the column kernel; the other loops do both, with factors of 16 lanes.
 2. A unit goes through three passes while it is in cache: the maximum; exponentials, which wait in the workspace, and
    sums; the results.
@@ -21,28 +21,28 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-from fastce._cpu._blocks cimport (
+from fastce._cpu.kernels.blocks cimport (
     AT_MAX, FIRST, LAST, N_FACTORS, OTHER, TOTAL, UNSCALE, W_AT_MAX, Block, cap_row, find, find_in_lanes,
     find_lane_maxima, find_row_max, find_slopes, multiply, multiply_by, sum_moment, sum_rest, sum_targets,
     sum_targets_in_lanes, sweep, sweep_lanes, write_absolute, write_bent, write_diagonal, write_lane_gradients,
     write_product
 )
-from fastce._cpu._columns cimport PIECE, add_lanes, note_patch_logits
-from fastce._cpu._convert cimport NATIVE
-from fastce._cpu._kernel_spec cimport KernelSpec, align, make_spec
-from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._row_view cimport weight_block
-from fastce._cpu._row_writes cimport write_gradient
-from fastce._cpu._rows cimport row_block
-from fastce._cpu._scalars cimport (
+from fastce._cpu.kernels.columns cimport PIECE, add_lanes, note_patch_logits
+from fastce._cpu.kernels.lanes cimport LANES, NO_CLASS, fill, narrow, needs_rest, rest_of, wide_lane_sum, widen
+from fastce._cpu.kernels.row_view cimport weight_block
+from fastce._cpu.kernels.row_writes cimport write_gradient
+from fastce._cpu.kernels.rows cimport row_block
+from fastce._cpu.kernels.scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_patches, find_upstream, finish, needs_gradient, read_patch_logits,
     scale_of
 )
-from fastce._cpu._task cimport ALL, REST, WT, Task
-from fastce._cpu._lanes cimport LANES, NO_CLASS, fill, narrow, needs_rest, rest_of, wide_lane_sum, widen
-from fastce._cpu._units cimport (
+from fastce._cpu.kernels.spec cimport KernelSpec, align, make_spec
+from fastce._cpu.kernels.units cimport (
     Unit, load_all_groups, locate_unit, plan_units, store_all_groups, store_unit, units_bytes
 )
+from fastce._cpu.layout.convert cimport NATIVE
+from fastce._cpu.math cimport exp_unit, real
+from fastce._cpu.task cimport ALL, REST, WT, Task
 
 
 # What a product asks of 16 rows besides their `Scalars`; w is slope * v, the scale left out.

@@ -2,15 +2,15 @@
 from libc.math cimport fabs
 from libc.string cimport memset
 
-from fastce._cpu._convert cimport NATIVE, size_of, write_converted
-from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._blocks cimport (
+from fastce._cpu.kernels.blocks cimport (
     Block, cap_row, multiply, multiply_slopes, sweep, write_row_gradient, write_row_log
 )
-from fastce._cpu._row_view cimport RowView, block_size, locate_row, prob_block, start_of_row, weight_block
-from fastce._cpu._scalars cimport Scalars, cap_factor_of, scale_of, unscaled_exp
-from fastce._cpu._staged cimport store_block
-from fastce._cpu._task cimport LOG_SOFTMAX, Task
+from fastce._cpu.kernels.row_view cimport RowView, block_size, locate_row, prob_block, start_of_row, weight_block
+from fastce._cpu.kernels.scalars cimport Scalars, cap_factor_of, scale_of, unscaled_exp
+from fastce._cpu.layout.convert cimport NATIVE, size_of, write_converted
+from fastce._cpu.layout.staged_rows cimport store_block
+from fastce._cpu.math cimport exp_unit, real
+from fastce._cpu.task cimport LOG_SOFTMAX, Task
 
 
 cdef inline void write_log_softmax(

@@ -1,12 +1,12 @@
 """Which kernel does a task."""
-from fastce._cpu._columns cimport plan_columns
-from fastce._cpu._convert cimport magnitude
-from fastce._cpu._curvature cimport plan_curvature
-from fastce._cpu._kernel_spec cimport KernelSpec
-from fastce._cpu._math cimport real
-from fastce._cpu._plain_columns cimport fits_few_classes, plan_few_classes
-from fastce._cpu._rows cimport plan_rows
-from fastce._cpu._task cimport Task
+from fastce._cpu.kernels.columns cimport plan_columns
+from fastce._cpu.kernels.curvature cimport plan_curvature
+from fastce._cpu.kernels.few_classes cimport fits_few_classes, plan_few_classes
+from fastce._cpu.kernels.rows cimport plan_rows
+from fastce._cpu.kernels.spec cimport KernelSpec
+from fastce._cpu.layout.convert cimport magnitude
+from fastce._cpu.math cimport real
+from fastce._cpu.task cimport Task
 
 cdef enum:
     # Rows with contiguous classes are faster in a column kernel, 16 of them to a vector, while they do not fill the row

@@ -8,8 +8,8 @@ Design
    enough elsewhere, and where the sum can be repeated it alone is formed first: `REST` took a fifth of the sweep.
 3. Sums of logits run at 2^-16 of their size (`D_UNIT`), so that a block of 3e38 in one lane does not overflow.
 """
-from fastce._cpu._math cimport exp_unit, real
-from fastce._cpu._task cimport Task
+from fastce._cpu.math cimport exp_unit, real
+from fastce._cpu.task cimport Task
 
 cdef enum:
     LANES = 16

@@ -7,17 +7,17 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from fastce._cpu._choice cimport choose_kernel
-from fastce._cpu._kernel_spec cimport KernelSpec, align, process_t
-from fastce._cpu._math cimport real
-from fastce._cpu._memory cimport release_workspace, acquire_workspace
-from fastce._cpu._platform cimport end_vectors
-from fastce._cpu._prefetch cimport CACHE_LINE
-from fastce._cpu._task cimport Task, Vector, choose_scale, choose_sums, weight_of
-from fastce._cpu._teamwork cimport (
+from fastce._cpu.kernels.choice cimport choose_kernel
+from fastce._cpu.kernels.spec cimport KernelSpec, align, process_t
+from fastce._cpu.math cimport real
+from fastce._cpu.memory cimport release_workspace, acquire_workspace
+from fastce._cpu.platform cimport end_vectors
+from fastce._cpu.prefetch cimport CACHE_LINE
+from fastce._cpu.reductions cimport TargetCount, count_targets, first_bad, sum_vector
+from fastce._cpu.task cimport Task, Vector, choose_scale, choose_sums, weight_of
+from fastce._cpu.teamwork cimport (
     Progress, begin_chunk, clock_seconds, end_chunk, learn, note_end, this_processor, thread_id
 )
-from fastce._cpu._vectors cimport TargetCount, count_targets, first_bad, sum_vector
 
 cdef enum:
     # A chunk has so many groups of rows that a kernel does together: the first group of each is not fetched ahead.

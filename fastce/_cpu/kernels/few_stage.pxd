@@ -13,13 +13,13 @@ Design
 """
 from libc.string cimport memcpy, memset
 
-from fastce._cpu._convert cimport NATIVE, load_array, magnitude, size_of, store_array
-from fastce._cpu._few cimport Prefetcher, ChunkCursor
-from fastce._cpu._math cimport real
-from fastce._cpu._prefetch cimport CACHE_LINE
-from fastce._cpu._task cimport Matrix, Task, row_offset
-from fastce._cpu._lanes cimport TILE
-from fastce._cpu._transpose cimport transpose, transpose_from, transpose_to
+from fastce._cpu.kernels.few_blocks cimport Prefetcher, ChunkCursor
+from fastce._cpu.kernels.lanes cimport TILE
+from fastce._cpu.layout.convert cimport NATIVE, load_array, magnitude, size_of, store_array
+from fastce._cpu.layout.transpose cimport transpose, transpose_from, transpose_to
+from fastce._cpu.math cimport real
+from fastce._cpu.prefetch cimport CACHE_LINE
+from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
     PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats

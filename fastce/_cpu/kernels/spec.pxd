@@ -3,8 +3,8 @@
 A kernel is a C function of its own for each type, called through a pointer. Copies of inlined code may be contracted to
 FMA differently, and a result would depend on which of them computed it.
 """
-from fastce._cpu._prefetch cimport CACHE_LINE
-from fastce._cpu._task cimport Task
+from fastce._cpu.prefetch cimport CACHE_LINE
+from fastce._cpu.task cimport Task
 
 # Does the rows start .. stop - 1, in a workspace of its own.
 ctypedef void (*process_t)(const Task*, Py_ssize_t, Py_ssize_t, char*) noexcept nogil

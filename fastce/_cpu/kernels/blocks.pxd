@@ -1,9 +1,9 @@
 """Loops over a block of classes in C: of one row, see `simd/row.h`, or of 16 side by side, see `simd/lanes.h`."""
 from libc.stdint cimport int32_t
 
-from fastce._cpu._convert cimport Format
-from fastce._cpu._task cimport N_SUMS
-from fastce._cpu._lanes cimport LANES, AskedSums
+from fastce._cpu.kernels.lanes cimport LANES, AskedSums
+from fastce._cpu.layout.convert cimport Format
+from fastce._cpu.task cimport N_SUMS
 
 cdef extern from "simd/sums.h" nogil:
     # A block of classes, and what is asked of it.

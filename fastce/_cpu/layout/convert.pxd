@@ -2,8 +2,8 @@
 from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._math cimport real
-from fastce._cpu._platform cimport own_function
+from fastce._cpu.math cimport real
+from fastce._cpu.platform cimport own_function
 
 cdef extern from "simd/convert.h" nogil:
     ctypedef enum Format "fastce_format":

@@ -9,8 +9,8 @@ Design
    the wide blocks GCC made of it something slower than the small ones, hence intrinsics.
 3. 2 and 3 classes are fewer than the side of a block: compilers know how to take pairs and triples apart.
 """
-from fastce._cpu._convert cimport Format, load_array, store_array
-from fastce._cpu._math cimport real
+from fastce._cpu.layout.convert cimport Format, load_array, store_array
+from fastce._cpu.math cimport real
 
 cdef extern from "simd/transpose.h" nogil:
     void transpose_strip "fastce_transpose"(

@@ -3,9 +3,9 @@ from libc.string cimport memset
 
 cimport numpy as cnp
 
-from fastce._cpu._convert cimport BFLOAT16, DOUBLE, FLOAT, HALF, NATIVE, Format
-from fastce._cpu._task cimport MAX_DIMS, Matrix, Task
 from fastce._cpu.call cimport Call, Operand, PyArray_NewLikeArray, PyArray_Scalar, view_of
+from fastce._cpu.layout.convert cimport BFLOAT16, DOUBLE, FLOAT, HALF, NATIVE, Format
+from fastce._cpu.task cimport MAX_DIMS, Matrix, Task
 
 
 cdef inline Format format_of(int type_num, int arithmetic) noexcept:

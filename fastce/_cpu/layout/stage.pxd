@@ -11,14 +11,14 @@ Design
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
-from fastce._cpu._convert cimport (
+from fastce._cpu.kernels.lanes cimport LANES
+from fastce._cpu.layout.convert cimport (
     NATIVE, Format, is_16_bit, is_array, magnitude, narrow_16, read_converted, widen_16, write_converted
 )
-from fastce._cpu._math cimport real
-from fastce._cpu._platform cimport own_function
-from fastce._cpu._task cimport Matrix, Task, row_offset
-from fastce._cpu._lanes cimport LANES
-from fastce._cpu._transpose cimport transpose, transpose_from, transpose_to
+from fastce._cpu.layout.transpose cimport transpose, transpose_from, transpose_to
+from fastce._cpu.math cimport real
+from fastce._cpu.platform cimport own_function
+from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
     WIDENED = 128  # classes of 16 rows that pass through the buffer at once

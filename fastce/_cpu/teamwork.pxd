@@ -26,7 +26,7 @@ gains 4 us.
 """
 from libc.math cimport HUGE_VAL
 
-from fastce._cpu._prefetch cimport CACHE_LINE
+from fastce._cpu.prefetch cimport CACHE_LINE
 
 cdef extern from "host/threads.h" nogil:
     ctypedef struct Experience "fastce_experience":

@@ -3,17 +3,17 @@
 An operand of a row that is an array of the arithmetic's type is read and written where it is. Whatever else there is,
 16 bits, strides, 16 rows, comes into the workspace first and goes back from there.
 """
-from fastce._cpu._columns cimport MAX_GROUPS, column_block, prefetch_group
-from fastce._cpu._convert cimport NATIVE, is_array, store_array
-from fastce._cpu._math cimport real
-from fastce._cpu._row_view cimport start_of_row
-from fastce._cpu._rows cimport AHEAD_BYTES, GROUP_BYTES, row_group
-from fastce._cpu._stage cimport (
+from fastce._cpu.kernels.columns cimport MAX_GROUPS, column_block, prefetch_group
+from fastce._cpu.kernels.lanes cimport LANES
+from fastce._cpu.kernels.row_view cimport start_of_row
+from fastce._cpu.kernels.rows cimport AHEAD_BYTES, GROUP_BYTES, row_group
+from fastce._cpu.layout.convert cimport NATIVE, is_array, store_array
+from fastce._cpu.layout.stage cimport (
     UNIT_ROW_STRIDE, RowGroupView, fill_lanes, load_classes, load_planes, locate, store_classes, store_planes
 )
-from fastce._cpu._staged cimport load_staged
-from fastce._cpu._task cimport Matrix, Task
-from fastce._cpu._lanes cimport LANES
+from fastce._cpu.layout.staged_rows cimport load_staged
+from fastce._cpu.math cimport real
+from fastce._cpu.task cimport Matrix, Task
 
 
 # Arrays of the workspace, each with room for all units that are done together.

@@ -16,16 +16,16 @@ Design
 from libc.stdint cimport int64_t, uint64_t
 from libc.string cimport memcpy
 
-from fastce._cpu._blocks cimport cap_row
-from fastce._cpu._convert cimport read_converted
-from fastce._cpu._formula cimport (
+from fastce._cpu.formula cimport (
     grad_alpha, grad_beta, grad_gamma, grad_of_class, nan_unless_finite, row_entropy, row_log_prob, row_loss, row_lse,
     shift_exp_sum, shift_sum, smooth, sumexp_excl, times, z_loss_slope, z_loss_term
 )
-from fastce._cpu._math cimport exp, exp_unit, log1p, real, sech2
-from fastce._cpu._platform cimport read_once
-from fastce._cpu._task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, row_offset, vector_item, weight_of
-from fastce._cpu._lanes cimport D_UNIT, LANES, fill, wide_lane_sum
+from fastce._cpu.kernels.blocks cimport cap_row
+from fastce._cpu.kernels.lanes cimport D_UNIT, LANES, fill, wide_lane_sum
+from fastce._cpu.layout.convert cimport read_converted
+from fastce._cpu.math cimport exp, exp_unit, log1p, real, sech2
+from fastce._cpu.platform cimport read_once
+from fastce._cpu.task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, row_offset, vector_item, weight_of
 
 cdef extern from "simd/compiler.h" nogil:
     ctypedef Py_ssize_t aligned_index "fastce_aligned_index"

@@ -13,13 +13,13 @@ Design
 3. A gradient whose rows lie side by side, as in Fortran order, is stored when all rows of the group are done: by rows,
    one number at a time would be written to every cache line, and a call took 30 times as long.
 """
-from fastce._cpu._convert cimport NATIVE, Format, load_array, store_array
-from fastce._cpu._math cimport real
-from fastce._cpu._platform cimport own_function
-from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_write
-from fastce._cpu._task cimport Matrix, Task, row_offset
-from fastce._cpu._lanes cimport LANES
-from fastce._cpu._transpose cimport transpose
+from fastce._cpu.kernels.lanes cimport LANES
+from fastce._cpu.layout.convert cimport NATIVE, Format, load_array, store_array
+from fastce._cpu.layout.transpose cimport transpose
+from fastce._cpu.math cimport real
+from fastce._cpu.platform cimport own_function
+from fastce._cpu.prefetch cimport CACHE_LINE, prefetch_to_write
+from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
     # Gradients that are stored class by class wait for each other: 16 rows fill a cache line of floats, and more are

@@ -7,31 +7,31 @@ Design
 2. 64 rows are a few independent vectors, whatever the instruction set. Maxima and exponentials are separate passes over
    all of them, so that the latency of one vector hides behind the others. The loops are those of `simd/few.h`.
 3. Exponentials are relative to the largest logit, but their sum leaves out the target: -(1 - p) of the target is that
-   sum over the whole, without cancellation, and the loss has what it needs in it as well. One sum does where `_columns`
+   sum over the whole, without cancellation, and the loss has what it needs in it as well. One sum does where `columns`
    needs two, for a comparison with the class is all that it takes.
 4. Groups of rows begin with a cache line where planes allow it: a store across two lines costs twice.
 5. Fewer rows are filled up to 64, so that the bits of a row do not depend on how many others there are; what costs
-   most is done by 16 rows, as far as there are any. Whatever has options goes through `_columns`, in float64.
+   most is done by 16 rows, as far as there are any. Whatever has options goes through `columns`, in float64.
 """
 from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._columns cimport column_block
-from fastce._cpu._convert cimport NATIVE, is_array
-from fastce._cpu._few cimport (
+from fastce._cpu.kernels.columns cimport column_block
+from fastce._cpu.kernels.few_blocks cimport (
     Prefetcher, do_pairs, exp_and_sum, fetch_piece, find_maxima_and_targets, finish_rows, scale_and_patch,
     shift_and_scale
 )
-from fastce._cpu._kernel_spec cimport CHUNK_NUMBERS, KernelSpec, make_spec
-from fastce._cpu._math cimport real
-from fastce._cpu._plain_scalars cimport read_targets, sum_losses
-from fastce._cpu._plain_stage cimport (
+from fastce._cpu.kernels.few_scalars cimport read_targets, sum_losses
+from fastce._cpu.kernels.few_stage cimport (
     GAP, MAX_ROWS, PLAIN_STAGE_BYTES, begin_prefetch, load_rows, plain_group, plan_prefetch, rows_to_line, run_length,
     store_rows
 )
-from fastce._cpu._task cimport GRADIENT, Matrix, Task, row_offset, vector_item
-from fastce._cpu._lanes cimport LANES, TILE, fill
+from fastce._cpu.kernels.lanes cimport LANES, TILE, fill
+from fastce._cpu.kernels.spec cimport CHUNK_NUMBERS, KernelSpec, make_spec
+from fastce._cpu.layout.convert cimport NATIVE, is_array
+from fastce._cpu.math cimport real
+from fastce._cpu.task cimport GRADIENT, Matrix, Task, row_offset, vector_item
 
 
 cdef inline bint is_plain_call(const Task* task) noexcept nogil:

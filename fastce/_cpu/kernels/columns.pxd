@@ -14,24 +14,24 @@ Design
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 
-from fastce._cpu._blocks cimport (
+from fastce._cpu.kernels.blocks cimport (
     Block, cap_row, find_in_lanes, find_lane_maxima, multiply_slopes, sum_targets_in_lanes, sweep_lanes,
     write_lane_gradients, write_lane_logs
 )
-from fastce._cpu._convert cimport NATIVE
-from fastce._cpu._kernel_spec cimport KernelSpec, align, make_spec
-from fastce._cpu._math cimport real, sech2
-from fastce._cpu._prefetch cimport CACHE_LINE, prefetch_to_l2
-from fastce._cpu._row_view cimport weight_block
-from fastce._cpu._scalars cimport (
+from fastce._cpu.kernels.lanes cimport LANES, NO_CLASS, asked_sums, fill, narrow, rest_of, widen
+from fastce._cpu.kernels.row_view cimport weight_block
+from fastce._cpu.kernels.scalars cimport (
     Scalars, begin, cap_factor_of, describe_argmax_patches, finish, merge, scale_of, sum_factor, take, unscaled_exp
 )
-from fastce._cpu._stage cimport (
+from fastce._cpu.kernels.spec cimport KernelSpec, align, make_spec
+from fastce._cpu.layout.convert cimport NATIVE
+from fastce._cpu.layout.stage cimport (
     UNIT_ROW_STRIDE, TRANSPOSED, RowGroupView, fill_lanes, load_classes, load_planes, locate, store_classes,
     store_planes
 )
-from fastce._cpu._task cimport ALL, LOG_SOFTMAX, REST, Task
-from fastce._cpu._lanes cimport LANES, NO_CLASS, asked_sums, fill, narrow, rest_of, widen
+from fastce._cpu.math cimport real, sech2
+from fastce._cpu.prefetch cimport CACHE_LINE, prefetch_to_l2
+from fastce._cpu.task cimport ALL, LOG_SOFTMAX, REST, Task
 
 cdef enum:
     STAGE_BYTES = 131072  # fits into any L2 cache

@@ -1,8 +1,8 @@
 """Where the row kernel finds the operands of a row, block by block."""
-from fastce._cpu._convert cimport NATIVE, Format, is_array
-from fastce._cpu._math cimport real
-from fastce._cpu._staged cimport load_staged
-from fastce._cpu._task cimport Matrix, Task, row_offset
+from fastce._cpu.layout.convert cimport NATIVE, Format, is_array
+from fastce._cpu.layout.staged_rows cimport load_staged
+from fastce._cpu.math cimport real
+from fastce._cpu.task cimport Matrix, Task, row_offset
 
 
 # Where the operands of a row start, NULL if absent, and its block that is to be swept next.

@@ -2,11 +2,11 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memcpy
 
-from fastce._cpu._few cimport any_negative
-from fastce._cpu._math cimport real
-from fastce._cpu._prefetch cimport CACHE_LINE, prefetch
-from fastce._cpu._task cimport Task
-from fastce._cpu._lanes cimport LANES, TILE, fill, wide_lane_sum
+from fastce._cpu.kernels.few_blocks cimport any_negative
+from fastce._cpu.kernels.lanes cimport LANES, TILE, fill, wide_lane_sum
+from fastce._cpu.math cimport real
+from fastce._cpu.prefetch cimport CACHE_LINE, prefetch
+from fastce._cpu.task cimport Task
 
 cdef enum:
     TARGETS_AHEAD = 256  # rows; they come from memory, for nothing has read them for the length of a sweep

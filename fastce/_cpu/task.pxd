@@ -7,9 +7,9 @@ absent.
 from libc.float cimport DBL_MAX, DBL_MIN, FLT_MAX, FLT_MIN
 from libc.stdint cimport int64_t
 
-from fastce._cpu._convert cimport Format
-from fastce._cpu._formula cimport softcap_scales_double, softcap_scales_float
-from fastce._cpu._math cimport real
+from fastce._cpu.formula cimport softcap_scales_double, softcap_scales_float
+from fastce._cpu.layout.convert cimport Format
+from fastce._cpu.math cimport real
 
 cdef enum:
     MAX_DIMS = 64  # NumPy's own limit
@@ -73,7 +73,7 @@ cdef struct Task:
     const double* block_weights  # the sum of w over the classes before each of the kernel's blocks, and over all
     Vector sample_weight
     Vector grad_output
-    const Task* source     # the caller's task, if this one works on a stage, see `_staged`; else NULL
+    const Task* source     # the caller's task, if this one works on a stage, see `staged_rows`; else NULL
     bint stages_logits
     bint stages_out
     bint stores_rows       # from the stage, one by one

@@ -1,0 +1,1 @@
+"""Between the arrays of the caller and those that the kernels work on: formats, strides, order."""
