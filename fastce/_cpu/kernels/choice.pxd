@@ -4,7 +4,7 @@ from fastce._cpu.kernels.curvature cimport plan_curvature
 from fastce._cpu.kernels.few_classes cimport fits_few_classes, plan_few_classes
 from fastce._cpu.kernels.rows cimport plan_rows
 from fastce._cpu.kernels.spec cimport KernelSpec
-from fastce._cpu.layout.convert cimport magnitude
+from fastce._cpu.layout.convert cimport magnitude, size_of
 from fastce._cpu.math cimport real
 from fastce._cpu.task cimport Task
 
@@ -28,7 +28,7 @@ cdef inline bint goes_by_rows(const Task* task, Py_ssize_t itemsize) noexcept no
 
 cdef inline KernelSpec choose_kernel(Task* task, real like) noexcept nogil:
     """Choose the kernel for a task, and plan the task for it."""
-    cdef bint by_rows = goes_by_rows(task, sizeof(real))
+    cdef bint by_rows = goes_by_rows(task, size_of(task.logits.format, like))
     if task.second.data != NULL:
         return plan_curvature(task, by_rows, like)
     if by_rows:
