@@ -14,10 +14,10 @@ cimport numpy as cnp
 
 from fastce._cpu.arrays cimport describe, new_like, new_per_row, scalar_of, set_curvature
 from fastce._cpu.call cimport (
-    DEFAULT_IGNORE_INDEX as _DEFAULT_IGNORE_INDEX, Call, Operand, Options, check_apart, check_axis, check_conversions,
-    check_finite, check_float, check_grad_output, check_like, check_logits, check_results, check_sample_weight,
-    check_target, check_v, check_weight, fail, make_ready, measure, read_array, read_grad_output, read_needed,
-    read_options, read_result, read_threads_and_axis, read_vector, set_operand, view_of
+    DEFAULT_IGNORE_INDEX as _DEFAULT_IGNORE_INDEX, ONE_FOR_ALL, PER_CLASS, PER_LOGIT, PER_ROW, Call, Operand, Options,
+    check_apart, check_axis, check_conversions, check_factors, check_finite, check_float, check_like, check_logits,
+    check_results, check_target, fail, make_ready, measure, read_array, read_grad_output, read_needed, read_options,
+    read_result, read_threads_and_axis, read_vector, set_operand, view_of
 )
 from fastce._cpu.platform cimport (
     CYTHON_HEX_VERSION, FASTCE_COMPILER, FASTCE_OPENMP, fastce_forget_started, fastce_has_avx2, fastce_has_avx512,
@@ -271,18 +271,19 @@ def call(
     )):
         raise broken(&c)
     # From here on others may run: `make_ready` and the search for shared memory let them. All is read.
-    if unlikely(not check_weight(&c)):
+    if unlikely(not check_factors(&c, &c.weight, "weight", PER_CLASS)):
         raise broken(&c)
     weight = None if on_gpu else read_vector(&c.weight, &weights)
     if unlikely(not (
         (on_gpu or check_finite(&c, &weights, c.n_classes, "weight", c.arithmetic == cnp.NPY_FLOAT32, 1))
-        and check_sample_weight(&c)
+        and check_factors(&c, &c.sample_weight, "sample_weight", PER_ROW)
     )):
         raise broken(&c)
     sample_weight = None if on_gpu else read_vector(&c.sample_weight, &sample_weights)
     if unlikely(not (
         (on_gpu or check_finite(&c, &sample_weights, c.n_rows, "sample_weight", False, 2))
-        and check_grad_output(&c) and check_v(&c) and check_results(&c) and check_conversions(&c)
+        and check_factors(&c, &c.grad_outputs, "grad_output", PER_ROW if c.options.is_per_row else ONE_FOR_ALL)
+        and check_factors(&c, &c.v, "v", PER_LOGIT) and check_results(&c) and check_conversions(&c)
     )):
         raise broken(&c)
     if unlikely(on_gpu):

@@ -430,46 +430,31 @@ cdef inline bint check_target(Call* call) noexcept:
     if not call.has_classes and (
             call.options.is_uint64 or call.options.ignore_index != DEFAULT_IGNORE_INDEX):
         return fail(call, "ignored probabilities", "ignore_index", 0)
-    return (
-        check_alignment(call, target, "target") and check_alignment(call, &call.weight, "weight")
-        and check_alignment(call, &call.sample_weight, "sample_weight"))
+    return check_alignment(call, target, "target")
 
 
-cdef inline bint check_weight(Call* call) noexcept:
-    cdef const Operand* weight = &call.weight
-    if weight.array == NULL:
-        return True
-    if not is_real(weight):
-        return fail(call, "real", "weight", 0)
-    return (weight.n_dims == 1 and weight.shape[0] == call.n_classes) or fail(call, "shape", "weight", 0)
+cdef enum Shape:
+    ONE_FOR_ALL
+    PER_CLASS
+    PER_ROW
+    PER_LOGIT
 
 
-cdef inline bint check_sample_weight(Call* call) noexcept:
-    cdef const Operand* weight = &call.sample_weight
-    if weight.array == NULL:
-        return True
-    if not is_real(weight):
-        return fail(call, "real", "sample_weight", 0)
-    return has_row_shape(call, weight) or fail(call, "shape", "sample_weight", 0)
+cdef inline bint has_shape(const Call* call, const Operand* operand, Shape shape) noexcept:
+    if shape == ONE_FOR_ALL:
+        return operand.n_dims == 0
+    if shape == PER_CLASS:
+        return operand.n_dims == 1 and operand.shape[0] == call.n_classes
+    return has_row_shape(call, operand) if shape == PER_ROW else is_like(operand, &call.logits)
 
 
-cdef inline bint check_grad_output(Call* call) noexcept:
-    cdef const Operand* factors = &call.grad_outputs
+cdef inline bint check_factors(Call* call, const Operand* factors, const char* name, Shape shape) noexcept:
+    """Refuse factors, if there are any, that are no real numbers, or not one for each of what they should be for."""
     if factors.array == NULL:
         return True
     if not is_real(factors):
-        return fail(call, "real", "grad_output", 0)
-    if not (has_row_shape(call, factors) if call.options.is_per_row else factors.n_dims == 0):
-        return fail(call, "shape", "grad_output", 0)
-    return check_alignment(call, factors, "grad_output")
-
-
-cdef inline bint check_v(Call* call) noexcept:
-    if call.v.array == NULL:
-        return True
-    if not is_real(&call.v):
-        return fail(call, "real", "v", 0)
-    return is_like(&call.v, &call.logits) or fail(call, "shape", "v", 0)
+        return fail(call, "real", name, 0)
+    return (has_shape(call, factors, shape) or fail(call, "shape", name, 0)) and check_alignment(call, factors, name)
 
 
 # ----- results

@@ -21,7 +21,7 @@ from fastce._cpu.kernels.blocks cimport (
 from fastce._cpu.kernels.lanes cimport LANES, NO_CLASS, asked_sums, fill, narrow, rest_of, widen
 from fastce._cpu.kernels.row_view cimport weight_block
 from fastce._cpu.kernels.scalars cimport (
-    Scalars, begin, cap_factor_of, describe_argmax_patches, finish, merge, scale_of, sum_factor, take, unscaled_exp
+    Scalars, begin, describe_argmax_patches, finish, merge, sum_factor, take, unscaled_exp
 )
 from fastce._cpu.kernels.spec cimport KernelSpec, align, make_spec
 from fastce._cpu.layout.convert cimport NATIVE
@@ -54,7 +54,7 @@ cdef inline void note_patch_logits(
     const Task* task, Scalars* rows, Py_ssize_t start, Py_ssize_t stop, real* stage
 ) noexcept nogil:
     """Take the patch classes' logits from a block of them, and apply the softcap to the block."""
-    cdef real factor = <real>cap_factor_of(task)
+    cdef real factor = <real>task.cap_factor
     cdef Py_ssize_t j, k
     if factor != 0:
         for j in range(rows.n):
@@ -86,7 +86,7 @@ cdef inline void sweep_classes(
     cdef double all_terms[LANES]
     cdef double rest[LANES]
     cdef int32_t first[LANES]
-    cdef real scale = <real>scale_of(task)
+    cdef real scale = <real>task.scale
     cdef Py_ssize_t c, j, k = 0, n = stop - start
     cdef Block b
     fill(row_max, 0, LANES, <real>0)
@@ -142,7 +142,7 @@ cdef inline void write_classes(
     cdef real alpha[LANES]
     cdef real beta[LANES]
     cdef real gamma[LANES]
-    cdef real scale = <real>scale_of(task)
+    cdef real scale = <real>task.scale
     cdef const real* added = NULL
     cdef const real* t = NULL
     cdef Py_ssize_t j, k = 0, m, n = stop - start
@@ -160,7 +160,7 @@ cdef inline void write_classes(
             added = beta
         if not from_logits and block_max != rows.row_max:
             for j in range(LANES):
-                alpha[j] = <real>(rows.alpha[j] * unscaled_exp(scale_of(task) * (block_max[j] - rows.row_max[j])))
+                alpha[j] = <real>(rows.alpha[j] * unscaled_exp(task.scale * (block_max[j] - rows.row_max[j])))
         if from_logits:
             b.x = b.e = stage
             b.n = n
@@ -175,7 +175,7 @@ cdef inline void write_classes(
                 stage + k * LANES, m, alpha, added, weight_block(task, start + k, scale), gamma, t)
             if task.softcap != 0:
                 load_classes(logits, start + k, start + k + m, buffer)
-                multiply_slopes(stage + k * LANES, m * LANES, buffer, cap_factor_of(task), stage + k * LANES)
+                multiply_slopes(stage + k * LANES, m * LANES, buffer, task.cap_factor, stage + k * LANES)
             k += m
     for j in range(rows.n):
         if rows.n_kept < LANES and rows.kept[j] == 0:
@@ -258,7 +258,7 @@ cdef inline void process_blocks(
         if keep_logits:
             load_classes(&logits, k, stop, stage)
             if task.softcap != 0:
-                cap_row(stage, (stop - k) * LANES, cap_factor_of(task), stage)
+                cap_row(stage, (stop - k) * LANES, task.cap_factor, stage)
         else:
             load_classes(&out, k, stop, stage)
         write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, block_max + k // step * LANES, stage)

@@ -33,8 +33,7 @@ from fastce._cpu.kernels.row_view cimport weight_block
 from fastce._cpu.kernels.row_writes cimport write_gradient
 from fastce._cpu.kernels.rows cimport row_block
 from fastce._cpu.kernels.scalars cimport (
-    Scalars, begin, cap_factor_of, describe_argmax_patches, find_upstream, finish, needs_gradient, read_patch_logits,
-    scale_of
+    Scalars, begin, describe_argmax_patches, find_upstream, finish, needs_gradient, read_patch_logits
 )
 from fastce._cpu.kernels.spec cimport KernelSpec, align, make_spec
 from fastce._cpu.kernels.units cimport (
@@ -98,7 +97,7 @@ cdef inline void sum_unit(
     cdef double moment[LANES]
     cdef double wt[LANES]
     cdef real w_at_max[LANES]
-    cdef real scale = <real>scale_of(task)
+    cdef real scale = <real>task.scale
     cdef Py_ssize_t at, j, k = 0, size = sizeof(real)
     cdef bint by_rows = task.by_rows, has_prob = task.prob.data != NULL
     cdef Block b
@@ -214,11 +213,11 @@ cdef inline void sweep_unit(
     cdef real row_max[LANES]
     cdef real ones[LANES]
     if task.softcap != 0:
-        find_slopes(<const real*>unit.x, unit.n, cap_factor_of(task), <real*>unit.slopes)
+        find_slopes(<const real*>unit.x, unit.n, task.cap_factor, <real*>unit.slopes)
     if not task.by_rows and needs_gradient(task):
         note_patch_logits(task, rows, 0, task.n_classes, <real*>unit.x)  # caps them too
     elif task.softcap != 0:
-        cap_row(<const real*>unit.x, unit.n, cap_factor_of(task), <real*>unit.capped)
+        cap_row(<const real*>unit.x, unit.n, task.cap_factor, <real*>unit.capped)
     if task.is_product and task.softcap != 0:
         fill(ones, 0, LANES, <real>1)
         multiply_by(<const real*>unit.v, <const real*>unit.slopes, unit.n, ones, <real*>unit.scaled)
@@ -326,7 +325,7 @@ cdef inline void write_unit_product(
     write_unit_gradient(task, unit, lane, rows, exps)
     write_bent(
         straight, <const real*>unit.slopes, <const real*>unit.capped, exps, <const real*>unit.v, unit.n,
-        -2 * cap_factor_of(task), -INFINITY, <real*>unit.out)
+        -2 * task.cap_factor, -INFINITY, <real*>unit.out)
 
 
 cdef inline void write_unit_diagonal(
@@ -345,7 +344,7 @@ cdef inline void write_unit_diagonal(
     if task.softcap != 0:
         write_bent(
             hess, <const real*>unit.slopes, <const real*>unit.capped, grad, NULL, unit.n,
-            -2 * cap_factor_of(task) if task.curvature.bends else 0, least, hess)
+            -2 * task.cap_factor if task.curvature.bends else 0, least, hess)
 
 
 cdef inline void clear_lane(const Unit* unit, Py_ssize_t lane, real* result) noexcept nogil:

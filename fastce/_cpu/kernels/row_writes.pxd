@@ -6,7 +6,7 @@ from fastce._cpu.kernels.blocks cimport (
     Block, cap_row, multiply, multiply_slopes, sweep, write_row_gradient, write_row_log
 )
 from fastce._cpu.kernels.row_view cimport RowView, block_size, locate_row, prob_block, start_of_row, weight_block
-from fastce._cpu.kernels.scalars cimport Scalars, cap_factor_of, scale_of, unscaled_exp
+from fastce._cpu.kernels.scalars cimport Scalars, unscaled_exp
 from fastce._cpu.layout.convert cimport NATIVE, size_of, write_converted
 from fastce._cpu.layout.staged_rows cimport store_block
 from fastce._cpu.math cimport exp_unit, real
@@ -20,9 +20,9 @@ cdef inline void write_log_softmax(
     cdef const real* x = <const real*>row.logits + start
     cdef Py_ssize_t n = block_size(task, start)
     if task.softcap != 0:
-        cap_row(x, n, cap_factor_of(task), scratch)
+        cap_row(x, n, task.cap_factor, scratch)
         x = scratch
-    write_row_log(x, n, rows.row_max[lane], scale_of(task), rows.log_sumexp[lane], <real*>row.out + start)
+    write_row_log(x, n, rows.row_max[lane], task.scale, rows.log_sumexp[lane], <real*>row.out + start)
 
 
 cdef inline void find_capped_exps(
@@ -36,8 +36,8 @@ cdef inline void find_capped_exps(
     b.ahead_size = sizeof(real)
     b.x = b.e = scratch
     b.format = NATIVE
-    cap_row(<const real*>row.logits + start, b.n, cap_factor_of(task), scratch)
-    sweep(&b, rows.row_max[lane], scale_of(task), scratch[0])
+    cap_row(<const real*>row.logits + start, b.n, task.cap_factor, scratch)
+    sweep(&b, rows.row_max[lane], task.scale, scratch[0])
 
 
 cdef inline double write_gradient(
@@ -81,11 +81,11 @@ cdef inline void write_row(
             find_capped_exps(task, rows, lane, row, k, scratch)
             factor = write_gradient(task, rows, lane, k, n, factor, scratch, prob_block(task, row.prob, k, probs))
             multiply(scratch, n, factor)
-            multiply_slopes(scratch, n, <const real*>row.logits + k, cap_factor_of(task), out)
+            multiply_slopes(scratch, n, <const real*>row.logits + k, task.cap_factor, out)
             factor = 1
         else:
             if task.n_classes > task.block and block_max[k // task.block] != rows.row_max[lane]:
-                factor *= unscaled_exp(scale_of(task) * (block_max[k // task.block] - rows.row_max[lane]))
+                factor *= unscaled_exp(task.scale * (block_max[k // task.block] - rows.row_max[lane]))
             factor = write_gradient(task, rows, lane, k, n, factor, out, prob_block(task, row.prob, k, probs))
         if target != NULL:
             # An exponential that is NaN makes the row's factor NaN.

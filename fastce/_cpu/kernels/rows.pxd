@@ -25,8 +25,7 @@ from fastce._cpu.kernels.row_view cimport (
 )
 from fastce._cpu.kernels.row_writes cimport write_lane
 from fastce._cpu.kernels.scalars cimport (
-    Scalars, add, begin, cap_factor_of, describe_argmax_patches, finish, merge, read_patch_logits, scale_of,
-    sum_factor, take
+    Scalars, add, begin, describe_argmax_patches, finish, merge, read_patch_logits, sum_factor, take
 )
 from fastce._cpu.kernels.spec cimport KernelSpec, align, make_spec, process_t
 from fastce._cpu.layout.convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
@@ -87,7 +86,7 @@ cdef inline void begin_block(const Task* task, RowView* row, Py_ssize_t start, r
             row.x = x = <real*>row.logits
         load_staged(first, given.format, given.class_stride, n, x)
     if task.softcap != 0:
-        cap_row(x, n, cap_factor_of(task), capped)
+        cap_row(x, n, task.cap_factor, capped)
         row.x = capped
     if not task.normalized:
         row.block_max = find_row_max(row.format, row.x, n, capped[0])
@@ -107,7 +106,7 @@ cdef inline Py_ssize_t find_argmax_patch(
             if task.softcap == 0:
                 found = find(<real*>row.out + k, n, exp_unit(scratch[0]))  # the sweep left exponentials there
             else:
-                cap_row(<real*>row.logits + k, n, cap_factor_of(task), scratch)
+                cap_row(<real*>row.logits + k, n, task.cap_factor, scratch)
                 found = find(scratch, n, rows.row_max[lane])
         if found >= 0:
             return k + found
@@ -147,7 +146,7 @@ cdef inline void sweep_row(
     cdef Py_ssize_t k = 0, j, n, after
     cdef Py_ssize_t far = (2 if b.is_long else 1) * AHEAD_BYTES // b.ahead_size
     cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
-    cdef double scale = scale_of(task), m, shift, all_terms, known = NAN
+    cdef double scale = task.scale, m, shift, all_terms, known = NAN
     cdef bint is_lower
     # After short rows one more: the next one has been read already.
     after = min(i + (1 if task.n_classes > task.block else max(2, far // task.n_classes + 1)), task.n_rows - 1)

@@ -59,16 +59,6 @@ cdef inline double unscaled_exp(double x) noexcept nogil:
     return exp(x) / exp_unit(x)
 
 
-cdef inline double scale_of(const Task* task) noexcept nogil:
-    """Return the factor of f(x) - f(row_max): tanh spans 1 and the softcap; else f is the identity."""
-    return task.scale
-
-
-cdef inline double cap_factor_of(const Task* task) noexcept nogil:
-    """Return the factor inside f(x) = tanh(factor x), or 0 without a softcap."""
-    return task.cap_factor
-
-
 cdef inline real read_logit(const Task* task, Py_ssize_t i, Py_ssize_t k, real like) noexcept nogil:
     """Return the logit of class k in row i, as the caller gave it."""
     cdef const Task* given = task if task.source == NULL else task.source
@@ -80,7 +70,7 @@ cdef inline real read_logit(const Task* task, Py_ssize_t i, Py_ssize_t k, real l
 cdef inline void read_patch_logits(const Task* task, Scalars* rows, real like) noexcept nogil:
     """Read the logits of the patch classes, before anything is stored into `out`, which may be the logits."""
     cdef real x[LANES]
-    cdef real factor = <real>cap_factor_of(task)
+    cdef real factor = <real>task.cap_factor
     cdef Py_ssize_t j
     for j in range(rows.n):
         if rows.patch_class[j] >= 0:
@@ -182,7 +172,7 @@ cdef inline void merge(
 ) noexcept nogil:
     """Add the b-th block of classes to what is known of the n rows from `lane` on."""
     cdef double factor, shift, factor_block, shift_block
-    cdef double scale = scale_of(task)
+    cdef double scale = task.scale
     cdef double w = task.block_weights[b] if task.sum_weight else 0  # of the classes before this block
     cdef double w_block = task.block_weights[b + 1] - w if task.sum_weight else 0
     cdef Py_ssize_t c, i, j, k
@@ -229,7 +219,7 @@ cdef inline void describe_argmax_patches(const Task* task, Scalars* rows, real l
         if task.softcap != 0 and rows.patch_class[j] >= 0:
             # The logits are still there: a softcap's sweep stores nothing.
             x = read_logit(task, rows.start + j, rows.patch_class[j], like)
-            rows.slope_patch[j] = sech2(<double>(x * <real>cap_factor_of(task)))
+            rows.slope_patch[j] = sech2(<double>(x * <real>task.cap_factor))
 
 
 cdef inline void read_prob_target(
@@ -292,7 +282,7 @@ cdef inline bint needs_gradient(const Task* task) noexcept nogil:
 cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nogil:
     """Turn the sums into losses, statistics and gradient factors; write the former, unless only the latter matter."""
     cdef bint has_loss = task.second.data == NULL, with_gradient = needs_gradient(task)
-    cdef double scale = scale_of(task)
+    cdef double scale = task.scale
     cdef double one_minus_eps = 1 - task.label_smoothing
     cdef double eps_over_c = task.label_smoothing / task.n_classes
     cdef double weight_sum = task.weight_sum
