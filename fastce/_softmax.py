@@ -265,8 +265,8 @@ def logsumexp(
     return (result, sign[()]) if return_sign else result
 
 
-def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: int | None, **kind: Any) -> NDArray[Any]:
-    """Return what a kernel makes of `x` along its axes."""
+def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: int | None, **kind: bool) -> NDArray[Any]:
+    """Return the softmax of `x` along its axes, or its logarithm."""
     done = try_along_axis(x, axis, n_threads, out, **kind)
     if done is not None:
         return done

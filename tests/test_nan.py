@@ -116,6 +116,7 @@ def test_statistics_of_bad_rows_are_nan(problem, n_classes, dtype, kind):
             assert np.isnan(getattr(stats, name)[hit]).all()
             assert_equal(np.delete(getattr(stats, name), hit), np.delete(getattr(clean, name), hit))
         assert_equal(np.delete(stats.argmax, hit), np.delete(clean.argmax, hit))
+        assert (stats.argmax[hit] == -1).all()
 
 
 def test_a_softcap_makes_infinite_logits_finite(dtype, order):

@@ -242,3 +242,26 @@ def test_unaligned_weights_are_read_as_they_are(rng, dtype, kind):
     for one, other in zip(actual, expected, strict=True):
         assert_equal(one, other)
     assert actual[0].dtype == arithmetic(dtype)
+
+
+@pytest.mark.parametrize("softcap", [None, 1000.0])
+@pytest.mark.parametrize("order", ["C", "F"])
+@pytest.mark.parametrize("n_classes", [2, 5, 200, 5000])
+def test_the_gradient_of_the_only_class_with_a_target_keeps_its_digits(dtype, n_classes, order, softcap):
+    """-w t (1 - p): the products w t of the other classes add up to nothing, not to what rounding left of the first.
+
+    1 - p is the sum of the other terms, each within a few ulp.
+    """
+    logits = np.zeros((3, n_classes), dtype).copy(order=order)
+    logits[:, 1] = 40
+    target = np.zeros_like(logits)
+    target[:, 1] = np.array([0.7, 0.3, 1.1])
+    weight = np.full(n_classes, 0.3, dtype)
+    grad = with_grad(logits, target, weight=weight, softcap=softcap, reduction="sum")[1]
+    x = 40 if softcap is None else softcap * np.tanh(40 / softcap)
+    slope = 1 if softcap is None else 1 - np.tanh(40 / softcap) ** 2
+    others = (n_classes - 1) * np.exp(-x)
+    expected = -slope * float(weight[1]) * target[:, 1].astype(float) * others / (1 + others)
+    # An error of the capped logit, 2 ulp of 40, is one of exp(-x) as large.
+    rtol = (16 if softcap is None else 16 + 4 * 40) * np.finfo(dtype).eps
+    np.testing.assert_allclose(grad[:, 1].astype(float), expected, rtol=rtol)

@@ -7,8 +7,8 @@ from cython.parallel cimport prange, threadid
 from libc.stdint cimport int64_t
 from libc.string cimport memset
 
-from fastce._cpu.kernels.choice cimport choose_kernel
-from fastce._cpu.kernels.spec cimport KernelSpec, align, process_t
+from fastce._cpu.kernel.choice cimport choose_kernel
+from fastce._cpu.kernel.spec cimport KernelSpec, align, process_t
 from fastce._cpu.math cimport real
 from fastce._cpu.memory cimport release_workspace, acquire_workspace
 from fastce._cpu.platform cimport end_vectors

@@ -97,7 +97,7 @@ cdef struct Task:
     bint has_option_sums   # any of the above
     bint needs_argmax_patch         # the arg-max, where its gradient would cancel
     int n_sums
-    int sums[N_OPTION_SUMS]  # which these are, as named below
+    int sums[N_OPTION_SUMS]  # which these are
     # outputs
     Matrix out
     OutKind out_kind
@@ -107,8 +107,8 @@ cdef struct Task:
     bint is_float          # the arithmetic's type, else double
     bint by_rows           # a row fills the vector, or 16 rows do
     Py_ssize_t unit_size   # numbers of a row, or of 16 side by side, with the gap after them
-    Py_ssize_t unit_rows   # how many rows are done together, and how many numbers of an operand they have
-    Py_ssize_t array_size
+    Py_ssize_t unit_rows   # rows that are done together
+    Py_ssize_t array_size  # numbers of an operand that they have, with the gaps
     Curvature curvature
     void* loss             # these in the arithmetic's type
     void* lse

@@ -11,7 +11,7 @@ Design
 from libc.stdint cimport uint16_t
 from libc.string cimport memcpy
 
-from fastce._cpu.kernels.lanes cimport LANES
+from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport (
     NATIVE, Format, is_16_bit, is_array, magnitude, narrow_16, read_converted, widen_16, write_converted
 )

@@ -13,7 +13,7 @@ Design
 3. A gradient whose rows lie side by side, as in Fortran order, is stored when all rows of the group are done: by rows,
    one number at a time would be written to every cache line, and a call took 30 times as long.
 """
-from fastce._cpu.kernels.lanes cimport LANES
+from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport NATIVE, Format, load_array, store_array
 from fastce._cpu.layout.transpose cimport transpose
 from fastce._cpu.math cimport real

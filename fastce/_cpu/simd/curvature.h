@@ -12,7 +12,7 @@
 #include "simd/simd.h"
 #include "simd/sums.h"
 
-/* What is multiplied or added in 16 lanes each. */
+/* What is multiplied or added in 16 lanes each, for a product; for a diagonal. */
 enum {
     FASTCE_FIRST,                  /* of w - w_at_max, at most 1; of e (s - e), with s the sum of all e */
     FASTCE_OTHER,                  /* what is added to that; of e^2 */
@@ -135,7 +135,7 @@ FASTCE_INLINE VEC F(at_least)(VEC x, VEC least) { return F(select)(F(is_greater)
 /* The diagonal, but for what a softcap makes of it. */
 FASTCE_INLINE void F(diagonal_of)(const REAL* e, const REAL* f, REAL least, REAL* out) {
     for (int j = 0; j < 16; j += WIDTH) {
-        const VEC p = F(load)(e + j) * (1 / EXP_UNIT), one = F(fill)(1);
+        const VEC p = F(load_freed)(e + j), one = F(fill)(1);
         const VEC other = F(load)(f + 16 * FASTCE_FIRST + j) * (F(load)(f + 16 * FASTCE_TOTAL + j) - p);
         const VEC value = F(select)(F(differs)(p, one), other, F(load)(f + 16 * FASTCE_AT_MAX + j));
         F(store)(out + j, F(at_least)(p * (value + F(load)(f + 16 * FASTCE_OTHER + j) * p), F(fill)(least)));

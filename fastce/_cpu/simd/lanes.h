@@ -156,7 +156,7 @@ FASTCE_INLINE void F(sum_targets_in_lanes)(fastce_block* b, const REAL* row_max)
 
 /* ---- results ---- */
 
-/* alpha e + (beta + gamma t) w over e itself; without t if that is NULL, with w = 1 likewise, and without both, alpha e.
+/* alpha e + (beta + gamma t) w over e itself; without t if that is NULL, with w = 1 likewise; alpha e alone if beta is NULL.
    Exponentials are freed of EXP_UNIT before anything else: a tiny factor freed of it would be subnormal. */
 FASTCE_INLINE void F(write_lane_gradients_of)(
     REAL* e, ptrdiff_t n, const REAL* alpha, const REAL* beta, const REAL* w, const REAL* gamma, const REAL* t) {
@@ -164,7 +164,7 @@ FASTCE_INLINE void F(write_lane_gradients_of)(
         const VEC a = F(load)(alpha + j), b = beta == NULL ? a : F(load)(beta + j),
                   c = gamma == NULL ? a : F(load)(gamma + j);
         for (ptrdiff_t k = 0; k < n; k++) {
-            const VEC p = F(load)(e + 16 * k + j) * (1 / EXP_UNIT) * a;
+            const VEC p = F(load_freed)(e + 16 * k + j) * a;
             const VEC f = t == NULL ? b : b + c * F(load)(t + 16 * k + j);
             F(store)(e + 16 * k + j, beta == NULL ? p : p + (w == NULL ? f : f * F(fill)(w[k])));
         }

@@ -2,8 +2,8 @@
 
    Design
    ------
-   1. Constants are what is the same for all classes, so they stay in registers throughout a loop: a tile that is given
-      them in memory took a third longer with AVX-512.
+   1. Constants are what is the same for all classes, so they stay in registers throughout a loop: loops that are
+      given them in memory took a third longer with AVX-512.
    2. The last vector overlaps the one before. In place it is loaded before anything is stored: a load from lines that
       were just stored in pieces waits for them, which cost 25 ns a row, and filling it up piece by piece 50.
    3. Memory further on is asked for by every tile: the loop of the maximum is too short for the hardware prefetcher to
@@ -225,7 +225,7 @@ FASTCE_INLINE void F(sweep_block)(
     if (sums_entropy) b->sums[FASTCE_E_D][0] = F(lane_sum)(sums);
 }
 
-/* What is constant makes a function of its own: a choice within the loop took a tenth of the time with AVX2, and as
+/* Each set of constants has a function of its own: a choice within the loop took a tenth of the time with AVX2, and as
    much as many loops in one function, whose constants then had no registers. */
 #define SWEEP(name, format, sums_entropy, is_long, scale_of)                       \
     FASTCE_NOINLINE void F(name)(fastce_block * block, REAL row_max, REAL scale) { \

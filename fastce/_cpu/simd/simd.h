@@ -43,7 +43,7 @@
 #define FASTCE_DOUBLES (FASTCE_VECTOR_BYTES ? FASTCE_VECTOR_BYTES / 8 : 1)
 
 /* Whether there is an instruction for x * y + z with one rounding. */
-#if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
+#if defined(__FMA__) || (defined(__ARM_FEATURE_FMA) && defined(__aarch64__))
 #define FASTCE_HAS_FMA 1
 #else
 #define FASTCE_HAS_FMA 0
@@ -202,7 +202,7 @@ FASTCE_INLINE INTS F(load_ints)(const int32_t* source) {
 
 #if FASTCE_HAS_FMA
 /* x * y + z with one rounding, for results that depend on it: whether compilers contract operators to that depends on
-   their flags, and where instructions of a sanitizer stand between, on these. */
+   their flags, and under a sanitizer on its instructions. */
 FASTCE_INLINE VEC F(fma)(VEC x, VEC y, VEC z) {
 #if WIDTH > 1 && defined(FASTCE_X86)
     return FASTCE_NAME(FASTCE_X86(fmadd), PS, )(x, y, z);

@@ -20,7 +20,6 @@
 #include "simd/simd.h"
 
 #define FASTCE_LANES 16
-#define FASTCE_TILE 64
 #define FASTCE_NO_CLASS 0x7FFFFFFF
 
 /* The sum of 16 lanes, halves added to each other. */
@@ -77,7 +76,6 @@ typedef struct {
 #define fastce_fill_range(tile, start, stop, value) FASTCE_OF_VECTORS(fill_range, *(tile))(tile, start, stop, value)
 #define fastce_widen(lanes, wide) FASTCE_OF_VECTORS(widen, *(lanes))(lanes, wide)
 #define fastce_narrow(wide, lanes) FASTCE_OF_VECTORS(narrow, *(lanes))(wide, lanes)
-#define fastce_lane_sum(lanes) FASTCE_OF_VECTORS(lane_sum, *(lanes))(lanes)
 
 #elif defined(REAL)
 

@@ -2,8 +2,8 @@
 from libc.stdint cimport int32_t, int64_t, uint32_t
 from libc.string cimport memcpy
 
-from fastce._cpu.kernels.few_blocks cimport any_negative
-from fastce._cpu.kernels.lanes cimport LANES, TILE, fill, wide_lane_sum
+from fastce._cpu.kernel.few_blocks cimport any_negative
+from fastce._cpu.lanes cimport LANES, TILE, fill, wide_lane_sum
 from fastce._cpu.math cimport real
 from fastce._cpu.prefetch cimport CACHE_LINE, prefetch
 from fastce._cpu.task cimport Task

@@ -20,8 +20,8 @@ from fastce._cpu.formula cimport (
     grad_alpha, grad_beta, grad_gamma, grad_of_class, nan_unless_finite, row_entropy, row_log_prob, row_loss, row_lse,
     shift_exp_sum, shift_sum, smooth, sumexp_excl, times, z_loss_slope, z_loss_term
 )
-from fastce._cpu.kernels.blocks cimport cap_row
-from fastce._cpu.kernels.lanes cimport D_UNIT, LANES, fill, wide_lane_sum
+from fastce._cpu.kernel.blocks cimport cap_row
+from fastce._cpu.lanes cimport D_UNIT, LANES, fill, wide_lane_sum
 from fastce._cpu.layout.convert cimport read_converted
 from fastce._cpu.math cimport exp, exp_unit, log1p, real, sech2
 from fastce._cpu.platform cimport read_once
@@ -34,7 +34,7 @@ cdef extern from "simd/compiler.h" nogil:
 cdef struct Scalars:
     int64_t kept[LANES]             # 0 for rows that are skipped and lanes without a row
     double sample_weight[LANES]
-    # what the sweep found: sums over all classes as named in _task, with d in D_UNIT
+    # what the sweep found: sums over all classes as named in `task`, with d in D_UNIT
     double row_max[LANES]
     double sumexp_excl_max[LANES]   # sum of exp(d) without the largest term
     double sums[N_SUMS][LANES]
@@ -237,8 +237,9 @@ cdef inline void read_prob_target(
         if rows.patch_class[j] >= 0:
             prob = task.prob.data + row_offset(task, &task.prob, rows.start + j)
             rows.weight_patch[j] = weight_of(task, rows.patch_class[j], like)
-            patch_wt[j] = rows.weight_patch[j] * read_converted(
-                prob + rows.patch_class[j] * task.prob.class_stride, task.prob.format, like)
+            # Rounded as it was when it was summed up: the sum over the others is a difference.
+            patch_wt[j] = <real>(rows.weight_patch[j] * read_converted(
+                prob + rows.patch_class[j] * task.prob.class_stride, task.prob.format, like))
 
 
 cdef inline void put(const Scalars* rows, const double* values, real* out) noexcept nogil:
@@ -300,6 +301,7 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
     cdef double values[LANES]     # a statistic
     cdef double g[LANES]
     cdef Py_ssize_t j
+    cdef bint is_nan
     if task.normalized:
         for j in range(LANES):
             rows.row_max[j] = rows.sumexp_excl_max[j] = 0
@@ -384,4 +386,6 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         put_kept(rows, values, <real*>task.entropy)
     if task.argmax != NULL:
         for j in range(rows.n):
-            task.argmax[rows.start + j] = -1 if rows.kept[j] == 0 else rows.argmax[j]
+            # None is the most probable where the softmax is NaN.
+            is_nan = rows.sumexp_excl_max[j] != rows.sumexp_excl_max[j]
+            task.argmax[rows.start + j] = -1 if rows.kept[j] == 0 or is_nan else rows.argmax[j]

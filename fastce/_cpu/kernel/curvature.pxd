@@ -21,22 +21,22 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy, memset
 
-from fastce._cpu.kernels.blocks cimport (
+from fastce._cpu.kernel.blocks cimport (
     AT_MAX, FIRST, LAST, N_FACTORS, OTHER, TOTAL, UNSCALE, W_AT_MAX, Block, cap_row, find, find_in_lanes,
     find_lane_maxima, find_row_max, find_slopes, multiply, multiply_by, sum_moment, sum_rest, sum_targets,
     sum_targets_in_lanes, sweep, sweep_lanes, write_absolute, write_bent, write_diagonal, write_lane_gradients,
     write_product
 )
-from fastce._cpu.kernels.columns cimport PIECE, add_lanes, note_patch_logits
-from fastce._cpu.kernels.lanes cimport LANES, NO_CLASS, fill, narrow, needs_rest, rest_of, wide_lane_sum, widen
-from fastce._cpu.kernels.row_view cimport weight_block
-from fastce._cpu.kernels.row_writes cimport write_gradient
-from fastce._cpu.kernels.rows cimport row_block
-from fastce._cpu.kernels.scalars cimport (
+from fastce._cpu.kernel.columns cimport PIECE, add_lanes, note_patch_logits
+from fastce._cpu.lanes cimport LANES, NO_CLASS, fill, narrow, needs_rest, rest_of, wide_lane_sum, widen
+from fastce._cpu.kernel.row_view cimport weight_block
+from fastce._cpu.kernel.row_writes cimport write_gradient
+from fastce._cpu.kernel.rows cimport row_block
+from fastce._cpu.kernel.scalars cimport (
     Scalars, begin, describe_argmax_patches, find_upstream, finish, needs_gradient, read_patch_logits
 )
-from fastce._cpu.kernels.spec cimport KernelSpec, align, make_spec
-from fastce._cpu.kernels.units cimport (
+from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec
+from fastce._cpu.kernel.units cimport (
     Unit, load_all_groups, locate_unit, plan_units, store_all_groups, store_unit, units_bytes
 )
 from fastce._cpu.layout.convert cimport NATIVE

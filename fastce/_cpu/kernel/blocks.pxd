@@ -1,7 +1,7 @@
 """Loops over a block of classes in C: of one row, see `simd/row.h`, or of 16 side by side, see `simd/lanes.h`."""
 from libc.stdint cimport int32_t
 
-from fastce._cpu.kernels.lanes cimport LANES, AskedSums
+from fastce._cpu.lanes cimport LANES, AskedSums
 from fastce._cpu.layout.convert cimport Format
 from fastce._cpu.task cimport N_SUMS
 

@@ -17,18 +17,18 @@ from libc.math cimport INFINITY, fabs
 from libc.stdint cimport int32_t
 from libc.string cimport memcpy
 
-from fastce._cpu.kernels.columns cimport column_block
-from fastce._cpu.kernels.few_blocks cimport (
+from fastce._cpu.kernel.columns cimport column_block
+from fastce._cpu.kernel.few_blocks cimport (
     Prefetcher, do_pairs, exp_and_sum, fetch_piece, find_maxima_and_targets, finish_rows, scale_and_patch,
     shift_and_scale
 )
-from fastce._cpu.kernels.few_scalars cimport read_targets, sum_losses
-from fastce._cpu.kernels.few_stage cimport (
+from fastce._cpu.kernel.few_scalars cimport read_targets, sum_losses
+from fastce._cpu.kernel.few_stage cimport (
     GAP, MAX_ROWS, PLAIN_STAGE_BYTES, begin_prefetch, load_rows, plain_group, plan_prefetch, rows_to_line, run_length,
     store_rows
 )
-from fastce._cpu.kernels.lanes cimport LANES, TILE, fill
-from fastce._cpu.kernels.spec cimport CHUNK_NUMBERS, KernelSpec, make_spec
+from fastce._cpu.lanes cimport LANES, TILE, fill
+from fastce._cpu.kernel.spec cimport CHUNK_NUMBERS, KernelSpec, make_spec
 from fastce._cpu.layout.convert cimport NATIVE, is_array
 from fastce._cpu.math cimport real
 from fastce._cpu.task cimport GRADIENT, Matrix, Task, row_offset, vector_item

@@ -1,9 +1,9 @@
 """Which kernel does a task."""
-from fastce._cpu.kernels.columns cimport plan_columns
-from fastce._cpu.kernels.curvature cimport plan_curvature
-from fastce._cpu.kernels.few_classes cimport fits_few_classes, plan_few_classes
-from fastce._cpu.kernels.rows cimport plan_rows
-from fastce._cpu.kernels.spec cimport KernelSpec
+from fastce._cpu.kernel.columns cimport plan_columns
+from fastce._cpu.kernel.curvature cimport plan_curvature
+from fastce._cpu.kernel.few_classes cimport fits_few_classes, plan_few_classes
+from fastce._cpu.kernel.rows cimport plan_rows
+from fastce._cpu.kernel.spec cimport KernelSpec
 from fastce._cpu.layout.convert cimport magnitude, size_of
 from fastce._cpu.math cimport real
 from fastce._cpu.task cimport Task

@@ -3,10 +3,10 @@
 An operand of a row that is an array of the arithmetic's type is read and written where it is. Whatever else there is,
 16 bits, strides, 16 rows, comes into the workspace first and goes back from there.
 """
-from fastce._cpu.kernels.columns cimport MAX_GROUPS, column_block, prefetch_group
-from fastce._cpu.kernels.lanes cimport LANES
-from fastce._cpu.kernels.row_view cimport start_of_row
-from fastce._cpu.kernels.rows cimport AHEAD_BYTES, GROUP_BYTES, row_group
+from fastce._cpu.kernel.columns cimport MAX_GROUPS, column_block, prefetch_group
+from fastce._cpu.lanes cimport LANES
+from fastce._cpu.kernel.row_view cimport start_of_row
+from fastce._cpu.kernel.rows cimport AHEAD_BYTES, GROUP_BYTES, row_group
 from fastce._cpu.layout.convert cimport NATIVE, is_array, store_array
 from fastce._cpu.layout.stage cimport (
     UNIT_ROW_STRIDE, RowGroupView, fill_lanes, load_classes, load_planes, locate, store_classes, store_planes
@@ -75,7 +75,7 @@ cdef inline Py_ssize_t units_bytes(const Task* task, real like) noexcept nogil:
     return N_ARRAYS * task.array_size * <Py_ssize_t>sizeof(real)
 
 
-cdef inline bint is_in_place(const Task* task, const Matrix* matrix, const char* row, real like) noexcept nogil:
+cdef inline bint is_in_place(const Matrix* matrix, const char* row, real like) noexcept nogil:
     """Return True if a row is an array of the arithmetic's type."""
     return matrix.format == NATIVE and is_array(row, NATIVE, matrix.class_stride, like)
 
@@ -85,7 +85,7 @@ cdef inline char* load_row(
 ) noexcept nogil:
     """Return the operand's row i as an array, in `stage` if it must be."""
     cdef char* row = start_of_row(task, matrix, i)
-    if row == NULL or is_in_place(task, matrix, row, like):
+    if row == NULL or is_in_place(matrix, row, like):
         return row
     load_staged(row, matrix.format, matrix.class_stride, task.n_classes, <real*>stage)
     return stage
@@ -96,7 +96,7 @@ cdef inline char* place_row(
 ) noexcept nogil:
     """Return where a result's row is written: where it belongs if it can be, else in `stage`."""
     cdef char* row = start_of_row(task, matrix, i)
-    return row if is_in_place(task, matrix, row, like) else stage
+    return row if is_in_place(matrix, row, like) else stage
 
 
 cdef inline void store_row(

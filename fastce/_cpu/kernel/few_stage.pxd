@@ -13,8 +13,8 @@ Design
 """
 from libc.string cimport memcpy, memset
 
-from fastce._cpu.kernels.few_blocks cimport Prefetcher, ChunkCursor
-from fastce._cpu.kernels.lanes cimport TILE
+from fastce._cpu.kernel.few_blocks cimport Prefetcher, ChunkCursor
+from fastce._cpu.lanes cimport TILE
 from fastce._cpu.layout.convert cimport NATIVE, load_array, magnitude, size_of, store_array
 from fastce._cpu.layout.transpose cimport transpose, transpose_from, transpose_to
 from fastce._cpu.math cimport real

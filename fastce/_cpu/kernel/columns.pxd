@@ -14,16 +14,16 @@ Design
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 
-from fastce._cpu.kernels.blocks cimport (
+from fastce._cpu.kernel.blocks cimport (
     Block, cap_row, find_in_lanes, find_lane_maxima, multiply_slopes, sum_targets_in_lanes, sweep_lanes,
     write_lane_gradients, write_lane_logs
 )
-from fastce._cpu.kernels.lanes cimport LANES, NO_CLASS, asked_sums, fill, narrow, rest_of, widen
-from fastce._cpu.kernels.row_view cimport weight_block
-from fastce._cpu.kernels.scalars cimport (
+from fastce._cpu.lanes cimport LANES, NO_CLASS, asked_sums, fill, narrow, rest_of, widen
+from fastce._cpu.kernel.row_view cimport weight_block
+from fastce._cpu.kernel.scalars cimport (
     Scalars, begin, describe_argmax_patches, finish, merge, sum_factor, take, unscaled_exp
 )
-from fastce._cpu.kernels.spec cimport KernelSpec, align, make_spec
+from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec
 from fastce._cpu.layout.convert cimport NATIVE
 from fastce._cpu.layout.stage cimport (
     UNIT_ROW_STRIDE, TRANSPOSED, RowGroupView, fill_lanes, load_classes, load_planes, locate, store_classes,
@@ -156,7 +156,7 @@ cdef inline void write_classes(
         narrow(rows.alpha, alpha)
         narrow(rows.beta, beta)
         narrow(rows.gamma, gamma)
-        if task.has_option_sums:
+        if task.sum_weight or task.sum_prob:
             added = beta
         if not from_logits and block_max != rows.row_max:
             for j in range(LANES):

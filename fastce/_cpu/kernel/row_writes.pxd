@@ -2,11 +2,11 @@
 from libc.math cimport fabs
 from libc.string cimport memset
 
-from fastce._cpu.kernels.blocks cimport (
+from fastce._cpu.kernel.blocks cimport (
     Block, cap_row, multiply, multiply_slopes, sweep, write_row_gradient, write_row_log
 )
-from fastce._cpu.kernels.row_view cimport RowView, block_size, locate_row, prob_block, start_of_row, weight_block
-from fastce._cpu.kernels.scalars cimport Scalars, unscaled_exp
+from fastce._cpu.kernel.row_view cimport RowView, block_size, locate_row, prob_block, start_of_row, weight_block
+from fastce._cpu.kernel.scalars cimport Scalars, unscaled_exp
 from fastce._cpu.layout.convert cimport NATIVE, size_of, write_converted
 from fastce._cpu.layout.staged_rows cimport store_block
 from fastce._cpu.math cimport exp_unit, real

@@ -18,16 +18,16 @@ Design
 from libc.math cimport INFINITY, NAN
 from libc.string cimport memset
 
-from fastce._cpu.kernels.blocks cimport Block, cap_row, find, find_row_max, sum_rest, sum_targets, sweep
-from fastce._cpu.kernels.lanes cimport LANES, TILE, asked_sums, needs_rest
-from fastce._cpu.kernels.row_view cimport (
+from fastce._cpu.kernel.blocks cimport Block, cap_row, find, find_row_max, sum_rest, sum_targets, sweep
+from fastce._cpu.lanes cimport LANES, TILE, asked_sums, needs_rest
+from fastce._cpu.kernel.row_view cimport (
     RowView, block_size, given_by_caller, locate_row, prob_block, start_of_row, weight_block
 )
-from fastce._cpu.kernels.row_writes cimport write_lane
-from fastce._cpu.kernels.scalars cimport (
+from fastce._cpu.kernel.row_writes cimport write_lane
+from fastce._cpu.kernel.scalars cimport (
     Scalars, add, begin, describe_argmax_patches, finish, merge, read_patch_logits, sum_factor, take
 )
-from fastce._cpu.kernels.spec cimport KernelSpec, align, make_spec, process_t
+from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec, process_t
 from fastce._cpu.layout.convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
 from fastce._cpu.layout.staged_rows cimport (
     choose_stage, load_staged, needs_stage, row_bytes, staged_group, store_columns, task_on_stage
