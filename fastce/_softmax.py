@@ -265,7 +265,9 @@ def logsumexp(
     return (result, sign[()]) if return_sign else result
 
 
-def _along_axes(x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: int | None, **kind: bool) -> NDArray[Any]:
+def _along_axes(
+    x: ArrayLike, axis: Axis, out: NDArray[Any] | None, n_threads: int | None, **kind: bool
+) -> NDArray[Any]:
     """Return the softmax of `x` along its axes, or its logarithm."""
     done = try_along_axis(x, axis, n_threads, out, **kind)
     if done is not None:
