@@ -60,7 +60,7 @@ ISA_ARCHITECTURES = {NEON: "__aarch64__", "avx2": "__x86_64__", "avx512": "__x86
 # The -fno flags allow vector code and change only what nobody looks at: errno, floating-point traps, the sign of zero.
 # -g0: Python's own flags ask for debug information, which makes a module seven times as large.
 UNIX_FLAGS = ["-O3", "-g0", "-fno-math-errno", "-fno-trapping-math", "-fno-signed-zeros"]
-# The compiler chooses what of Cython's functions it inlines; only those of a tile, in C, are inlined always, see
+# The compiler chooses what of Cython's functions it inlines; only short ones in C are inlined always, see
 # compiler.h. To force all took twice as long to compile.
 UNIX_FLAGS += ["-DCYTHON_INLINE=inline __attribute__((unused))"]
 # GCC turns selects into jumps, after which it leaves the loop scalar: six times slower with the same results. And it

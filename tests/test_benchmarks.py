@@ -281,7 +281,8 @@ def test_two_builds_are_compared_in_one_process(scripts, tmp_path):
         assert head == ["case", "isa", "threads", "base, us", "new, us", "new / base"]
         variants = [(name, isa) for name in ("32x10", "32x10-product") for isa in fastce._cpu.supported_isas]
         assert [row[:3] for row in rows] == [[*variant, "1"] for variant in variants for _ in range(n_times)]
-        assert all(float(row[5]) == pytest.approx(float(row[4]) / float(row[3]), rel=0.02) for row in rows)
+        # Printed to three places: on a busy machine the ratio of two calls may be 0.02.
+        assert all(float(row[5]) == pytest.approx(float(row[4]) / float(row[3]), rel=0.02, abs=0.001) for row in rows)
         assert done.stderr.count("slower: ") == (len(variants) if status else 0)
 
     for folder in (tmp_path / "nothing", environment["PYTHONPATH"]):

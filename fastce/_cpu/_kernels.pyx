@@ -318,7 +318,7 @@ def call(
     describe(
         &task, &c.logits, c.axis, NULL if c.has_classes else &c.target,
         &c.out if with_grad and has_divisor else NULL,
-        NULL if not has_divisor else &c.v if is_product else &c.hess_out if is_diagonal else NULL)
+        &c.v if is_product and has_divisor else NULL, &c.hess_out if is_diagonal and has_divisor else NULL)
     task.target = <const int64_t*>c.target.data if c.has_classes else NULL
     task.sample_weight, task.grad_output = sample_weights, grad_outputs
     task.is_product = is_product
@@ -392,7 +392,7 @@ def along_axis(x, axis, n_threads, out=None, lse=None, bint log_softmax=False):
         set_operand(&c.out, out)
     if c.n_rows == 0 or c.n_classes == 0:
         return out
-    describe(&task, &c.logits, c.axis, NULL, NULL if out is None else &c.out, NULL)
+    describe(&task, &c.logits, c.axis, NULL, NULL if out is None else &c.out, NULL, NULL)
     task.ignore_index = _DEFAULT_IGNORE_INDEX
     task.out_kind = LOG_SOFTMAX if log_softmax else GRADIENT
     if lse is not None:

@@ -39,7 +39,8 @@ cdef inline bint can_merge(const Operand* operand, int outer, int inner) noexcep
 
 
 cdef inline void describe(
-    Task* task, const Operand* logits, int axis, const Operand* prob, const Operand* out, const Operand* second
+    Task* task, const Operand* logits, int axis, const Operand* prob, const Operand* out, const Operand* v,
+    const Operand* hess
 ) noexcept:
     """Start a task with the operands that have a class axis, by as few row axes as their strides allow."""
     cdef int kept[MAX_DIMS]
@@ -55,7 +56,7 @@ cdef inline void describe(
         task.n_rows *= logits.shape[k]
         if task.n_dims > 0 and (
                 can_merge(logits, last, k) and can_merge(prob, last, k) and can_merge(out, last, k)
-                and can_merge(second, last, k)):
+                and can_merge(v, last, k) and can_merge(hess, last, k)):
             task.n_dims -= 1
             task.row_shape[task.n_dims] *= logits.shape[k]
         else:
@@ -65,7 +66,8 @@ cdef inline void describe(
     set_matrix(&task.logits, logits, axis, arithmetic, kept, task.n_dims)
     set_matrix(&task.prob, prob, axis, arithmetic, kept, task.n_dims)
     set_matrix(&task.out, out, axis, arithmetic, kept, task.n_dims)
-    set_matrix(&task.second, second, axis, arithmetic, kept, task.n_dims)
+    set_matrix(&task.v, v, axis, arithmetic, kept, task.n_dims)
+    set_matrix(&task.hess, hess, axis, arithmetic, kept, task.n_dims)
     task.n_dims = max(task.n_dims, 1)
     # neutral options
     task.logit_scale = 1

@@ -18,7 +18,7 @@ cdef enum:
 
 cdef extern from "simd/sums.h" nogil:
     const double D_UNIT "FASTCE_D_UNIT"  # of sums of d
-    void fill "fastce_fill_range"(void* tile, Py_ssize_t start, Py_ssize_t stop, double value)
+    void fill "fastce_fill_range"(void* x, Py_ssize_t start, Py_ssize_t stop, double value)
     void widen "fastce_widen"(const void* lanes, double* wide)
     void narrow "fastce_narrow"(const double* wide, void* lanes)
     double wide_lane_sum "fastce_wide_lane_sum"(const double* lanes)

@@ -10,5 +10,5 @@ cdef extern from "host/platform.h" nogil:
     int fastce_has_avx2()
     int fastce_has_avx512()
     void read_once "fastce_read_once"(const void* copy)
-    void* own_function "fastce_own_function"(void* function)
+    void* not_inlined "fastce_own_function"(void* function)
     void end_vectors "fastce_end_vectors"()

@@ -102,7 +102,8 @@ cdef struct Task:
     Matrix out
     OutKind out_kind
     # what the curvature kernel is asked for
-    Matrix second          # the vector of a product, or where the diagonal goes
+    Matrix v               # the vector of a product
+    Matrix hess            # where the diagonal goes
     bint is_product
     bint is_float          # the arithmetic's type, else double
     bint by_rows           # a row fills the vector, or 16 rows do
@@ -117,6 +118,11 @@ cdef struct Task:
     int64_t* argmax
     double* loss_parts     # sums over part_rows rows each
     Py_ssize_t part_rows
+
+
+cdef inline bint is_curvature(const Task* task) noexcept nogil:
+    """Return True if a product or a diagonal is asked for."""
+    return task.v.data != NULL or task.hess.data != NULL
 
 
 cdef inline Py_ssize_t row_offset(const Task* task, const Matrix* matrix, Py_ssize_t i) noexcept nogil:

@@ -6,7 +6,7 @@ from fastce._cpu.kernel.rows cimport plan_rows
 from fastce._cpu.kernel.spec cimport KernelSpec
 from fastce._cpu.layout.convert cimport magnitude, size_of
 from fastce._cpu.math cimport real
-from fastce._cpu.task cimport Task
+from fastce._cpu.task cimport Task, is_curvature
 
 cdef enum:
     # Rows with contiguous classes are faster in a column kernel, 16 of them to a vector, while they do not fill the row
@@ -29,7 +29,7 @@ cdef inline bint goes_by_rows(const Task* task, Py_ssize_t itemsize) noexcept no
 cdef inline KernelSpec choose_kernel(Task* task, real like) noexcept nogil:
     """Choose the kernel for a task, and plan the task for it."""
     cdef bint by_rows = goes_by_rows(task, size_of(task.logits.format, like))
-    if task.second.data != NULL:
+    if is_curvature(task):
         return plan_curvature(task, by_rows, like)
     if by_rows:
         return plan_rows(task, like)

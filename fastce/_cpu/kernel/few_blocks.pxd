@@ -19,11 +19,11 @@ cdef extern from "simd/few.h" nogil:
         Py_ssize_t ahead     # rows from what is fetched to what is asked for
         Py_ssize_t next_strip_start  # the row that begins the next strip
     void fetch_piece "fastce_fetch_piece"(Prefetcher* prefetcher, Py_ssize_t size)
-    # The next rows are fetched meanwhile.
     void find_maxima_and_targets "fastce_maxima_and_targets"(
         const void* x, Py_ssize_t pitch, int n_classes, const int32_t* y, void* row_max, void* x_patch)
     void shift_and_scale "fastce_shift_and_scale"(
         void* x, Py_ssize_t pitch, int n_classes, double scale, void* shift)
+    # The next rows are fetched meanwhile.
     void exp_and_sum "fastce_exp_and_sum"(
         void* x, Py_ssize_t pitch, int n_rows, int n_classes, const void* row_max, const int32_t* y, void* others,
         Prefetcher* prefetcher)

@@ -1,4 +1,4 @@
-"""The column kernel for plain calls: class indices without options, 64 rows at a time.
+"""The kernel of few classes: class indices without options, 64 rows at a time.
 
 Design
 ------
@@ -24,7 +24,7 @@ from fastce._cpu.kernel.few_blocks cimport (
 )
 from fastce._cpu.kernel.few_scalars cimport read_targets, sum_losses
 from fastce._cpu.kernel.few_stage cimport (
-    GAP, MAX_ROWS, PLAIN_STAGE_BYTES, begin_prefetch, load_rows, plain_group, plan_prefetch, rows_to_line, run_length,
+    GAP, MAX_ROWS, FEW_STAGE_BYTES, begin_prefetch, load_rows, few_group, plan_prefetch, rows_to_line, run_length,
     store_rows
 )
 from fastce._cpu.lanes cimport LANES, TILE, fill
@@ -34,7 +34,7 @@ from fastce._cpu.math cimport real
 from fastce._cpu.task cimport GRADIENT, Matrix, Task, row_offset, vector_item
 
 
-cdef inline bint is_plain_call(const Task* task) noexcept nogil:
+cdef inline bint has_no_options(const Task* task) noexcept nogil:
     """Return True if this file can do a call: no options but a scale, and factors whose products do not overflow."""
     return (
         task.target != NULL and not task.has_option_sums and not task.normalized and task.weight == NULL
@@ -145,16 +145,16 @@ cdef inline void process_group(
         write_rows(task, start, n, filled, stage, pitch, alpha, y, grad_patch)
 
 
-cdef inline void process_plain(
+cdef inline void process_few_classes(
     const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
 ) noexcept nogil:
     """Do the rows start .. stop - 1."""
     cdef Prefetcher prefetcher
     cdef real losses[MAX_ROWS + TILE]
-    cdef Py_ssize_t i = start, n, after, group = plain_group(task, like)
+    cdef Py_ssize_t i = start, n, after, group = few_group(task, like)
     cdef Py_ssize_t pitch = group + GAP
     cdef real* stage = <real*>workspace
-    cdef real* other = <real*>(workspace + PLAIN_STAGE_BYTES)
+    cdef real* other = <real*>(workspace + FEW_STAGE_BYTES)
     n = 0
     after = min(stop - i, rows_to_line(task, start, group, like))
     prefetcher = begin_prefetch(task, start, group, like)
@@ -178,27 +178,27 @@ cdef inline void process_plain(
 cdef inline void few_classes_float(
     const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace
 ) noexcept nogil:
-    process_plain(task, start, stop, workspace, <float>0)
+    process_few_classes(task, start, stop, workspace, <float>0)
 
 
 cdef inline void few_classes_double(
     const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace
 ) noexcept nogil:
-    process_plain(task, start, stop, workspace, <double>0)
+    process_few_classes(task, start, stop, workspace, <double>0)
 
 
 cdef inline bint fits_few_classes(const Task* task, real like) noexcept nogil:
     """Return True if this kernel can do a task."""
-    return is_plain_call(task) and plain_group(task, like) > 0
+    return has_no_options(task) and few_group(task, like) > 0
 
 
 cdef inline KernelSpec plan_few_classes(Task* task, real like) noexcept nogil:
     cdef KernelSpec spec
     task.block = column_block(like)
     if real is float:
-        spec = make_spec(few_classes_float, plain_group(task, like), TILE, 2 * PLAIN_STAGE_BYTES)
+        spec = make_spec(few_classes_float, few_group(task, like), TILE, 2 * FEW_STAGE_BYTES)
     else:
-        spec = make_spec(few_classes_double, plain_group(task, like), TILE, 2 * PLAIN_STAGE_BYTES)
+        spec = make_spec(few_classes_double, few_group(task, like), TILE, 2 * FEW_STAGE_BYTES)
     # Of planes the first 128 KiB are not asked for ahead: 21 planes took a tenth longer in small chunks.
     spec.chunk_numbers = 8 * CHUNK_NUMBERS
     return spec

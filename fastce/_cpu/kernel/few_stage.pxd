@@ -1,4 +1,4 @@
-"""Between memory and the stage of the plain column kernel, and what is fetched while that computes.
+"""Between memory and the stage of the kernel of few classes, and what is fetched while that computes.
 
 Design
 ------
@@ -22,7 +22,7 @@ from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
-    PLAIN_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
+    FEW_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
     L1_STAGE_BYTES = 6144  # 12288 was no better for planes; 64 rows for any classes took a fifteenth longer for 3
     MAX_ROWS = 512
     FEWEST_TRANSPOSED = 4  # classes; 2 reversed ones took twice as long through rows in a buffer
@@ -32,10 +32,10 @@ cdef enum:
     AHEAD_BYTES = 131072  # of all classes; a part of any L2 cache
 
 
-cdef inline Py_ssize_t plain_group(const Task* task, real like) noexcept nogil:
+cdef inline Py_ssize_t few_group(const Task* task, real like) noexcept nogil:
     """Return how many rows are staged at once; 0 if not even 64 fit."""
     cdef Py_ssize_t class_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t most = PLAIN_STAGE_BYTES // class_bytes - GAP
+    cdef Py_ssize_t most = FEW_STAGE_BYTES // class_bytes - GAP
     most = min(most, max(<Py_ssize_t>TILE, L1_STAGE_BYTES // class_bytes - GAP))
     # Threads share groups, so there must be some.
     most = min(most, max(<Py_ssize_t>TILE, task.n_rows // FEWEST_GROUPS))
@@ -89,7 +89,7 @@ cdef inline Prefetcher begin_prefetch(const Task* task, Py_ssize_t start, Py_ssi
     cdef Py_ssize_t row_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t last = task.row_shape[task.n_dims - 1]
     memset(&prefetcher, 0, sizeof(prefetcher))
-    prefetcher.strip = min(<Py_ssize_t>STRIP_BYTES // <Py_ssize_t>sizeof(real), PLAIN_STAGE_BYTES // row_bytes)
+    prefetcher.strip = min(<Py_ssize_t>STRIP_BYTES // <Py_ssize_t>sizeof(real), FEW_STAGE_BYTES // row_bytes)
     if task.n_dims > 1:
         prefetcher.strip = min(prefetcher.strip, last // 4)  # strips end where a plane ends
     prefetcher.strip = max(<Py_ssize_t>1, prefetcher.strip // group) * group

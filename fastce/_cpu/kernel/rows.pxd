@@ -33,7 +33,7 @@ from fastce._cpu.layout.staged_rows cimport (
     choose_stage, load_staged, needs_stage, row_bytes, staged_group, store_columns, task_on_stage
 )
 from fastce._cpu.math cimport exp_unit, real
-from fastce._cpu.platform cimport own_function
+from fastce._cpu.platform cimport not_inlined
 from fastce._cpu.task cimport ALL, GRADIENT, LOG_SOFTMAX, Matrix, Task
 
 cdef enum:
@@ -283,7 +283,7 @@ cdef inline void process_staged_rows(
     while i < stop:
         n = min(step, stop - i)
         choose_stage(&staged, i, n, stage, like)
-        (<process_t>own_function(<void*>process))(&staged, i, i + n, workspace)
+        (<process_t>not_inlined(<void*>process))(&staged, i, i + n, workspace)
         if staged.stages_out and not staged.stores_rows:
             store_columns(&staged, i, n, like)
         i += step

@@ -25,7 +25,7 @@ from fastce._cpu.lanes cimport D_UNIT, LANES, fill, wide_lane_sum
 from fastce._cpu.layout.convert cimport read_converted
 from fastce._cpu.math cimport exp, exp_unit, log1p, real, sech2
 from fastce._cpu.platform cimport read_once
-from fastce._cpu.task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, row_offset, vector_item, weight_of
+from fastce._cpu.task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, is_curvature, row_offset, vector_item, weight_of
 
 cdef extern from "simd/compiler.h" nogil:
     ctypedef Py_ssize_t aligned_index "fastce_aligned_index"
@@ -282,7 +282,7 @@ cdef inline bint needs_gradient(const Task* task) noexcept nogil:
 
 cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nogil:
     """Turn the sums into losses, statistics and gradient factors; write the former, unless only the latter matter."""
-    cdef bint has_loss = task.second.data == NULL, with_gradient = needs_gradient(task)
+    cdef bint has_loss = not is_curvature(task), with_gradient = needs_gradient(task)
     cdef double scale = task.scale
     cdef double one_minus_eps = 1 - task.label_smoothing
     cdef double eps_over_c = task.label_smoothing / task.n_classes

@@ -130,9 +130,9 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
         unit.prob = load_row(task, &task.prob, i, unit.prob, arrays[0])
         unit.out = place_row(task, &task.out, i, unit.out, arrays[0])
         if task.is_product:
-            unit.v = load_row(task, &task.second, i, unit.v, arrays[0])
+            unit.v = load_row(task, &task.v, i, unit.v, arrays[0])
         else:
-            unit.hess = place_row(task, &task.second, i, unit.hess, arrays[0])
+            unit.hess = place_row(task, &task.hess, i, unit.hess, arrays[0])
     unit.capped = stage[CAPPED] if is_capped else unit.x
     unit.w = unit.v
     unit.ahead_x = unit.x
@@ -141,14 +141,14 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
     if task.by_rows and task.unit_size * <Py_ssize_t>sizeof(real) <= GROUP_BYTES:
         ahead = min(i + 1 + AHEAD_BYTES // (task.unit_size * <Py_ssize_t>sizeof(real)), task.n_rows - 1)
         unit.ahead_x = start_of_row(task, &task.logits, ahead)
-        unit.ahead_v = start_of_row(task, &task.second, ahead)
+        unit.ahead_v = start_of_row(task, &task.v, ahead)
 
 
 cdef inline void store_unit(const Task* task, const Unit* unit, Py_ssize_t i, real like) noexcept nogil:
     """Write what was staged of a row's results."""
     store_row(task, &task.out, i, unit.out, like)
     if not task.is_product:
-        store_row(task, &task.second, i, unit.hess, like)
+        store_row(task, &task.hess, i, unit.hess, like)
 
 
 cdef inline bint locate_groups(
@@ -200,7 +200,7 @@ cdef inline void load_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t 
     cdef const Matrix* matrices[N_OPERANDS]
     cdef Py_ssize_t places[N_OPERANDS]
     cdef Py_ssize_t k, size = task.array_size
-    matrices[0], matrices[1], matrices[2] = &task.logits, &task.prob, &task.second
+    matrices[0], matrices[1], matrices[2] = &task.logits, &task.prob, &task.v
     places[0], places[1], places[2] = EXPS if task.softcap == 0 else CAPPED, PROB, SECOND
     for k in range(n_operands(task)):
         load_groups(task, matrices[k], start, n, arrays + places[k] * size)
@@ -211,7 +211,7 @@ cdef inline void store_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t
     cdef const Matrix* matrices[2]
     cdef Py_ssize_t places[2]
     cdef Py_ssize_t k, size = task.array_size
-    matrices[0], matrices[1] = &task.out, &task.second
+    matrices[0], matrices[1] = &task.out, &task.hess
     places[0], places[1] = EXPS if task.is_product else SECOND, EXPS
     for k in range(1 if task.is_product else 2):
         store_groups(task, matrices[k], start, n, arrays + places[k] * size)

@@ -3,7 +3,7 @@ from libc.stdint cimport uint16_t, uint32_t
 from libc.string cimport memcpy
 
 from fastce._cpu.math cimport real
-from fastce._cpu.platform cimport own_function
+from fastce._cpu.platform cimport not_inlined
 
 cdef extern from "simd/convert.h" nogil:
     ctypedef enum Format "fastce_format":
@@ -133,7 +133,7 @@ cdef inline real read_converted(const char* address, Format format, real like) n
     cdef uint16_t half
     if format == NATIVE:
         return read(address, like)
-    address = <const char*>own_function(<void*>address)
+    address = <const char*>not_inlined(<void*>address)
     if format == FLOAT:
         memcpy(&single, address, sizeof(single))
         return <real>single
@@ -155,7 +155,7 @@ cdef inline void write_converted(char* address, Format format, real value) noexc
 
 
 cdef inline bint is_array(const char* address, Format format, Py_ssize_t stride, real like) noexcept nogil:
-    """Return True if numbers `stride` bytes apart are an ordinary C array."""
+    """Return True if numbers `stride` bytes apart are a contiguous, aligned array."""
     return stride == size_of(format, like) and <size_t>address % <size_t>stride == 0
 
 

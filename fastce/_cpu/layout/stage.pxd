@@ -1,10 +1,11 @@
-"""Between memory and the stage of the column kernel, where each class has the numbers of 16 rows side by side.
+"""Between memory and a stage, where each class has the numbers of 16 rows side by side.
 
 Design
 ------
 1. Three ways lead there. Rows that lie side by side, as in (N, C, d1, ...) and Fortran order, are copied as vectors.
-   Rows whose classes lie nearer to each other than the rows do are transposed, if need be through a buffer of ordinary
-   rows. Numbers of 16 bits are widened on the way in and rounded on the way out. Anything else goes number by number.
+   Rows whose classes lie nearer to each other than the rows do are transposed, if need be through a buffer of
+   contiguous rows. Numbers of 16 bits are widened on the way in and rounded on the way out. Anything else goes number
+   by number.
 2. All of this is called, not inlined. Inlined in its ten places it was two thirds of the column kernels, took half of
    the time to compile everything, and left the kernels too few registers: options took a tenth to a fifth longer.
 """
@@ -17,7 +18,7 @@ from fastce._cpu.layout.convert cimport (
 )
 from fastce._cpu.layout.transpose cimport transpose, transpose_from, transpose_to
 from fastce._cpu.math cimport real
-from fastce._cpu.platform cimport own_function
+from fastce._cpu.platform cimport not_inlined
 from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
@@ -214,7 +215,7 @@ cdef inline void load_classes(
 ) noexcept nogil:
     """Stage the classes start .. stop - 1."""
     cdef load_t load = load_all_ways
-    (<load_t>own_function(<void*>load))(lanes, start, stop, stage)
+    (<load_t>not_inlined(<void*>load))(lanes, start, stop, stage)
 
 
 cdef inline void store_classes(
@@ -222,4 +223,4 @@ cdef inline void store_classes(
 ) noexcept nogil:
     """Write the classes start .. stop - 1 from the stage."""
     cdef store_t store = store_all_ways
-    (<store_t>own_function(<void*>store))(lanes, start, stop, stage)
+    (<store_t>not_inlined(<void*>store))(lanes, start, stop, stage)

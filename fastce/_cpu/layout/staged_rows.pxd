@@ -6,7 +6,7 @@ Design
    gradient, that are anything else (16 bits, strides, odd addresses) wait on a stage of such rows; `source` leads back
    to the caller's. Each block of logits is loaded on its way into the sweep, and each block of the gradient is stored
    once it is done. So everything between is one code with one rounding, and the bits of a row do not depend on where
-   the gradient goes. Only the loop for ordinary rows of 16 bits without options reads them itself: widening twice in
+   the gradient goes. Only the loop for contiguous rows of 16 bits without options reads them itself: widening twice in
    registers costs less than to store and load them.
 2. The stage is as long as the rows that go through the kernel together, 64 KiB, or a longer row. Exponentials waiting
    in 16 bits would lose what the promises keep, and computing them twice would also widen every logit twice.
@@ -17,7 +17,7 @@ from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport NATIVE, Format, load_array, store_array
 from fastce._cpu.layout.transpose cimport transpose
 from fastce._cpu.math cimport real
-from fastce._cpu.platform cimport own_function
+from fastce._cpu.platform cimport not_inlined
 from fastce._cpu.prefetch cimport CACHE_LINE, prefetch_to_write
 from fastce._cpu.task cimport Matrix, Task, row_offset
 
@@ -138,7 +138,7 @@ cdef inline void load_staged(
 ) noexcept nogil:
     """Load n numbers onto the stage."""
     cdef load_t load = load_array
-    (<load_t>own_function(<void*>load))(source, format, stride, n, target)
+    (<load_t>not_inlined(<void*>load))(source, format, stride, n, target)
 
 
 cdef inline void store_block(
@@ -146,6 +146,6 @@ cdef inline void store_block(
 ) noexcept nogil:
     """Store n classes of a staged row, from class k on and times a factor, where the caller wants them."""
     cdef store_t store = store_array
-    (<store_t>own_function(<void*>store))(
+    (<store_t>not_inlined(<void*>store))(
         row + k, factor, may_be_nan, n, target + k * source.out.class_stride, source.out.format,
         source.out.class_stride)

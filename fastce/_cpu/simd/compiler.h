@@ -4,8 +4,7 @@
 
 #include <stddef.h>
 
-/* FASTCE_INLINE: the functions of a tile must become one loop with their callers'; left to itself, GCC calls some of
-   them. FASTCE_NOINLINE: code that must not take registers from its callers, or must have the same bits in each. */
+/* FASTCE_INLINE: what a loop is made of must become one with it; left to itself, GCC calls some of that. FASTCE_NOINLINE: code that must not take registers from its callers, or must have the same bits in each. */
 #if defined(__GNUC__)
 #define FASTCE_INLINE static inline __attribute__((always_inline, unused))
 #define FASTCE_NOINLINE static __attribute__((noinline, unused))

@@ -210,7 +210,7 @@ FASTCE_INLINE void F(exp_and_sum_of)(REAL* x, ptrdiff_t pitch, int n_rows, int n
     if (k < n_classes) F(exp_classes)(x, pitch, n_rows, 1, row_max, y, k, others, prefetcher);
 }
 
-/* Of fewer rows than a tile: code of its own, for the loops of whole tiles must be short of no register. */
+/* Of fewer rows than a tile: code of its own, for the loops of whole tiles must not run out of registers. */
 FASTCE_NOINLINE void F(exp_and_sum_part)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* row_max,
     const int32_t* y, REAL* others, fastce_prefetcher* prefetcher) {
     F(exp_and_sum_of)(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher);

@@ -6,7 +6,7 @@
       given them in memory took a third longer with AVX-512.
    2. The last vector overlaps the one before. In place it is loaded before anything is stored: a load from lines that
       were just stored in pieces waits for them, which cost 25 ns a row, and filling it up piece by piece 50.
-   3. Memory further on is asked for by every tile: the loop of the maximum is too short for the hardware prefetcher to
+   3. Memory further on is asked for in every loop: that of the maximum is too short for the hardware prefetcher to
       get ahead, and waited for memory half of its time. */
 #ifndef FASTCE_ROW_H
 #define FASTCE_ROW_H

@@ -2,7 +2,7 @@
 
    Design
    ------
-   1. A tile is 4 groups of 16 lanes: 64 consecutive classes of one row, or 4 of 16 rows. The groups are added up before
+   1. 4 groups of 16 lanes are 64 consecutive classes of one row, or 4 of 16 rows. The groups are added up before
       the sum so far is touched, which keeps the chain through it short: one chain per number was 3 times slower. And
       sums of 16 lanes, partial ones of a row or those of 16 rows, bound the rounding error: n classes are at most n / 64
       additions deep.
@@ -73,7 +73,7 @@ typedef struct {
 #define FASTCE_TEMPLATE "simd/sums.h"
 #include "simd/for_types.h"
 
-#define fastce_fill_range(tile, start, stop, value) FASTCE_OF_VECTORS(fill_range, *(tile))(tile, start, stop, value)
+#define fastce_fill_range(x, start, stop, value) FASTCE_OF_VECTORS(fill_range, *(x))(x, start, stop, value)
 #define fastce_widen(lanes, wide) FASTCE_OF_VECTORS(widen, *(lanes))(lanes, wide)
 #define fastce_narrow(wide, lanes) FASTCE_OF_VECTORS(narrow, *(lanes))(wide, lanes)
 
@@ -81,8 +81,8 @@ typedef struct {
 
 /* ---- copies ---- */
 
-FASTCE_INLINE void F(fill_range)(REAL* tile, ptrdiff_t start, ptrdiff_t stop, REAL value) {
-    for (ptrdiff_t j = start; j < stop; j++) tile[j] = value;
+FASTCE_INLINE void F(fill_range)(REAL* x, ptrdiff_t start, ptrdiff_t stop, REAL value) {
+    for (ptrdiff_t j = start; j < stop; j++) x[j] = value;
 }
 
 FASTCE_INLINE void F(widen)(const REAL* lanes, double* wide) {
