@@ -26,16 +26,13 @@ from fastce._cpu.kernel.scalars cimport (
 from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec
 from fastce._cpu.layout.convert cimport NATIVE
 from fastce._cpu.layout.stage cimport (
-    UNIT_ROW_STRIDE, TRANSPOSED, RowGroupView, fill_lanes, load_classes, load_planes, locate, store_classes,
-    store_planes
+    MAX_GROUPS, RowGroupView, load_classes, load_groups, locate, store_classes, store_groups
 )
 from fastce._cpu.math cimport real, sech2
-from fastce._cpu.prefetch cimport CACHE_LINE, prefetch_to_l2
 from fastce._cpu.task cimport ALL, LOG_SOFTMAX, REST, Task
 
 cdef enum:
     STAGE_BYTES = 131072  # fits into any L2 cache
-    MAX_GROUPS = 16      # of 16 rows, in a stage
     # Classes that may wait in a buffer. Sums are formed by them in any case: bits must not depend on what waits.
     PIECE = 128
 
@@ -266,59 +263,20 @@ cdef inline void process_blocks(
         k = stop
 
 
-cdef inline void prefetch_group(const RowGroupView* lanes, Py_ssize_t ahead, Py_ssize_t n_classes) noexcept nogil:
-    """Ask for the 16 rows that come so many rows after these."""
-    cdef const char* first = lanes.first + ahead * lanes.row_stride
-    cdef Py_ssize_t k, n_bytes
-    # Lines of more planes may evict each other from L2 before they are used: 150 planes took 1.2 times as long.
-    if lanes.layout == UNIT_ROW_STRIDE and n_classes <= 16:
-        for k in range(n_classes):
-            prefetch_to_l2(first + k * lanes.class_stride)
-    elif lanes.layout == TRANSPOSED and lanes.row_stride > 0:
-        n_bytes = LANES * lanes.row_stride
-        k = 0
-        while k < n_bytes:
-            prefetch_to_l2(first + k)
-            k += CACHE_LINE
-
-
 cdef inline void process_columns(
     const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* block_max
 ) noexcept nogil:
     """Do n rows, at most `column_group` of them."""
     cdef RowGroupView lanes[MAX_GROUPS]
-    cdef Py_ssize_t size = task.n_classes * LANES
-    cdef Py_ssize_t n_groups = (n + LANES - 1) // LANES
     cdef Py_ssize_t g
-    cdef bint has_unit_stride = True
     if task.n_classes > column_block(stage[0]):
         process_blocks(task, start, n, stage, block_max)
         return
-    for g in range(n_groups):
-        locate(task, &task.logits, start + g * LANES, min(n - g * LANES, LANES), &lanes[g], stage[0])
-        has_unit_stride = has_unit_stride and lanes[g].layout == UNIT_ROW_STRIDE
-    if has_unit_stride:
-        load_planes(lanes, n_groups, task.n_classes, stage, size)
-        for g in range(n_groups):
-            fill_lanes(&lanes[g], task.n_classes, stage + g * size)
-    else:
-        for g in range(n_groups):
-            load_classes(&lanes[g], 0, task.n_classes, stage + g * size)
-    for g in range(n_groups):
-        if start + n + (g + 1) * LANES <= task.n_rows:
-            prefetch_group(&lanes[g], n, task.n_classes)
-    for g in range(n_groups):
-        process_staged(task, start + g * LANES, &lanes[g], stage + g * size)
-    if task.out.data == NULL:
-        return
-    for g in range(n_groups):
-        locate(task, &task.out, start + g * LANES, min(n - g * LANES, LANES), &lanes[g], stage[0])
-        has_unit_stride = has_unit_stride and lanes[g].layout == UNIT_ROW_STRIDE
-    if has_unit_stride:
-        store_planes(lanes, n_groups, task.n_classes, stage, size)
-    else:
-        for g in range(n_groups):
-            store_classes(&lanes[g], 0, task.n_classes, stage + g * size)
+    load_groups(task, &task.logits, start, n, lanes, stage)
+    for g in range((n + LANES - 1) // LANES):
+        process_staged(task, start + g * LANES, &lanes[g], stage + g * task.n_classes * LANES)
+    if task.out.data != NULL:
+        store_groups(task, &task.out, start, n, stage)
 
 
 cdef inline void process_by_columns(

@@ -3,14 +3,12 @@
 An operand of a row that is an array of the arithmetic's type is read and written where it is. Whatever else there is,
 16 bits, strides, 16 rows, comes into the workspace first and goes back from there.
 """
-from fastce._cpu.kernel.columns cimport MAX_GROUPS, column_block, prefetch_group
+from fastce._cpu.kernel.columns cimport column_block
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.kernel.row_view cimport start_of_row
 from fastce._cpu.kernel.rows cimport AHEAD_BYTES, GROUP_BYTES, row_group
 from fastce._cpu.layout.convert cimport NATIVE, is_array, store_array
-from fastce._cpu.layout.stage cimport (
-    UNIT_ROW_STRIDE, RowGroupView, fill_lanes, load_classes, load_planes, locate, store_classes, store_planes
-)
+from fastce._cpu.layout.stage cimport MAX_GROUPS, RowGroupView, load_groups, store_groups
 from fastce._cpu.layout.staged_rows cimport load_staged
 from fastce._cpu.math cimport real
 from fastce._cpu.task cimport Matrix, Task
@@ -151,59 +149,16 @@ cdef inline void store_unit(const Task* task, const Unit* unit, Py_ssize_t i, re
         store_row(task, &task.hess, i, unit.hess, like)
 
 
-cdef inline bint locate_groups(
-    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, RowGroupView* lanes, real like
-) noexcept nogil:
-    """Locate groups of 16 rows; return True if all lie side by side."""
-    cdef bint has_unit_stride = True
-    cdef Py_ssize_t g
-    for g in range((n + LANES - 1) // LANES):
-        locate(task, matrix, start + g * LANES, min(n - g * LANES, <Py_ssize_t>LANES), &lanes[g], like)
-        has_unit_stride = has_unit_stride and lanes[g].layout == UNIT_ROW_STRIDE
-    return has_unit_stride
-
-
-cdef inline void load_groups(
-    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, real* stage
-) noexcept nogil:
-    """Stage an operand of n rows, 16 to a unit."""
-    cdef RowGroupView lanes[MAX_GROUPS]
-    cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = task.unit_size
-    if matrix.data == NULL:
-        return
-    if locate_groups(task, matrix, start, n, lanes, stage[0]):
-        load_planes(lanes, n_groups, task.n_classes, stage, size)
-        for g in range(n_groups):
-            fill_lanes(&lanes[g], task.n_classes, stage + g * size)
-    else:
-        for g in range(n_groups):
-            load_classes(&lanes[g], 0, task.n_classes, stage + g * size)
-    for g in range(n_groups):
-        if start + n + (g + 1) * LANES <= task.n_rows:
-            prefetch_group(&lanes[g], n, task.n_classes)
-
-
-cdef inline void store_groups(
-    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, const real* stage
-) noexcept nogil:
-    cdef RowGroupView lanes[MAX_GROUPS]
-    cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = task.unit_size
-    if locate_groups(task, matrix, start, n, lanes, stage[0]):
-        store_planes(lanes, n_groups, task.n_classes, stage, size)
-    else:
-        for g in range(n_groups):
-            store_classes(&lanes[g], 0, task.n_classes, stage + g * size)
-
-
 cdef inline void load_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t n, real* arrays) noexcept nogil:
     """Stage all operands of n rows."""
     cdef const Matrix* matrices[N_OPERANDS]
     cdef Py_ssize_t places[N_OPERANDS]
+    cdef RowGroupView lanes[MAX_GROUPS]
     cdef Py_ssize_t k, size = task.array_size
     matrices[0], matrices[1], matrices[2] = &task.logits, &task.prob, &task.v
     places[0], places[1], places[2] = EXPS if task.softcap == 0 else CAPPED, PROB, SECOND
     for k in range(n_operands(task)):
-        load_groups(task, matrices[k], start, n, arrays + places[k] * size)
+        load_groups(task, matrices[k], start, n, lanes, arrays + places[k] * size)
 
 
 cdef inline void store_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t n, const real* arrays) noexcept nogil:
