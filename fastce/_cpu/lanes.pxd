@@ -9,7 +9,7 @@ Design
 3. Sums of logits run at 2^-16 of their size (`D_UNIT`), so that a block of 3e38 in one lane does not overflow.
 """
 from fastce._cpu.math cimport exp_unit, real
-from fastce._cpu.task cimport Task
+from fastce._cpu.task cimport Task, is_curvature
 
 cdef enum:
     LANES = 16
@@ -43,7 +43,7 @@ cdef inline double rest_of(double all_terms, double rest, real like) noexcept no
 cdef inline AskedSums asked_sums(const Task* task) noexcept nogil:
     """Return which sums label smoothing and class probabilities ask for."""
     cdef AskedSums asked
-    asked.w_d = task.sum_weight
+    asked.w_d = task.sum_weight and not is_curvature(task)
     asked.has_zero_w = task.has_zero_weight
     asked.has_w = task.weight != NULL
     asked.t_d = task.log_prob != NULL

@@ -14,7 +14,7 @@ from fastce._cpu.memory cimport release_workspace, acquire_workspace
 from fastce._cpu.platform cimport end_vectors
 from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.reductions cimport TargetCount, count_targets, first_bad, sum_vector
-from fastce._cpu.task cimport Task, Vector, choose_scale, choose_sums, weight_of
+from fastce._cpu.task cimport Task, Vector, block_size, choose_scale, choose_sums, weight_of
 from fastce._cpu.teamwork cimport (
     Progress, begin_chunk, clock_seconds, end_chunk, learn, note_end, this_processor, thread_id
 )
@@ -33,21 +33,23 @@ cdef enum:
 
 cdef inline void sum_block_weights(Task* task, double* sums, real like) noexcept nogil:
     """Write what merging needs under label smoothing: the weight of all classes before each block, and of all."""
-    cdef Py_ssize_t block = task.block
-    cdef Py_ssize_t b, k, n_blocks = (task.n_classes + block - 1) // block
+    cdef Py_ssize_t b = 0, k = 0, c, n
     cdef double total = 0
     task.block_weights = sums
     if not task.sum_weight:
         return
-    for b in range(n_blocks):
+    while k < task.n_classes:
         sums[b] = total
+        n = block_size(task, k)
         if task.weight == NULL:
-            total += min(block, task.n_classes - b * block)
+            total += n
         else:
-            for k in range(b * block, min((b + 1) * block, task.n_classes)):
-                total += weight_of(task, k, like)
-                task.has_zero_weight |= weight_of(task, k, like) == 0
-    sums[n_blocks] = total
+            for c in range(k, k + n):
+                total += weight_of(task, c, like)
+                task.has_zero_weight |= weight_of(task, c, like) == 0
+        b += 1
+        k += n
+    sums[b] = total
 
 
 cdef inline double process_all(Task* task, int n_threads, real like) except? -1:

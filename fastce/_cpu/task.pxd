@@ -12,7 +12,8 @@ from fastce._cpu.layout.convert cimport Format
 from fastce._cpu.math cimport real
 
 cdef enum:
-    MAX_DIMS = 64  # NumPy's own limit
+    MAX_DIMS = 64     # NumPy's own limit
+    LEAST_BLOCK = 64  # classes, so that any block has a whole vector
 
 
 cdef enum OutKind:
@@ -77,7 +78,7 @@ cdef struct Task:
     bint stages_logits
     bint stages_out
     bint stores_rows       # from the stage, one by one
-    Py_ssize_t block       # how many classes of a row the kernel does at once
+    Py_ssize_t block       # how many classes of a row the kernel does at once, see `block_size`
     # options
     int64_t ignore_index
     double label_smoothing
@@ -136,6 +137,12 @@ cdef inline Py_ssize_t row_offset(const Task* task, const Matrix* matrix, Py_ssi
     return offset
 
 
+cdef inline Py_ssize_t block_size(const Task* task, Py_ssize_t start) noexcept nogil:
+    """Return the number of classes in the block that starts with class `start`: the last one takes in a short rest."""
+    cdef Py_ssize_t n = task.n_classes - start
+    return n if n < task.block + LEAST_BLOCK else task.block
+
+
 cdef inline double vector_item(const Vector* vector, Py_ssize_t i) noexcept nogil:
     if vector.data == NULL:
         return 1.0
@@ -173,7 +180,7 @@ cdef inline void choose_sums(Task* task) noexcept:
     # sums of t d before those of t: `merge` needs the latter as they were
     if task.sum_entropy:
         add_sum(task, E_D)
-    if task.sum_weight:
+    if task.sum_weight and not is_curvature(task):
         add_sum(task, W_D)
     if task.sum_prob:
         add_sum(task, WT_D)

@@ -1,4 +1,7 @@
-"""Loops over a block of classes in C: of one row, see `simd/row.h`, or of 16 side by side, see `simd/lanes.h`."""
+"""Loops over a block of classes in C, of one row or of 16 side by side: see `simd/block.h` and `simd/curvature.h`.
+
+Arrays are of the arithmetic's type, which C knows by their pointers' types.
+"""
 from libc.stdint cimport int32_t
 
 from fastce._cpu.lanes cimport LANES, AskedSums
@@ -8,8 +11,9 @@ from fastce._cpu.task cimport N_SUMS
 cdef extern from "simd/sums.h" nogil:
     # A block of classes, and what is asked of it.
     ctypedef struct Block "fastce_block":
+        bint by_rows           # of one row
         const void* x          # logits: of the arithmetic's type, or of 16 bits; under a softcap tanh of them
-        Py_ssize_t n           # classes
+        Py_ssize_t n           # numbers: as many as classes, or 16 times as many
         void* e                # where the exponentials go; may be x
         const char* ahead      # what is asked for meanwhile, numbers of so many bytes
         Py_ssize_t ahead_size
@@ -23,31 +27,26 @@ cdef extern from "simd/sums.h" nogil:
         AskedSums asked
         bint sums_entropy
 
-cdef extern from "simd/row.h" nogil:
-    # The type is that of `like`, or of the last array.
+cdef extern from "simd/block.h" nogil:
+    # of a row; the type is that of `like`
     double find_row_max "fastce_row_max"(Format format, const void* x, Py_ssize_t n, double like)
     Py_ssize_t find "fastce_find"(const void* x, Py_ssize_t n, double value)
-    void sum_targets "fastce_sum_targets"(Block* block, double row_max, double like)
-    void sweep "fastce_sweep"(Block* block, double row_max, double scale, double like)
     double sum_rest "fastce_sum_rest"(const void* e, Py_ssize_t n)
-    void cap_row "fastce_cap_row"(const void* x, Py_ssize_t n, double factor, void* out)
+    # of 16 rows
+    void find_lane_maxima "fastce_lane_maxima"(const void* x, Py_ssize_t n, void* row_max)
+    void find_in_lanes "fastce_find_in_lanes"(const void* x, Py_ssize_t n, const void* values, int32_t* found)
+    # of either; what differs between rows is an array of 16 numbers
+    void sum_targets "fastce_sum_targets"(Block* block, const void* row_max)
+    void sum_exps "fastce_sum_exps"(Block* block, const void* row_max, double scale)
+    void cap "fastce_cap"(const void* x, Py_ssize_t n, double factor, void* out)
     void multiply_slopes "fastce_multiply_slopes"(
         const void* g, Py_ssize_t n, const void* x, double factor, void* out)
     void multiply "fastce_multiply"(void* e, Py_ssize_t n, double factor)
-    void write_row_gradient "fastce_write_row_gradient"(
-        void* e, Py_ssize_t n, double alpha, double beta, const void* w, double gamma, const void* t)
-    void write_row_log "fastce_write_row_log"(
-        const void* x, Py_ssize_t n, double row_max, double scale, double log_sum, void* out)
-
-cdef extern from "simd/lanes.h" nogil:
-    void find_lane_maxima "fastce_find_lane_maxima"(const void* x, Py_ssize_t n, void* row_max)
-    void find_in_lanes "fastce_find_in_lanes"(const void* x, Py_ssize_t n, const void* values, int32_t* found)
-    void sweep_lanes "fastce_sweep_lanes"(Block* block, const void* row_max, double scale)
-    void sum_targets_in_lanes "fastce_sum_targets_in_lanes"(Block* block, const void* row_max)
-    void write_lane_gradients "fastce_write_lane_gradients"(
-        void* e, Py_ssize_t n, const void* alpha, const void* beta, const void* w, const void* gamma, const void* t)
-    void write_lane_logs "fastce_write_lane_logs"(
-        void* x, Py_ssize_t n, const void* row_max, double scale, const void* log_sum)
+    void combine_gradient "fastce_write_gradient"(
+        bint by_rows, void* e, Py_ssize_t n, const void* alpha, const void* beta, const void* w, const void* gamma,
+        const void* t)
+    void write_log "fastce_write_log"(
+        const void* x, Py_ssize_t n, const void* row_max, double scale, const void* log_sum, void* out)
 
 cdef extern from "simd/curvature.h" nogil:
     cdef enum:

@@ -11,35 +11,33 @@ Design
    each other between the passes. For the same reason as many rows are staged at once as fit, up to 256: memory then
    delivers runs of whole cache lines from each plane.
 """
-from libc.math cimport INFINITY
-from libc.stdint cimport int32_t
-
-from fastce._cpu.kernel.blocks cimport (
-    Block, cap_row, find_in_lanes, find_lane_maxima, multiply_slopes, sum_targets_in_lanes, sweep_lanes,
-    write_lane_gradients, write_lane_logs
-)
-from fastce._cpu.lanes cimport LANES, NO_CLASS, asked_sums, fill, narrow, rest_of, widen
-from fastce._cpu.kernel.row_view cimport weight_block
-from fastce._cpu.kernel.scalars cimport (
-    Scalars, begin, describe_argmax_patches, finish, merge, sum_factor, take, unscaled_exp
-)
+from fastce._cpu.kernel.blocks cimport Block, cap, multiply_slopes, sum_exps, write_log
+from fastce._cpu.kernel.gradient cimport fill_lanes_of, find_alpha, write_gradient
+from fastce._cpu.kernel.scalars cimport Scalars, begin, describe_argmax_patches, finish, merge, take
 from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec
+from fastce._cpu.kernel.sums cimport (
+    PIECE, Totals, add_piece, begin_totals, describe_block, find_argmax, find_maxima, narrow_maxima, take_totals
+)
+from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport NATIVE
 from fastce._cpu.layout.stage cimport (
     MAX_GROUPS, RowGroupView, load_classes, load_groups, locate, store_classes, store_groups
 )
 from fastce._cpu.math cimport real, sech2
-from fastce._cpu.task cimport ALL, LOG_SOFTMAX, REST, Task
+from fastce._cpu.task cimport LEAST_BLOCK, LOG_SOFTMAX, Task, block_size
 
 cdef enum:
     STAGE_BYTES = 131072  # fits into any L2 cache
-    # Classes that may wait in a buffer. Sums are formed by them in any case: bits must not depend on what waits.
-    PIECE = 128
 
 
 cdef inline Py_ssize_t column_block(real like) noexcept nogil:
     """Return the number of classes in a block."""
     return STAGE_BYTES // (LANES * <Py_ssize_t>sizeof(real))
+
+
+cdef inline Py_ssize_t stage_bytes(real like) noexcept nogil:
+    """Return the size of a stage that has room for any block."""
+    return STAGE_BYTES + LEAST_BLOCK * LANES * <Py_ssize_t>sizeof(real)
 
 
 cdef inline Py_ssize_t column_group(const Task* task, real like) noexcept nogil:
@@ -58,18 +56,12 @@ cdef inline void note_patch_logits(
             k = rows.patch_class[j] - start
             if 0 <= k and k < stop - start:
                 rows.slope_patch[j] = sech2(<double>(stage[k * LANES + j] * factor))
-        cap_row(stage, (stop - start) * LANES, factor, stage)
+        cap(stage, (stop - start) * LANES, factor, stage)
     if task.target != NULL:
         for j in range(rows.n):
             k = rows.patch_class[j] - start
             if 0 <= k and k < stop - start:
                 rows.x_patch[j] = stage[k * LANES + j]
-
-
-cdef inline void add_lanes(const double* lanes, double* total) noexcept nogil:
-    cdef Py_ssize_t j
-    for j in range(LANES):
-        total[j] += lanes[j]
 
 
 cdef inline void sweep_classes(
@@ -80,53 +72,29 @@ cdef inline void sweep_classes(
     cdef real exps[PIECE * LANES]
     cdef real probs[PIECE * LANES]
     cdef real row_max[LANES]
-    cdef double all_terms[LANES]
-    cdef double rest[LANES]
-    cdef int32_t first[LANES]
-    cdef real scale = <real>task.scale
-    cdef Py_ssize_t c, j, k = 0, n = stop - start
-    cdef Block b
-    fill(row_max, 0, LANES, <real>0)
+    cdef Py_ssize_t j, k = 0, n = (stop - start) * LANES
+    cdef Totals totals
+    cdef Block b = describe_block(task, False)
     if not task.normalized:
-        find_lane_maxima(stage, n, row_max)
-    widen(row_max, block.row_max)
-    for j in range(LANES):
-        row_max[j] = <real>0 if row_max[j] == -INFINITY else row_max[j]
-    if task.find_argmax or task.needs_argmax_patch:
-        find_in_lanes(stage, n, row_max, first)
+        find_maxima(False, NATIVE, stage, n, block.row_max, stage[0])
+    else:
         for j in range(LANES):
-            block.argmax[j] = -1 if first[j] == NO_CLASS else start + first[j]
-    fill(all_terms, 0, LANES, <double>0)
-    fill(rest, 0, LANES, <double>0)
-    for c in range(task.n_sums):
-        fill(block.sums[task.sums[c]], 0, LANES, <double>0)
-    b.t = NULL
-    b.asked = asked_sums(task)
-    b.sums_entropy = task.sum_entropy
+            block.row_max[j] = 0
+    if task.find_argmax or task.needs_argmax_patch:
+        find_argmax(False, stage, n, start, block, 0)
+    narrow_maxima(False, block.row_max, row_max)
+    begin_totals(task, False, &totals)
     while k < n:
-        b.n = min(n - k, <Py_ssize_t>PIECE)
-        b.x = stage + k * LANES
-        b.e = stage + k * LANES
+        b.n = min(n - k, <Py_ssize_t>PIECE * LANES)
+        b.x = b.e = stage + k
         if keep_logits:
             b.e = exps
-        if task.sum_weight or task.sum_prob:
-            b.w = weight_block(task, start + k, scale)
-            if task.sum_prob:
-                load_classes(prob, start + k, start + k + b.n, probs)
-                b.t = probs
-            sum_targets_in_lanes(&b, row_max)
-        if not task.normalized:
-            sweep_lanes(&b, row_max, scale)
-            add_lanes(b.sums[ALL], all_terms)
-            add_lanes(b.sums[REST], rest)
-        for c in range(task.n_sums):
-            add_lanes(b.sums[task.sums[c]], block.sums[task.sums[c]])
+        if task.sum_prob:
+            load_classes(prob, start + k // LANES, start + (k + b.n) // LANES, probs)
+            b.t = probs
+        add_piece(task, False, &b, start + k // LANES, row_max, &totals)
         k += b.n
-    for j in range(LANES):
-        block.sumexp_excl_max[j] = rest_of(all_terms[j], rest[j], scale)
-    for c in range(task.n_sums):
-        for j in range(LANES):
-            block.sums[task.sums[c]][j] *= sum_factor(task.sums[c], scale)
+    take_totals(task, False, False, &totals, stage, n, block, 0)
 
 
 cdef inline void write_classes(
@@ -136,43 +104,36 @@ cdef inline void write_classes(
     """Turn a staged block, exponentials relative to `block_max` or logits, into what `out` shall hold."""
     cdef real buffer[PIECE * LANES]
     cdef real row_max[LANES]
-    cdef real alpha[LANES]
-    cdef real beta[LANES]
-    cdef real gamma[LANES]
-    cdef real scale = <real>task.scale
-    cdef const real* added = NULL
+    cdef real log_sum[LANES]
+    cdef double alpha[LANES]
     cdef const real* t = NULL
-    cdef Py_ssize_t j, k = 0, m, n = stop - start
+    cdef Py_ssize_t j, k = start, m, n = stop - start
+    cdef real* e = stage
     cdef Block b
     if from_logits:
-        narrow(rows.row_max, row_max)
+        fill_lanes_of(False, rows.row_max, 0, row_max)
     if task.out_kind == LOG_SOFTMAX:
-        narrow(rows.log_sumexp, alpha)
-        write_lane_logs(stage, n, row_max, scale, alpha)
+        fill_lanes_of(False, rows.log_sumexp, 0, log_sum)
+        write_log(stage, n * LANES, row_max, task.scale, log_sum, stage)
     else:
-        narrow(rows.alpha, alpha)
-        narrow(rows.beta, beta)
-        narrow(rows.gamma, gamma)
-        if task.sum_weight or task.sum_prob:
-            added = beta
-        if not from_logits and block_max != rows.row_max:
-            for j in range(LANES):
-                alpha[j] = <real>(rows.alpha[j] * unscaled_exp(task.scale * (block_max[j] - rows.row_max[j])))
         if from_logits:
+            b = describe_block(task, False)
             b.x = b.e = stage
-            b.n = n
+            b.n = n * LANES
             b.sums_entropy = False
-            sweep_lanes(&b, row_max, scale)
-        while k < n:
-            m = min(n - k, <Py_ssize_t>PIECE) if task.sum_prob or task.softcap != 0 else n
+            sum_exps(&b, row_max, task.scale)
+            block_max = <const double*>rows.row_max
+        find_alpha(task, False, rows, 0, block_max, alpha)
+        while k < stop:
+            m = min(stop - k, <Py_ssize_t>PIECE) if task.sum_prob or task.softcap != 0 else n
             if task.sum_prob:
-                load_classes(prob, start + k, start + k + m, buffer)
+                load_classes(prob, k, k + m, buffer)
                 t = buffer
-            write_lane_gradients(
-                stage + k * LANES, m, alpha, added, weight_block(task, start + k, scale), gamma, t)
+            write_gradient(task, False, rows, 0, alpha, k, m * LANES, e, t)
             if task.softcap != 0:
-                load_classes(logits, start + k, start + k + m, buffer)
-                multiply_slopes(stage + k * LANES, m * LANES, buffer, task.cap_factor, stage + k * LANES)
+                load_classes(logits, k, k + m, buffer)
+                multiply_slopes(e, m * LANES, buffer, task.cap_factor, e)
+            e += m * LANES
             k += m
     for j in range(rows.n):
         if rows.n_kept < LANES and rows.kept[j] == 0:
@@ -225,23 +186,22 @@ cdef inline void process_blocks(
     cdef RowGroupView prob
     cdef RowGroupView out
     cdef bint keep_logits = keeps_logits(task) or task.out.data == NULL or task.out.format != NATIVE
-    cdef Py_ssize_t step = column_block(stage[0])
     cdef Py_ssize_t j, stop, k = 0
     locate(task, &task.logits, start, n, &logits, stage[0])
     locate(task, &task.prob, start, n, &prob, stage[0])
     locate(task, &task.out, start, n, &out, stage[0])
     begin(task, &rows, start, n, stage[0])
     while k < task.n_classes:
-        stop = min(k + step, task.n_classes)
+        stop = k + block_size(task, k)
         load_classes(&logits, k, stop, stage)
         note_patch_logits(task, &rows, k, stop, stage)
         sweep_classes(task, &prob, k, stop, keep_logits, stage, &block)
         for j in range(LANES):
-            block_max[k // step * LANES + j] = block.row_max[j]
+            block_max[k // task.block * LANES + j] = block.row_max[j]
         if k == 0:
             take(task, &rows, 0, &block, LANES)
         else:
-            merge(task, &rows, 0, &block, LANES, k // step)
+            merge(task, &rows, 0, &block, LANES, k // task.block)
         if not keep_logits:
             store_classes(&out, k, stop, stage)
         k = stop
@@ -251,14 +211,14 @@ cdef inline void process_blocks(
         return
     k = 0
     while k < task.n_classes:
-        stop = min(k + step, task.n_classes)
+        stop = k + block_size(task, k)
         if keep_logits:
             load_classes(&logits, k, stop, stage)
             if task.softcap != 0:
-                cap_row(stage, (stop - k) * LANES, task.cap_factor, stage)
+                cap(stage, (stop - k) * LANES, task.cap_factor, stage)
         else:
             load_classes(&out, k, stop, stage)
-        write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, block_max + k // step * LANES, stage)
+        write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, block_max + k // task.block * LANES, stage)
         store_classes(&out, k, stop, stage)
         k = stop
 
@@ -285,7 +245,7 @@ cdef inline void process_by_columns(
     cdef Py_ssize_t i = start
     cdef Py_ssize_t step = column_group(task, like)
     while i < stop:
-        process_columns(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + STAGE_BYTES))
+        process_columns(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + stage_bytes(like)))
         i += step
 
 
@@ -301,7 +261,7 @@ cdef inline KernelSpec plan_columns(Task* task, real like) noexcept nogil:
     cdef Py_ssize_t group = column_group(task, like)
     cdef Py_ssize_t workspace  # the stage, and 16 maxima for each block
     task.block = column_block(like)
-    workspace = STAGE_BYTES + align((task.n_classes // task.block + 1) * LANES * <Py_ssize_t>sizeof(double))
+    workspace = stage_bytes(like) + align((task.n_classes // task.block + 1) * LANES * <Py_ssize_t>sizeof(double))
     if real is float:
         return make_spec(columns_float, group, LANES, workspace)
     else:

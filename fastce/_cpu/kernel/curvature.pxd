@@ -18,30 +18,31 @@ Design
 5. Gradient and scalars are those of the other kernels, `begin` and `finish`, which here leaves out the losses.
 """
 from libc.math cimport INFINITY, fabs
-from libc.stdint cimport int32_t, int64_t
-from libc.string cimport memcpy, memset
+from libc.stdint cimport int64_t
+from libc.string cimport memcpy
 
 from fastce._cpu.kernel.blocks cimport (
-    AT_MAX, FIRST, LAST, N_FACTORS, OTHER, TOTAL, UNSCALE, W_AT_MAX, Block, cap_row, find, find_in_lanes,
-    find_lane_maxima, find_row_max, find_slopes, multiply, multiply_by, sum_moment, sum_rest, sum_targets,
-    sum_targets_in_lanes, sweep, sweep_lanes, write_absolute, write_bent, write_diagonal, write_lane_gradients,
-    write_product
+    AT_MAX, FIRST, LAST, N_FACTORS, OTHER, TOTAL, UNSCALE, W_AT_MAX, Block, cap, find_slopes, multiply, multiply_by,
+    sum_moment, write_absolute, write_bent, write_diagonal, write_product
 )
-from fastce._cpu.kernel.columns cimport PIECE, add_lanes, note_patch_logits
-from fastce._cpu.lanes cimport LANES, NO_CLASS, fill, narrow, needs_rest, rest_of, wide_lane_sum, widen
-from fastce._cpu.kernel.row_view cimport weight_block
-from fastce._cpu.kernel.row_writes cimport write_gradient
+from fastce._cpu.kernel.columns cimport note_patch_logits
+from fastce._cpu.kernel.gradient cimport fill_lanes_of, write_gradient
 from fastce._cpu.kernel.rows cimport row_block
 from fastce._cpu.kernel.scalars cimport (
     Scalars, begin, describe_argmax_patches, find_upstream, finish, needs_gradient, read_patch_logits
+)
+from fastce._cpu.kernel.sums cimport (
+    PIECE, Totals, add_piece, begin_totals, describe_block, find_argmax, find_maxima, narrow_maxima,
+    take_totals
 )
 from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec
 from fastce._cpu.kernel.units cimport (
     Unit, load_all_groups, locate_unit, plan_units, store_all_groups, store_unit, units_bytes
 )
+from fastce._cpu.lanes cimport LANES, fill, wide_lane_sum
 from fastce._cpu.layout.convert cimport NATIVE
 from fastce._cpu.math cimport exp_unit, real
-from fastce._cpu.task cimport ALL, REST, WT, Task
+from fastce._cpu.task cimport Task, block_size
 
 
 # What a product asks of 16 rows besides their `Scalars`; w is slope * v, the scale left out.
@@ -57,107 +58,69 @@ cdef inline double small_scale(const Task* task) noexcept nogil:
     return 3.552713678800501e-15 if task.is_float else 8.271806125530277e-25  # 2^-48, 2^-80
 
 
-cdef inline void find_maxima(
-    const Task* task, const Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real* row_max
+cdef inline void find_unit_maxima(
+    const Task* task, const Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
 ) noexcept nogil:
-    """Find the largest logits and the w that belong to them; `row_max` gets 0 where there is none."""
+    """Find the largest logits and the w that belong to them."""
     cdef const real* x = <const real*>unit.capped
     cdef const real* w = <const real*>unit.w
-    cdef real found[LANES]
-    cdef int32_t first[LANES]
-    cdef Py_ssize_t j, n = task.n_classes
-    cdef bint finds_place = task.is_product or task.needs_argmax_patch
+    cdef Py_ssize_t i, j
+    find_maxima(task.by_rows, NATIVE, x, unit.n, &rows.row_max[lane], like)
+    if not (task.is_product or task.needs_argmax_patch):
+        return
+    find_argmax(task.by_rows, x, unit.n, 0, rows, lane)
+    if task.is_product:
+        for j in range(unit.width):
+            i = rows.argmax[lane + j]
+            moments.w_at_max[lane + j] = w[i * unit.width + j] if i >= 0 else 0
+
+
+cdef inline void take_moments(
+    const Task* task, Py_ssize_t lane, const double* found, Moments* moments
+) noexcept nogil:
+    """Take the moments of 16 rows, or of one from its 16 parts."""
+    cdef Py_ssize_t j
     if task.by_rows:
-        rows.row_max[lane] = find_row_max(NATIVE, x, n, found[0])
-        row_max[0] = <real>(0 if rows.row_max[lane] == -INFINITY else rows.row_max[lane])
-        j = find(x, n, row_max[0]) if finds_place and rows.row_max[lane] != -INFINITY else -1
-        rows.argmax[lane] = j
-        if task.is_product:
-            moments.w_at_max[lane] = w[j] if j >= 0 else 0
+        moments.moment[lane] = wide_lane_sum(found)
         return
-    find_lane_maxima(x, n, found)
-    widen(found, rows.row_max)
     for j in range(LANES):
-        row_max[j] = <real>0 if found[j] == -INFINITY else found[j]
-    if not finds_place:
-        return
-    find_in_lanes(x, n, found, first)
-    for j in range(LANES):
-        rows.argmax[j] = -1 if first[j] == NO_CLASS or found[j] == -INFINITY else first[j]
-        if task.is_product:
-            moments.w_at_max[j] = w[rows.argmax[j] * LANES + j] if rows.argmax[j] >= 0 else 0
+        if not moments.is_scaled or moments.unscale[j] != 1:  # others keep their bits when some are summed up again
+            moments.moment[j] = found[j]
 
 
 cdef inline void sum_unit(
-    const Task* task, const Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, const real* row_max
+    const Task* task, const Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
 ) noexcept nogil:
-    """Sum up exponentials, class probabilities and the moment, block by block; `lane` is that of a single row."""
-    cdef double all_terms[LANES]
-    cdef double rest[LANES]
+    """Sum up exponentials, class probabilities and the moment, piece by piece; `lane` is that of a single row."""
     cdef double moment[LANES]
-    cdef double wt[LANES]
+    cdef real row_max[LANES]
     cdef real w_at_max[LANES]
-    cdef real scale = <real>task.scale
-    cdef Py_ssize_t at, j, k = 0, size = sizeof(real)
-    cdef bint by_rows = task.by_rows, has_prob = task.prob.data != NULL
-    cdef Block b
-    fill(all_terms, 0, LANES, <double>0)
-    fill(rest, 0, LANES, <double>0)
-    fill(moment, 0, LANES, <double>0)
-    fill(wt, 0, LANES, <double>0)
-    for j in range(LANES):
-        w_at_max[j] = <real>moments.w_at_max[lane if by_rows else j]
-    memset(&b.asked, 0, sizeof(b.asked))
-    b.asked.has_w = task.weight != NULL
-    b.sums_entropy = False
+    cdef Py_ssize_t at, k = 0, size = sizeof(real)
+    cdef bint by_rows = task.by_rows
+    cdef Totals totals
+    cdef Block b = describe_block(task, by_rows)
     b.is_long = True  # by L2: L1 has no room for two operands; 65536 x 1000 took a fifth longer
-    b.format = NATIVE
     b.ahead_size = b.ahead_t_size = size
+    narrow_maxima(by_rows, &rows.row_max[lane], row_max)
+    fill_lanes_of(by_rows, moments.w_at_max, lane, w_at_max)
+    fill(moment, 0, LANES, <double>0)
+    begin_totals(task, by_rows, &totals)
     while k < task.n_classes:
-        b.n = min(task.n_classes - k, task.block if by_rows else <Py_ssize_t>PIECE)
         at = k * unit.width
+        b.n = block_size(task, k) if by_rows else min(task.n_classes - k, <Py_ssize_t>PIECE) * LANES
         b.x = <const real*>unit.capped + at
         b.e = <real*>unit.exps + at
         b.ahead = unit.ahead_x + at * size
-        if has_prob:
-            b.w = weight_block(task, k, scale)
+        if task.sum_prob:
             b.t = <const real*>unit.prob + at
             b.ahead_t = unit.prob + at * size
-            if by_rows:
-                sum_targets(&b, row_max[0], scale)
-                wt[0] += b.sums[WT][0]
-            else:
-                sum_targets_in_lanes(&b, row_max)
-                add_lanes(b.sums[WT], wt)
-        if by_rows:
-            sweep(&b, row_max[0], scale, scale)
-            all_terms[0] += b.sums[ALL][0]
-        else:
-            sweep_lanes(&b, row_max, scale)
-            add_lanes(b.sums[ALL], all_terms)
-            add_lanes(b.sums[REST], rest)
+        add_piece(task, by_rows, &b, k, row_max, &totals)
         if task.is_product:
             sum_moment(
-                <const real*>b.e, <const real*>unit.w + at, b.n * unit.width, w_at_max, unit.ahead_v + at * size,
-                moment)
-        k += b.n
-    if by_rows:
-        k = 0
-        while needs_rest(all_terms[0], scale) and k < task.n_classes:
-            j = min(task.n_classes - k, task.block)
-            rest[0] += sum_rest(<const real*>unit.exps + k, j)
-            k += j
-        rows.sumexp_excl_max[lane] = rest_of(all_terms[0], rest[0], scale)
-        moments.moment[lane] = wide_lane_sum(moment)
-        if has_prob:
-            rows.sums[WT][lane] = wt[0]
-        return
-    for j in range(LANES):
-        rows.sumexp_excl_max[j] = rest_of(all_terms[j], rest[j], scale)
-        moments.moment[j] = moment[j]
-    if has_prob:
-        for j in range(LANES):
-            rows.sums[WT][j] = wt[j]
+                <const real*>b.e, <const real*>unit.w + at, b.n, w_at_max, unit.ahead_v + at * size, moment)
+        k += b.n // unit.width
+    take_totals(task, by_rows, False, &totals, <const real*>unit.exps, unit.n, rows, lane)
+    take_moments(task, lane, moment, moments)
 
 
 cdef inline bint overflows(const Task* task, const Scalars* rows, Py_ssize_t lane, Moments* moments) noexcept nogil:
@@ -189,7 +152,7 @@ cdef inline void sum_scaled_moment(
     cdef Py_ssize_t j, k = 0, n
     for j in range(LANES):
         scales[j] = <real>(1 / moments.unscale[lane if task.by_rows else j])
-        w_at_max[j] = <real>moments.w_at_max[lane if task.by_rows else j]
+    fill_lanes_of(task.by_rows, moments.w_at_max, lane, w_at_max)
     multiply_by(<const real*>unit.w, NULL, unit.n, scales, w)
     unit.w = unit.scaled
     moments.is_scaled = True
@@ -198,32 +161,26 @@ cdef inline void sum_scaled_moment(
         n = min(unit.n - k, <Py_ssize_t>PIECE * LANES)
         sum_moment(exps + k, w + k, n, w_at_max, unit.w + k * <Py_ssize_t>sizeof(real), moment)
         k += n
-    if task.by_rows:
-        moments.moment[lane] = wide_lane_sum(moment)
-        return
-    for j in range(LANES):
-        if moments.unscale[j] != 1:  # the others keep their bits
-            moments.moment[j] = moment[j]
+    take_moments(task, lane, moment, moments)
 
 
 cdef inline void sweep_unit(
     const Task* task, Unit* unit, Py_ssize_t lane, Scalars* rows, Moments* moments, real like
 ) noexcept nogil:
     """Do the first passes; `lane` is that of a single row."""
-    cdef real row_max[LANES]
     cdef real ones[LANES]
     if task.softcap != 0:
         find_slopes(<const real*>unit.x, unit.n, task.cap_factor, <real*>unit.slopes)
     if not task.by_rows and needs_gradient(task):
         note_patch_logits(task, rows, 0, task.n_classes, <real*>unit.x)  # caps them too
     elif task.softcap != 0:
-        cap_row(<const real*>unit.x, unit.n, task.cap_factor, <real*>unit.capped)
+        cap(<const real*>unit.x, unit.n, task.cap_factor, <real*>unit.capped)
     if task.is_product and task.softcap != 0:
         fill(ones, 0, LANES, <real>1)
         multiply_by(<const real*>unit.v, <const real*>unit.slopes, unit.n, ones, <real*>unit.scaled)
         unit.w = unit.scaled
-    find_maxima(task, unit, lane, rows, moments, row_max)
-    sum_unit(task, unit, lane, rows, moments, row_max)
+    find_unit_maxima(task, unit, lane, rows, moments, like)
+    sum_unit(task, unit, lane, rows, moments, like)
     if task.is_product and overflows(task, rows, lane, moments):
         sum_scaled_moment(task, unit, lane, moments, like)
 
@@ -280,36 +237,20 @@ cdef inline void write_unit_gradient(
     const Task* task, const Unit* unit, Py_ssize_t lane, const Scalars* rows, real* grad
 ) noexcept nogil:
     """Turn exponentials into the gradient."""
-    cdef real alpha[LANES]
-    cdef real beta[LANES]
-    cdef real gamma[LANES]
     cdef real ones[LANES]
-    cdef const real* added = NULL
-    cdef const real* prob = NULL
-    cdef double factor
-    cdef Py_ssize_t j
-    if task.sum_prob:
-        prob = <const real*>unit.prob
-    if task.by_rows:
-        factor = write_gradient(task, rows, lane, 0, task.n_classes, rows.alpha[lane], grad, prob)
-        if factor != 1:
-            multiply(grad, unit.n, factor)
-    else:
-        narrow(rows.alpha, alpha)
-        narrow(rows.beta, beta)
-        narrow(rows.gamma, gamma)
-        if task.sum_weight or task.sum_prob:
-            added = beta
-        write_lane_gradients(grad, task.n_classes, alpha, added, weight_block(task, 0, grad[0]), gamma, prob)
+    cdef Py_ssize_t i, j
+    cdef double factor = write_gradient(
+        task, task.by_rows, rows, lane, &rows.alpha[lane], 0, unit.n, grad,
+        <const real*>unit.prob if task.sum_prob else NULL)
+    if factor != 1:
+        multiply(grad, unit.n, factor)
     if task.softcap != 0:
         fill(ones, 0, LANES, <real>1)
         multiply_by(grad, <const real*>unit.slopes, unit.n, ones, grad)
-    if task.by_rows and rows.patch_class[lane] >= 0:
-        grad[rows.patch_class[lane]] = <real>rows.grad_patch[lane]
-    elif not task.by_rows:
-        for j in range(rows.n):
-            if rows.patch_class[j] >= 0:
-                grad[rows.patch_class[j] * LANES + j] = <real>rows.grad_patch[j]
+    for j in range(1 if task.by_rows else rows.n):
+        i = rows.patch_class[lane + j]
+        if i >= 0:
+            grad[i * unit.width + j] = <real>rows.grad_patch[lane + j]
 
 
 cdef inline void write_unit_product(
@@ -363,11 +304,7 @@ cdef inline void write_unit(
     cdef Py_ssize_t j, k
     cdef bint is_skipped = task.by_rows and rows.kept[lane] == 0
     for k in range(N_FACTORS):
-        if task.by_rows:
-            fill(factors, 16 * k, 16 * k + 16, <real>given.of[k][lane])
-        else:
-            for j in range(LANES):
-                factors[16 * k + j] = <real>given.of[k][j]
+        fill_lanes_of(task.by_rows, given.of[k], lane, &factors[16 * k])
     if is_skipped:
         pass
     elif task.is_product:

@@ -2,7 +2,7 @@
 from fastce._cpu.layout.convert cimport NATIVE, Format, is_array
 from fastce._cpu.layout.staged_rows cimport load_staged
 from fastce._cpu.math cimport real
-from fastce._cpu.task cimport Matrix, Task, row_offset
+from fastce._cpu.task cimport LEAST_BLOCK, Matrix, Task, block_size, row_offset
 
 
 # Where the operands of a row start, NULL if absent, and its block that is to be swept next.
@@ -38,9 +38,9 @@ cdef inline RowView locate_row(const Task* task, Py_ssize_t i) noexcept nogil:
     return row
 
 
-cdef inline Py_ssize_t block_size(const Task* task, Py_ssize_t start) noexcept nogil:
-    """Return the number of classes in the block that starts with class `start`."""
-    return min(task.block, task.n_classes - start)
+cdef inline Py_ssize_t scratch_size(const Task* task) noexcept nogil:
+    """Return how many numbers there must be room for where a block is kept."""
+    return task.block + LEAST_BLOCK
 
 
 cdef inline const real* prob_block(

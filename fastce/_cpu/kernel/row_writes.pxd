@@ -1,16 +1,16 @@
 """The second pass of the row kernel: what the sweep left in a row becomes its gradient, softmax or log-softmax."""
-from libc.math cimport fabs
 from libc.string cimport memset
 
-from fastce._cpu.kernel.blocks cimport (
-    Block, cap_row, multiply, multiply_slopes, sweep, write_row_gradient, write_row_log
-)
-from fastce._cpu.kernel.row_view cimport RowView, block_size, locate_row, prob_block, start_of_row, weight_block
-from fastce._cpu.kernel.scalars cimport Scalars, unscaled_exp
-from fastce._cpu.layout.convert cimport NATIVE, size_of, write_converted
+from fastce._cpu.kernel.blocks cimport Block, cap, multiply, multiply_slopes, sum_exps, write_log
+from fastce._cpu.kernel.gradient cimport fill_lanes_of, find_alpha, write_gradient
+from fastce._cpu.kernel.row_view cimport RowView, locate_row, prob_block, scratch_size, start_of_row
+from fastce._cpu.kernel.scalars cimport Scalars
+from fastce._cpu.kernel.sums cimport describe_block, narrow_maxima
+from fastce._cpu.lanes cimport LANES
+from fastce._cpu.layout.convert cimport size_of, write_converted
 from fastce._cpu.layout.staged_rows cimport store_block
-from fastce._cpu.math cimport exp_unit, real
-from fastce._cpu.task cimport LOG_SOFTMAX, Task
+from fastce._cpu.math cimport real
+from fastce._cpu.task cimport LOG_SOFTMAX, Task, block_size
 
 
 cdef inline void write_log_softmax(
@@ -18,46 +18,31 @@ cdef inline void write_log_softmax(
 ) noexcept nogil:
     """Write the log-softmax of a block."""
     cdef const real* x = <const real*>row.logits + start
+    cdef real row_max[LANES]
+    cdef real log_sum[LANES]
     cdef Py_ssize_t n = block_size(task, start)
     if task.softcap != 0:
-        cap_row(x, n, task.cap_factor, scratch)
+        cap(x, n, task.cap_factor, scratch)
         x = scratch
-    write_row_log(x, n, rows.row_max[lane], task.scale, rows.log_sumexp[lane], <real*>row.out + start)
+    fill_lanes_of(True, rows.row_max, lane, row_max)
+    fill_lanes_of(True, rows.log_sumexp, lane, log_sum)
+    write_log(x, n, row_max, task.scale, log_sum, <real*>row.out + start)
 
 
 cdef inline void find_capped_exps(
     const Task* task, const Scalars* rows, Py_ssize_t lane, const RowView* row, Py_ssize_t start, real* scratch
 ) noexcept nogil:
     """Put the exponentials of a block under the softcap into scratch memory."""
-    cdef Block b
-    memset(&b, 0, sizeof(b))
+    cdef real row_max[LANES]
+    cdef Block b = describe_block(task, True)
     b.n = block_size(task, start)
     b.ahead = row.logits + start * <Py_ssize_t>sizeof(real)
     b.ahead_size = sizeof(real)
     b.x = b.e = scratch
-    b.format = NATIVE
-    cap_row(<const real*>row.logits + start, b.n, task.cap_factor, scratch)
-    sweep(&b, rows.row_max[lane], task.scale, scratch[0])
-
-
-cdef inline double write_gradient(
-    const Task* task, const Scalars* rows, Py_ssize_t lane, Py_ssize_t start, Py_ssize_t n, double factor, real* e,
-    const real* t
-) noexcept nogil:
-    """Turn n exponentials of a row, `factor` of which are in the gradient, into it; return a factor that is left.
-
-    They are those of the classes from `start` on, and t are the probabilities of these, if there are any.
-    """
-    cdef real unit = <real>1 / exp_unit(e[0])
-    if fabs(factor) < unit:
-        # Freed of exp_unit it might become subnormal; the exponentials are, instead.
-        multiply(e, n, unit)
-    else:
-        factor *= unit
-    if not (task.sum_weight or task.sum_prob):
-        return factor
-    write_row_gradient(e, n, factor, rows.beta[lane], weight_block(task, start, e[0]), rows.gamma[lane], t)
-    return 1
+    b.sums_entropy = False
+    cap(<const real*>row.logits + start, b.n, task.cap_factor, scratch)
+    narrow_maxima(True, &rows.row_max[lane], row_max)
+    sum_exps(&b, row_max, task.scale)
 
 
 cdef inline void write_row(
@@ -66,27 +51,29 @@ cdef inline void write_row(
 ) noexcept nogil:
     """Write a row block by block, where the task has it, or if `target` is not NULL, there."""
     cdef real* out
-    cdef real* probs = scratch + 2 * task.block
+    cdef real* probs = scratch + 2 * scratch_size(task)
     cdef Py_ssize_t n, k = 0
-    cdef double factor
+    cdef const double* row_max
+    cdef double alpha, factor
     cdef bint may_be_nan = task.has_option_sums or task.softcap != 0 or task.out_kind == LOG_SOFTMAX
     while k < task.n_classes:
         n = block_size(task, k)
         out = <real*>row.out + k
-        factor = rows.alpha[lane]
         if task.out_kind == LOG_SOFTMAX:
             write_log_softmax(task, rows, lane, row, k, scratch)
             factor = 1
         elif task.softcap != 0:
             find_capped_exps(task, rows, lane, row, k, scratch)
-            factor = write_gradient(task, rows, lane, k, n, factor, scratch, prob_block(task, row.prob, k, probs))
+            factor = write_gradient(
+                task, True, rows, lane, &rows.alpha[lane], k, n, scratch, prob_block(task, row.prob, k, probs))
             multiply(scratch, n, factor)
             multiply_slopes(scratch, n, <const real*>row.logits + k, task.cap_factor, out)
             factor = 1
         else:
-            if task.n_classes > task.block and block_max[k // task.block] != rows.row_max[lane]:
-                factor *= unscaled_exp(task.scale * (block_max[k // task.block] - rows.row_max[lane]))
-            factor = write_gradient(task, rows, lane, k, n, factor, out, prob_block(task, row.prob, k, probs))
+            row_max = block_max + k // task.block if task.n_classes > task.block else rows.row_max + lane
+            find_alpha(task, True, rows, lane, row_max, &alpha)
+            factor = write_gradient(
+                task, True, rows, lane, &alpha, k, n, out, prob_block(task, row.prob, k, probs))
         if target != NULL:
             # An exponential that is NaN makes the row's factor NaN.
             store_block(task.source, <real*>row.out, <real>factor, may_be_nan or factor != factor, k, n, target)

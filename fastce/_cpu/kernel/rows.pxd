@@ -15,26 +15,29 @@ Design
    the softcap was applied to it on the way into scratch memory. Only the loop for rows of 16 bits without options reads
    them as they are.
 """
-from libc.math cimport INFINITY, NAN
+from libc.math cimport NAN
 from libc.string cimport memset
 
-from fastce._cpu.kernel.blocks cimport Block, cap_row, find, find_row_max, sum_rest, sum_targets, sweep
-from fastce._cpu.lanes cimport LANES, TILE, asked_sums, needs_rest
+from fastce._cpu.kernel.blocks cimport Block, cap, find
 from fastce._cpu.kernel.row_view cimport (
-    RowView, block_size, given_by_caller, locate_row, prob_block, start_of_row, weight_block
+    RowView, given_by_caller, locate_row, prob_block, scratch_size, start_of_row
 )
 from fastce._cpu.kernel.row_writes cimport write_lane
 from fastce._cpu.kernel.scalars cimport (
-    Scalars, add, begin, describe_argmax_patches, finish, merge, read_patch_logits, sum_factor, take
+    Scalars, add, begin, describe_argmax_patches, finish, merge, read_patch_logits, take
 )
 from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec, process_t
+from fastce._cpu.kernel.sums cimport (
+    Totals, add_piece, begin_totals, describe_block, find_argmax, find_maxima, narrow_maxima, take_totals
+)
+from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
 from fastce._cpu.layout.staged_rows cimport (
     choose_stage, load_staged, needs_stage, row_bytes, staged_group, store_columns, task_on_stage
 )
 from fastce._cpu.math cimport exp_unit, real
 from fastce._cpu.platform cimport not_inlined
-from fastce._cpu.task cimport ALL, GRADIENT, LOG_SOFTMAX, Matrix, Task
+from fastce._cpu.task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, block_size
 
 cdef enum:
     BLOCK_BYTES = 8192   # logits, what is prefetched for the next block, and as much of class probabilities fit into L1
@@ -65,7 +68,7 @@ cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
 
 
 cdef inline Py_ssize_t scratch_bytes(const Task* task, real like) noexcept nogil:
-    return N_SCRATCH * task.block * <Py_ssize_t>sizeof(real)
+    return N_SCRATCH * scratch_size(task) * <Py_ssize_t>sizeof(real)
 
 
 cdef inline void begin_block(const Task* task, RowView* row, Py_ssize_t start, real* capped) noexcept nogil:
@@ -76,7 +79,7 @@ cdef inline void begin_block(const Task* task, RowView* row, Py_ssize_t start, r
     cdef Py_ssize_t n = block_size(task, start)
     row.x = x
     row.format = NATIVE
-    if task.stages_logits and n >= TILE and sweeps_16_bits(task, capped[0]) and is_array(
+    if task.stages_logits and sweeps_16_bits(task, capped[0]) and is_array(
             first, given.format, given.class_stride, capped[0]):
         row.x = first
         row.format = given.format
@@ -86,10 +89,10 @@ cdef inline void begin_block(const Task* task, RowView* row, Py_ssize_t start, r
             row.x = x = <real*>row.logits
         load_staged(first, given.format, given.class_stride, n, x)
     if task.softcap != 0:
-        cap_row(x, n, task.cap_factor, capped)
+        cap(x, n, task.cap_factor, capped)
         row.x = capped
     if not task.normalized:
-        row.block_max = find_row_max(row.format, row.x, n, capped[0])
+        find_maxima(True, row.format, row.x, n, &row.block_max, capped[0])
 
 
 cdef inline Py_ssize_t find_argmax_patch(
@@ -106,7 +109,7 @@ cdef inline Py_ssize_t find_argmax_patch(
             if task.softcap == 0:
                 found = find(<real*>row.out + k, n, exp_unit(scratch[0]))  # the sweep left exponentials there
             else:
-                cap_row(<real*>row.logits + k, n, task.cap_factor, scratch)
+                cap(<real*>row.logits + k, n, task.cap_factor, scratch)
                 found = find(scratch, n, rows.row_max[lane])
         if found >= 0:
             return k + found
@@ -124,13 +127,10 @@ cdef inline const char* ahead_of(
 cdef inline Block describe_blocks(const Task* task, real like) noexcept nogil:
     """Return what all blocks have in common."""
     cdef const Task* given = given_by_caller(task)
-    cdef Block b
-    memset(&b, 0, sizeof(b))
+    cdef Block b = describe_block(task, True)
     b.ahead_size = size_of(given.logits.format, like)
     b.ahead_t_size = size_of(task.prob.format, like)
     b.is_long = task.n_classes > task.block and given.logits.format == NATIVE
-    b.asked = asked_sums(task)
-    b.sums_entropy = task.sum_entropy
     return b
 
 
@@ -139,58 +139,42 @@ cdef inline void sweep_row(
     double* block_max
 ) noexcept nogil:
     """Do the first pass over the row of a lane, whose first block has been begun."""
-    cdef real like = scratch[0]
+    cdef real shift[LANES]
     cdef Scalars block
+    cdef Totals totals
     cdef const Task* given = given_by_caller(task)
     cdef Py_ssize_t i = rows.start + lane
-    cdef Py_ssize_t k = 0, j, n, after
+    cdef Py_ssize_t k = 0, after
     cdef Py_ssize_t far = (2 if b.is_long else 1) * AHEAD_BYTES // b.ahead_size
     cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
-    cdef double scale = task.scale, m, shift, all_terms, known = NAN
+    cdef double known = NAN
     cdef bint is_lower
     # After short rows one more: the next one has been read already.
     after = min(i + (1 if task.n_classes > task.block else max(2, far // task.n_classes + 1)), task.n_rows - 1)
     while k < task.n_classes:
         if k > 0:
             begin_block(task, row, k, capped)
-        n = block_size(task, k)
-        m = row.block_max
         # Relative to the maximum of the blocks before, unless that is smaller (or NaN).
-        is_lower = m <= known
-        m = known if is_lower else m
-        block.row_max[0] = m
+        is_lower = row.block_max <= known
+        block.row_max[0] = known if is_lower else row.block_max
         block.argmax[0] = -1
-        if task.find_argmax and not is_lower and m != -INFINITY:
-            j = find(<const real*>row.x, n, m)
-            block.argmax[0] = -1 if j < 0 else k + j
+        b.n = block_size(task, k)
+        if task.find_argmax and not is_lower:
+            find_argmax(True, <const real*>row.x, b.n, k, &block, 0)
         b.x = row.x
         b.format = row.format
-        b.n = n
         b.e = <real*>row.out + k if in_out else capped if task.softcap != 0 else scratch
         b.ahead = ahead_of(
             row.given, start_of_row(given, &given.logits, after), &given.logits, k + far, task.n_classes)
-        if task.has_option_sums:
-            b.w = weight_block(task, k, like)
-            b.t = prob_block(task, row.prob, k, scratch + 2 * task.block)
-            if row.prob != NULL:
-                b.ahead_t = ahead_of(
-                    row.prob, start_of_row(task, &task.prob, after), &task.prob, k + far, task.n_classes)
-        # Nothing but -inf (or NaN): any finite shift gives 0 (or NaN).
-        shift = 0 if m == -INFINITY else m
-        if task.sum_weight or task.sum_prob:
-            sum_targets(b, shift, like)
-        if not task.normalized:
-            sweep(b, shift, scale, like)
-        all_terms = b.sums[ALL][0]
-        if is_lower:  # the largest term is elsewhere
-            block.sumexp_excl_max[0] = all_terms / exp_unit(like)
-        elif needs_rest(all_terms, like):
-            block.sumexp_excl_max[0] = sum_rest(<const real*>b.e, n) / exp_unit(like)
-        else:
-            block.sumexp_excl_max[0] = all_terms / exp_unit(like) - 1
-        for j in range(task.n_sums):
-            block.sums[task.sums[j]][0] = b.sums[task.sums[j]][0] * sum_factor(task.sums[j], <real>scale)
-        block_max[k // task.block] = m
+        if row.prob != NULL:
+            b.t = prob_block(task, row.prob, k, scratch + 2 * scratch_size(task))
+            b.ahead_t = ahead_of(
+                row.prob, start_of_row(task, &task.prob, after), &task.prob, k + far, task.n_classes)
+        narrow_maxima(True, block.row_max, shift)
+        begin_totals(task, True, &totals)
+        add_piece(task, True, b, k, shift, &totals)
+        take_totals(task, True, is_lower, &totals, <const real*>b.e, b.n, &block, 0)
+        block_max[k // task.block] = block.row_max[0]
         if k == 0:
             take(task, rows, lane, &block, 1)
         elif is_lower:
@@ -198,7 +182,7 @@ cdef inline void sweep_row(
         else:
             merge(task, rows, lane, &block, 1, k // task.block)
         known = rows.row_max[lane]
-        k += n
+        k += b.n
     if task.needs_argmax_patch:
         rows.patch_class[lane] = find_argmax_patch(task, rows, lane, row, block_max, capped)
 
@@ -215,7 +199,7 @@ cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, doub
     cdef Block b = describe_blocks(task, scratch[0])
     cdef RowView row, next_row
     cdef real* capped = scratch
-    cdef real* next_capped = scratch + task.block
+    cdef real* next_capped = scratch + scratch_size(task)
     cdef Py_ssize_t lane, next_lane = next_kept(rows, 0)
     memset(&next_row, 0, sizeof(next_row))  # for compilers that do not see that it is never read before
     if next_lane < rows.n:

@@ -20,7 +20,7 @@ from fastce._cpu.formula cimport (
     grad_alpha, grad_beta, grad_gamma, grad_of_class, nan_unless_finite, row_entropy, row_log_prob, row_loss, row_lse,
     shift_exp_sum, shift_sum, smooth, sumexp_excl, times, z_loss_slope, z_loss_term
 )
-from fastce._cpu.kernel.blocks cimport cap_row
+from fastce._cpu.kernel.blocks cimport cap
 from fastce._cpu.lanes cimport D_UNIT, LANES, fill, wide_lane_sum
 from fastce._cpu.layout.convert cimport read_converted
 from fastce._cpu.math cimport exp, exp_unit, log1p, real, sech2
@@ -82,7 +82,7 @@ cdef inline void read_patch_logits(const Task* task, Scalars* rows, real like) n
         if rows.patch_class[j] >= 0:
             x[j] = <real>rows.x_patch[j]
             rows.slope_patch[j] = sech2(<double>(x[j] * factor))
-    cap_row(x, LANES, factor, x)  # the rows' own code, so that the arg-max has the very bits of `row_max`
+    cap(x, LANES, factor, x)  # the rows' own code, so that the arg-max has the very bits of `row_max`
     for j in range(rows.n):
         rows.x_patch[j] = x[j]
 

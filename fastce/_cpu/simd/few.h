@@ -11,7 +11,7 @@
    4. The scalars of rows are vectors of the logits' own type, and nothing is divided that need not be: with 10 classes
       they are a quarter of all work. They take several loops, for a core looks only so many instructions ahead: a loop
       that did all of it for one vector after the other took a fifth longer with AVX2.
-   5. The next rows' logits are fetched piece by piece while exponentials are computed; see `kernels/few_stage.pxd`. */
+   5. The next rows' logits are fetched piece by piece while exponentials are computed; see `kernel/few_stage.pxd`. */
 #ifndef FASTCE_FEW_H
 #define FASTCE_FEW_H
 

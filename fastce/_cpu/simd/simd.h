@@ -236,10 +236,10 @@ FASTCE_INLINE VEC F(max)(VEC x, VEC other) {
 #endif
 }
 
-/* x in the lanes from `first` on, `other` before; the vector's first lane is `lane`. */
-FASTCE_INLINE VEC F(from_lane)(int lane, int first, VEC x, VEC other) {
+/* x in the lanes from `first` on, `other` before. */
+FASTCE_INLINE VEC F(from_lane)(int first, VEC x, VEC other) {
     static const int32_t numbers[16] = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
-    return F(select)(F(is_less)(F(load_ints)(numbers), first - lane), other, x);
+    return F(select)(F(is_less)(F(load_ints)(numbers), first), other, x);
 }
 
 #endif

@@ -1,4 +1,4 @@
-/* Sums over a few vectors: what the loops over a row's classes (row.h) and over the classes of 16 rows (lanes.h) share.
+/* Sums over a few vectors: what the loops over the classes of one row and of 16 rows share, see block.h.
 
    Design
    ------
@@ -54,8 +54,9 @@ typedef struct {
 
 /* A block of classes, of one row or of 16 rows side by side, and what is asked of it. */
 typedef struct {
+    int by_rows;       /* of one row */
     const void* x;     /* logits: REAL, or of 16 bits; under a softcap tanh of them */
-    ptrdiff_t n;       /* classes */
+    ptrdiff_t n;       /* numbers: as many as classes, or 16 times as many */
     void* e;           /* where the exponentials go; may be x */
     const char* ahead; /* what is asked for meanwhile, numbers of so many bytes */
     ptrdiff_t ahead_size;
@@ -114,18 +115,18 @@ FASTCE_INLINE VEC F(unless_largest)(VEC e) { return F(keep)(F(differs)(e, F(fill
 /* a * d, where nothing of an infinite d is nothing. */
 FASTCE_INLINE VEC F(times)(VEC a, VEC d) { return F(keep)(F(differs)(a, F(fill)(0)), a * d); }
 
-/* Writes the exponentials of n vectors, 4, 2 or 1, `pitch` numbers apart, and adds them to sums that are not NULL: to
+/* Writes the exponentials of n vectors, 4, 2 or 1, 16 numbers apart, and adds them to sums that are not NULL: to
    `rest` without the terms that are 1, to `ed` times d, see FASTCE_D_UNIT. Lanes before `first` are in the sums already.
    */
-FASTCE_INLINE void F(exp_some)(const VEC* x, int n, int first, VEC row_max, REAL scale, REAL* e, ptrdiff_t pitch,
-    VEC* all, VEC* rest, VEC shift, REAL* ed) {
+FASTCE_INLINE void F(exp_some)(
+    const VEC* x, int n, int first, VEC row_max, REAL scale, REAL* e, VEC* all, VEC* rest, VEC shift, REAL* ed) {
     const VEC zero = F(fill)(0);
     VEC y[4], z[4];
     FASTCE_UNROLL
     for (int g = 0; g < n; g++) y[g] = F(exp_of)(x[g], row_max, scale);
     FASTCE_UNROLL
-    for (int g = 0; g < n; g++) F(store)(e + g * pitch, y[g]);
-    if (first > 0) y[0] = F(from_lane)(0, first, y[0], zero);
+    for (int g = 0; g < n; g++) F(store)(e + 16 * g, y[g]);
+    if (first > 0) y[0] = F(from_lane)(first, y[0], zero);
     if (all != NULL) *all = *all + F(total)(y, n);
     if (rest != NULL) {
         FASTCE_UNROLL
