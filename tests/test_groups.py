@@ -1,6 +1,6 @@
 """Rows come and go in groups: planes, strides and remainders must not show, down to the last bit.
 
-The kernel for calls without options stages 64 to 512 rows, fetches the next ones meanwhile and works on 64 at a time.
+The kernel for calls without options copies 64 to 512 rows, fetches the next ones meanwhile and works on 64 at a time.
 Where planes allow it, rows begin with a cache line. Whatever the layout, the result for a row is the one it has when a
 few rows are all there are.
 """
@@ -81,7 +81,7 @@ def test_no_layout_shows(rng, dtype, n_rows, n_classes):
 @pytest.mark.parametrize("n_classes", [1, 2, 3, 8, 21, 130, 400, 511, 520])
 @pytest.mark.parametrize("shape", [(1, 40, 41), (3, 700), (2, 9, 3, 31)])
 def test_images_match_the_definition(rng, n_classes, shape):
-    """Any number of classes: with more than 500 no 64 rows fit into a stage."""
+    """Any number of classes: with more than 500 no 64 rows fit into its memory."""
     logits = (3 * rng.standard_normal((shape[0], n_classes, *shape[1:]))).astype(np.float32)
     target = rng.integers(0, n_classes, shape)
     grad_output = rng.standard_normal(shape)

@@ -4,8 +4,8 @@ Design
 ------
 1. C chooses the function for float or double by the type of the array it is given.
 2. The largest term of a sum of exponentials is exactly `exp_unit`. Where it outweighs the others, loss and gradient
-   come from a sum that leaves it out, `REST`, and so keeps the digits of the others however small they are. `ALL` is
-   enough elsewhere, and where the sum can be repeated it alone is formed first: `REST` took a fifth of the sweep.
+   come from a sum that leaves it out, `EXCL_MAX`, and so keeps the digits of the others however small they are. `ALL`
+   is enough elsewhere, and where the sum can be repeated it alone is formed first: `EXCL_MAX` took a fifth of the time.
 3. Sums of logits run at 2^-16 of their size (`D_UNIT`), so that a block of 3e38 in one lane does not overflow.
 """
 from fastce._cpu.math cimport exp_unit, real
@@ -30,14 +30,14 @@ cdef extern from "simd/sums.h" nogil:
         bint t_d         # and T, besides WT and WT_D
 
 
-cdef inline bint needs_rest(double all_terms, real like) noexcept nogil:
+cdef inline bint needs_excl_max(double all_terms, real like) noexcept nogil:
     """Return True if a sum of exponentials is less than twice its largest term: only there does 1 - p cancel."""
     return <int>(exp_unit(like) <= all_terms) & <int>(all_terms < 2 * exp_unit(like))  # `and` would be a jump
 
 
-cdef inline double rest_of(double all_terms, double rest, real like) noexcept nogil:
+cdef inline double choose_excl_max(double all_terms, double excl_max, real like) noexcept nogil:
     """Return the sum of exponentials without one of the largest, from those with all and, if needed, with none."""
-    return (rest if needs_rest(all_terms, like) else all_terms - exp_unit(like)) / exp_unit(like)
+    return (excl_max if needs_excl_max(all_terms, like) else all_terms - exp_unit(like)) / exp_unit(like)
 
 
 cdef inline AskedSums asked_sums(const Task* task) noexcept nogil:

@@ -24,8 +24,8 @@ cdef enum OutKind:
 # Sums over the classes of a row, see `sums.h`: d is the shifted logit x - row_max, to be multiplied by the scale.
 cdef extern from "simd/sums.h" nogil:
     cdef enum:
-        ALL "FASTCE_ALL"    # exp(d)
-        REST "FASTCE_REST"  # exp(d), but for terms that are 1
+        ALL "FASTCE_ALL"            # exp(d)
+        EXCL_MAX "FASTCE_EXCL_MAX"  # exp(d), but for terms that are 1
         # what options ask for
         E_D "FASTCE_E_D"    # exp(d) d
         W_D "FASTCE_W_D"    # w d
@@ -74,10 +74,10 @@ cdef struct Task:
     const double* block_weights  # the sum of w over the classes before each of the kernel's blocks, and over all
     Vector sample_weight
     Vector grad_output
-    const Task* source     # the caller's task, if this one works on a stage, see `staged_rows`; else NULL
-    bint stages_logits
-    bint stages_out
-    bint stores_rows       # from the stage, one by one
+    const Task* source     # the caller's task, if this one works on copies of rows, see `copied_rows`; else NULL
+    bint copies_logits
+    bint copies_out
+    bint stores_rows       # from the copies, one by one
     Py_ssize_t block       # how many classes of a row the kernel does at once, see `block_size`
     # options
     int64_t ignore_index
@@ -138,7 +138,7 @@ cdef inline Py_ssize_t row_offset(const Task* task, const Matrix* matrix, Py_ssi
 
 
 cdef inline Py_ssize_t block_size(const Task* task, Py_ssize_t start) noexcept nogil:
-    """Return the number of classes in the block that starts with class `start`: the last one takes in a short rest."""
+    """Return how many classes are in the block that starts with class `start`; the last takes in too short a one."""
     cdef Py_ssize_t n = task.n_classes - start
     return n if n < task.block + LEAST_BLOCK else task.block
 

@@ -31,7 +31,7 @@ cdef extern from "simd/block.h" nogil:
     # of a row; the type is that of `like`
     double find_row_max "fastce_row_max"(Format format, const void* x, Py_ssize_t n, double like)
     Py_ssize_t find "fastce_find"(const void* x, Py_ssize_t n, double value)
-    double sum_rest "fastce_sum_rest"(const void* e, Py_ssize_t n)
+    double sum_excl_max "fastce_sum_excl_max"(const void* e, Py_ssize_t n)
     # of 16 rows
     void find_lane_maxima "fastce_lane_maxima"(const void* x, Py_ssize_t n, void* row_max)
     void find_in_lanes "fastce_find_in_lanes"(const void* x, Py_ssize_t n, const void* values, int32_t* found)

@@ -3,12 +3,12 @@
 Design
 ------
 1. It serves class axes that are not contiguous, (N, C, d1, ...) and Fortran order, and rows of few classes, whose
-   vectors a row kernel would leave half empty. The logits of 16 rows are staged class by class in a buffer, transposed
-   on the way if need be; the loops over them share the row kernel's sums.
-2. Up to 2048 classes (float32) stay in the stage from the first read to the last write. More go block by block, and
+   vectors a row kernel would leave half empty. The logits of 16 rows are copied class by class to scratch memory,
+   transposed on the way if need be; the loops over them share the row kernel's sums.
+2. Up to 2048 classes (float32) stay there from the first read to the last write. More go block by block, and
    their exponentials wait in `out`, as in the row kernel; where that has 16 bits, they are computed twice.
-3. Staging is not only for transposition: planes a power of two apart share the same few cache sets, and would evict
-   each other between the passes. For the same reason as many rows are staged at once as fit, up to 256: memory then
+3. The copy is not only for transposition: planes a power of two apart share the same few cache sets, and would evict
+   each other between the passes. For the same reason as many rows are copied at once as fit, up to 256: memory then
    delivers runs of whole cache lines from each plane.
 """
 from fastce._cpu.kernel.blocks cimport Block, cap, multiply_slopes, sum_exps, write_log
@@ -20,33 +20,33 @@ from fastce._cpu.kernel.sums cimport (
 )
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport NATIVE
-from fastce._cpu.layout.stage cimport (
+from fastce._cpu.layout.row_groups cimport (
     MAX_GROUPS, RowGroupView, load_classes, load_groups, locate, store_classes, store_groups
 )
 from fastce._cpu.math cimport real, sech2
 from fastce._cpu.task cimport LEAST_BLOCK, LOG_SOFTMAX, Task, block_size
 
 cdef enum:
-    STAGE_BYTES = 131072  # fits into any L2 cache
+    SCRATCH_BYTES = 131072  # fits into any L2 cache
 
 
 cdef inline Py_ssize_t column_block(real like) noexcept nogil:
     """Return the number of classes in a block."""
-    return STAGE_BYTES // (LANES * <Py_ssize_t>sizeof(real))
+    return SCRATCH_BYTES // (LANES * <Py_ssize_t>sizeof(real))
 
 
-cdef inline Py_ssize_t stage_bytes(real like) noexcept nogil:
-    """Return the size of a stage that has room for any block."""
-    return STAGE_BYTES + LEAST_BLOCK * LANES * <Py_ssize_t>sizeof(real)
+cdef inline Py_ssize_t scratch_bytes(real like) noexcept nogil:
+    """Return the size of scratch memory that has room for any block."""
+    return SCRATCH_BYTES + LEAST_BLOCK * LANES * <Py_ssize_t>sizeof(real)
 
 
 cdef inline Py_ssize_t column_group(const Task* task, real like) noexcept nogil:
-    """Return how many rows are staged at once."""
+    """Return how many rows are copied at once."""
     return LANES * max(1, min(MAX_GROUPS, column_block(like) // task.n_classes))
 
 
 cdef inline void note_patch_logits(
-    const Task* task, Scalars* rows, Py_ssize_t start, Py_ssize_t stop, real* stage
+    const Task* task, Scalars* rows, Py_ssize_t start, Py_ssize_t stop, real* scratch
 ) noexcept nogil:
     """Take the patch classes' logits from a block of them, and apply the softcap to the block."""
     cdef real factor = <real>task.cap_factor
@@ -55,20 +55,20 @@ cdef inline void note_patch_logits(
         for j in range(rows.n):
             k = rows.patch_class[j] - start
             if 0 <= k and k < stop - start:
-                rows.slope_patch[j] = sech2(<double>(stage[k * LANES + j] * factor))
-        cap(stage, (stop - start) * LANES, factor, stage)
+                rows.slope_patch[j] = sech2(<double>(scratch[k * LANES + j] * factor))
+        cap(scratch, (stop - start) * LANES, factor, scratch)
     if task.target != NULL:
         for j in range(rows.n):
             k = rows.patch_class[j] - start
             if 0 <= k and k < stop - start:
-                rows.x_patch[j] = stage[k * LANES + j]
+                rows.x_patch[j] = scratch[k * LANES + j]
 
 
 cdef inline void sweep_classes(
-    const Task* task, const RowGroupView* prob, Py_ssize_t start, Py_ssize_t stop, bint keep_logits, real* stage,
+    const Task* task, const RowGroupView* prob, Py_ssize_t start, Py_ssize_t stop, bint keep_logits, real* scratch,
     Scalars* block
 ) noexcept nogil:
-    """Sum up a block of classes from the stage; leave the exponentials there, or the logits."""
+    """Sum up a block of classes from scratch memory; leave the exponentials there, or the logits."""
     cdef real exps[PIECE * LANES]
     cdef real probs[PIECE * LANES]
     cdef real row_max[LANES]
@@ -76,17 +76,17 @@ cdef inline void sweep_classes(
     cdef Totals totals
     cdef Block b = describe_block(task, False)
     if not task.normalized:
-        find_maxima(False, NATIVE, stage, n, block.row_max, stage[0])
+        find_maxima(False, NATIVE, scratch, n, block.row_max, scratch[0])
     else:
         for j in range(LANES):
             block.row_max[j] = 0
     if task.find_argmax or task.needs_argmax_patch:
-        find_argmax(False, stage, n, start, block, 0)
+        find_argmax(False, scratch, n, start, block, 0)
     narrow_maxima(False, block.row_max, row_max)
     begin_totals(task, False, &totals)
     while k < n:
         b.n = min(n - k, <Py_ssize_t>PIECE * LANES)
-        b.x = b.e = stage + k
+        b.x = b.e = scratch + k
         if keep_logits:
             b.e = exps
         if task.sum_prob:
@@ -94,31 +94,31 @@ cdef inline void sweep_classes(
             b.t = probs
         add_piece(task, False, &b, start + k // LANES, row_max, &totals)
         k += b.n
-    take_totals(task, False, False, &totals, stage, n, block, 0)
+    take_totals(task, False, False, &totals, scratch, n, block, 0)
 
 
 cdef inline void write_classes(
     const Task* task, const Scalars* rows, const RowGroupView* logits, const RowGroupView* prob, Py_ssize_t start,
-    Py_ssize_t stop, bint from_logits, const double* block_max, real* stage
+    Py_ssize_t stop, bint from_logits, const double* block_max, real* scratch
 ) noexcept nogil:
-    """Turn a staged block, exponentials relative to `block_max` or logits, into what `out` shall hold."""
+    """Turn a block in scratch memory, exponentials relative to `block_max` or logits, into what `out` shall hold."""
     cdef real buffer[PIECE * LANES]
     cdef real row_max[LANES]
     cdef real log_sum[LANES]
     cdef double alpha[LANES]
     cdef const real* t = NULL
     cdef Py_ssize_t j, k = start, m, n = stop - start
-    cdef real* e = stage
+    cdef real* e = scratch
     cdef Block b
     if from_logits:
         fill_lanes_of(False, rows.row_max, 0, row_max)
     if task.out_kind == LOG_SOFTMAX:
         fill_lanes_of(False, rows.log_sumexp, 0, log_sum)
-        write_log(stage, n * LANES, row_max, task.scale, log_sum, stage)
+        write_log(scratch, n * LANES, row_max, task.scale, log_sum, scratch)
     else:
         if from_logits:
             b = describe_block(task, False)
-            b.x = b.e = stage
+            b.x = b.e = scratch
             b.n = n * LANES
             b.sums_entropy = False
             sum_exps(&b, row_max, task.scale)
@@ -138,10 +138,10 @@ cdef inline void write_classes(
     for j in range(rows.n):
         if rows.n_kept < LANES and rows.kept[j] == 0:
             for k in range(n):
-                stage[k * LANES + j] = 0
+                scratch[k * LANES + j] = 0
         k = rows.patch_class[j] - start
         if 0 <= k and k < n:
-            stage[k * LANES + j] = <real>rows.grad_patch[j]
+            scratch[k * LANES + j] = <real>rows.grad_patch[j]
 
 
 cdef inline bint keeps_logits(const Task* task) noexcept nogil:
@@ -158,28 +158,28 @@ cdef inline void choose_argmax_patches(const Task* task, Scalars* rows, real lik
         describe_argmax_patches(task, rows, like)
 
 
-cdef inline void process_staged(
-    const Task* task, Py_ssize_t start, const RowGroupView* logits, real* stage
+cdef inline void process_group(
+    const Task* task, Py_ssize_t start, const RowGroupView* logits, real* scratch
 ) noexcept nogil:
-    """Do up to 16 rows, all of whose classes are staged, as far as the stage."""
+    """Do up to 16 rows, all of whose classes are in scratch memory, and leave the result there."""
     cdef Scalars rows
     cdef RowGroupView prob
     cdef Py_ssize_t n = logits.n
-    locate(task, &task.prob, start, n, &prob, stage[0])
-    begin(task, &rows, start, n, stage[0])
-    note_patch_logits(task, &rows, 0, task.n_classes, stage)
+    locate(task, &task.prob, start, n, &prob, scratch[0])
+    begin(task, &rows, start, n, scratch[0])
+    note_patch_logits(task, &rows, 0, task.n_classes, scratch)
     if task.has_option_sums or not task.normalized:
-        sweep_classes(task, &prob, 0, task.n_classes, keeps_logits(task), stage, &rows)
-    choose_argmax_patches(task, &rows, stage[0])
-    finish(task, &rows, stage[0])
+        sweep_classes(task, &prob, 0, task.n_classes, keeps_logits(task), scratch, &rows)
+    choose_argmax_patches(task, &rows, scratch[0])
+    finish(task, &rows, scratch[0])
     if task.out.data != NULL:
-        write_classes(task, &rows, logits, &prob, 0, task.n_classes, keeps_logits(task), rows.row_max, stage)
+        write_classes(task, &rows, logits, &prob, 0, task.n_classes, keeps_logits(task), rows.row_max, scratch)
 
 
 cdef inline void process_blocks(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* block_max
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, double* block_max
 ) noexcept nogil:
-    """Do n <= 16 rows of more classes than the stage holds; `block_max` has room for 16 numbers per block."""
+    """Do n <= 16 rows of more classes than scratch memory holds; `block_max` has room for 16 numbers per block."""
     cdef Scalars rows
     cdef Scalars block
     cdef RowGroupView logits
@@ -187,15 +187,15 @@ cdef inline void process_blocks(
     cdef RowGroupView out
     cdef bint keep_logits = keeps_logits(task) or task.out.data == NULL or task.out.format != NATIVE
     cdef Py_ssize_t j, stop, k = 0
-    locate(task, &task.logits, start, n, &logits, stage[0])
-    locate(task, &task.prob, start, n, &prob, stage[0])
-    locate(task, &task.out, start, n, &out, stage[0])
-    begin(task, &rows, start, n, stage[0])
+    locate(task, &task.logits, start, n, &logits, scratch[0])
+    locate(task, &task.prob, start, n, &prob, scratch[0])
+    locate(task, &task.out, start, n, &out, scratch[0])
+    begin(task, &rows, start, n, scratch[0])
     while k < task.n_classes:
         stop = k + block_size(task, k)
-        load_classes(&logits, k, stop, stage)
-        note_patch_logits(task, &rows, k, stop, stage)
-        sweep_classes(task, &prob, k, stop, keep_logits, stage, &block)
+        load_classes(&logits, k, stop, scratch)
+        note_patch_logits(task, &rows, k, stop, scratch)
+        sweep_classes(task, &prob, k, stop, keep_logits, scratch, &block)
         for j in range(LANES):
             block_max[k // task.block * LANES + j] = block.row_max[j]
         if k == 0:
@@ -203,40 +203,40 @@ cdef inline void process_blocks(
         else:
             merge(task, &rows, 0, &block, LANES, k // task.block)
         if not keep_logits:
-            store_classes(&out, k, stop, stage)
+            store_classes(&out, k, stop, scratch)
         k = stop
-    choose_argmax_patches(task, &rows, stage[0])
-    finish(task, &rows, stage[0])
+    choose_argmax_patches(task, &rows, scratch[0])
+    finish(task, &rows, scratch[0])
     if task.out.data == NULL:
         return
     k = 0
     while k < task.n_classes:
         stop = k + block_size(task, k)
         if keep_logits:
-            load_classes(&logits, k, stop, stage)
+            load_classes(&logits, k, stop, scratch)
             if task.softcap != 0:
-                cap(stage, (stop - k) * LANES, task.cap_factor, stage)
+                cap(scratch, (stop - k) * LANES, task.cap_factor, scratch)
         else:
-            load_classes(&out, k, stop, stage)
-        write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, block_max + k // task.block * LANES, stage)
-        store_classes(&out, k, stop, stage)
+            load_classes(&out, k, stop, scratch)
+        write_classes(task, &rows, &logits, &prob, k, stop, keep_logits, block_max + k // task.block * LANES, scratch)
+        store_classes(&out, k, stop, scratch)
         k = stop
 
 
 cdef inline void process_columns(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, double* block_max
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, double* block_max
 ) noexcept nogil:
     """Do n rows, at most `column_group` of them."""
     cdef RowGroupView lanes[MAX_GROUPS]
     cdef Py_ssize_t g
-    if task.n_classes > column_block(stage[0]):
-        process_blocks(task, start, n, stage, block_max)
+    if task.n_classes > column_block(scratch[0]):
+        process_blocks(task, start, n, scratch, block_max)
         return
-    load_groups(task, &task.logits, start, n, lanes, stage)
+    load_groups(task, &task.logits, start, n, lanes, scratch)
     for g in range((n + LANES - 1) // LANES):
-        process_staged(task, start + g * LANES, &lanes[g], stage + g * task.n_classes * LANES)
+        process_group(task, start + g * LANES, &lanes[g], scratch + g * task.n_classes * LANES)
     if task.out.data != NULL:
-        store_groups(task, &task.out, start, n, stage)
+        store_groups(task, &task.out, start, n, scratch)
 
 
 cdef inline void process_by_columns(
@@ -245,7 +245,7 @@ cdef inline void process_by_columns(
     cdef Py_ssize_t i = start
     cdef Py_ssize_t step = column_group(task, like)
     while i < stop:
-        process_columns(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + stage_bytes(like)))
+        process_columns(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + scratch_bytes(like)))
         i += step
 
 
@@ -259,9 +259,9 @@ cdef inline void columns_double(const Task* task, Py_ssize_t start, Py_ssize_t s
 
 cdef inline KernelSpec plan_columns(Task* task, real like) noexcept nogil:
     cdef Py_ssize_t group = column_group(task, like)
-    cdef Py_ssize_t workspace  # the stage, and 16 maxima for each block
+    cdef Py_ssize_t workspace  # scratch memory, and 16 maxima for each block
     task.block = column_block(like)
-    workspace = stage_bytes(like) + align((task.n_classes // task.block + 1) * LANES * <Py_ssize_t>sizeof(double))
+    workspace = scratch_bytes(like) + align((task.n_classes // task.block + 1) * LANES * <Py_ssize_t>sizeof(double))
     if real is float:
         return make_spec(columns_float, group, LANES, workspace)
     else:

@@ -1,4 +1,4 @@
-"""The loops of the kernel of few classes over a tile of 64 staged rows, in C: see `simd/few.h`."""
+"""The loops of the kernel of few classes over a tile of 64 rows, in C: see `simd/few.h`."""
 from libc.stdint cimport int32_t
 
 cdef extern from "simd/few.h" nogil:
@@ -13,8 +13,8 @@ cdef extern from "simd/few.h" nogil:
     ctypedef struct Prefetcher "fastce_prefetcher":
         ChunkCursor logits
         ChunkCursor prefetch_cursor  # the strip that is asked for
-        char* stage          # where the next piece goes; NULL: the logits are only asked for
-        Py_ssize_t stage_stride
+        char* target         # where the next piece goes; NULL: the logits are only asked for
+        Py_ssize_t target_stride
         Py_ssize_t strip     # rows
         Py_ssize_t ahead     # rows from what is fetched to what is asked for
         Py_ssize_t next_strip_start  # the row that begins the next strip
@@ -25,7 +25,7 @@ cdef extern from "simd/few.h" nogil:
         void* x, Py_ssize_t pitch, int n_classes, double scale, void* shift)
     # The next rows are fetched meanwhile.
     void exp_and_sum "fastce_exp_and_sum"(
-        void* x, Py_ssize_t pitch, int n_rows, int n_classes, const void* row_max, const int32_t* y, void* others,
+        void* x, Py_ssize_t pitch, int n_rows, int n_classes, const void* row_max, const int32_t* y, void* excl_target,
         Prefetcher* prefetcher)
     void scale_and_patch "fastce_scale_and_patch"(
         const void* x, Py_ssize_t pitch, Py_ssize_t n, int n_classes, const void* alpha, const int32_t* y,

@@ -23,8 +23,8 @@ from fastce._cpu.kernel.few_blocks cimport (
     shift_and_scale
 )
 from fastce._cpu.kernel.few_scalars cimport read_targets, sum_losses
-from fastce._cpu.kernel.few_stage cimport (
-    GAP, MAX_ROWS, FEW_STAGE_BYTES, begin_prefetch, load_rows, few_group, plan_prefetch, rows_to_line, run_length,
+from fastce._cpu.kernel.few_rows cimport (
+    GAP, MAX_ROWS, FEW_BYTES, begin_prefetch, load_rows, few_group, plan_prefetch, rows_to_line, run_length,
     store_rows
 )
 from fastce._cpu.lanes cimport LANES, TILE, fill
@@ -55,11 +55,11 @@ cdef inline void multiply_rows(
 
 
 cdef inline void process_tile(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Prefetcher* prefetcher,
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, Py_ssize_t pitch, Prefetcher* prefetcher,
     int32_t* y, real* loss,
     real* alpha, real* grad_patch
 ) noexcept nogil:
-    """Do n <= 64 staged rows, up to the factors of the gradient; what is staged beyond them is finite.
+    """Do n <= 64 rows in scratch memory, up to the factors of the gradient; what is there beyond them is finite.
 
     y is -1 for rows that are skipped, and the factors of rows beyond are 0.
     """
@@ -78,18 +78,18 @@ cdef inline void process_tile(
         for j in range(n):
             if y[j] < 0:
                 for k in range(n_classes):
-                    stage[k * pitch + j] = 0
+                    scratch[k * pitch + j] = 0
     if n_classes == 2:
-        do_pairs(stage, pitch, n_filled, scale, factor, with_grad, y, has_skipped, loss)
+        do_pairs(scratch, pitch, n_filled, scale, factor, with_grad, y, has_skipped, loss)
         fetch_piece(prefetcher, sizeof(real))
         fetch_piece(prefetcher, sizeof(real))
         return
-    find_maxima_and_targets(stage, pitch, n_classes, y, row_max, x_patch)
+    find_maxima_and_targets(scratch, pitch, n_classes, y, row_max, x_patch)
     for j in range(TILE):
         shift[j] = <real>0 if row_max[j] == -INFINITY else row_max[j]
     if scale != 1:
-        shift_and_scale(stage, pitch, n_classes, scale, shift)
-    exp_and_sum(stage, pitch, n_filled, n_classes, shift, y, terms, prefetcher)
+        shift_and_scale(scratch, pitch, n_classes, scale, shift)
+    exp_and_sum(scratch, pitch, n_filled, n_classes, shift, y, terms, prefetcher)
     finish_rows(n_filled, scale, factor, with_grad, y, has_skipped, row_max, x_patch, terms, loss, alpha, grad_patch)
     if n_filled < TILE:
         fill(alpha, n_filled, TILE, <real>0)
@@ -97,52 +97,53 @@ cdef inline void process_tile(
 
 
 cdef inline void write_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, Py_ssize_t filled, real* stage, Py_ssize_t pitch,
+    const Task* task, Py_ssize_t start, Py_ssize_t n, Py_ssize_t filled, real* scratch, Py_ssize_t pitch,
     real* alpha, const int32_t* y, const real* grad_patch
 ) noexcept nogil:
-    """Write the gradients of n staged rows; so many numbers of each class are `filled`."""
+    """Write the gradients of n rows in scratch memory; so many numbers of each class are `filled`."""
     cdef const Matrix* out = &task.out
     cdef char* first = out.data + row_offset(task, out, start)
     cdef Py_ssize_t j
     if (task.n_classes != 2 and n == filled and run_length(task, start, n) == n and task.grad_output.data == NULL
-            and out.format == NATIVE and is_array(first, NATIVE, out.row_strides[task.n_dims - 1], stage[0])
+            and out.format == NATIVE and is_array(first, NATIVE, out.row_strides[task.n_dims - 1], scratch[0])
             and out.class_stride % <Py_ssize_t>sizeof(real) == 0):
         # Where the rows lie side by side, nothing has to be stored twice.
         scale_and_patch(
-            stage, pitch, n, task.n_classes, alpha, y, grad_patch, <real*>first,
+            scratch, pitch, n, task.n_classes, alpha, y, grad_patch, <real*>first,
             out.class_stride // <Py_ssize_t>sizeof(real))
         return
     if task.n_classes != 2:
-        scale_and_patch(stage, pitch, filled, task.n_classes, alpha, y, grad_patch, stage, pitch)
+        scale_and_patch(scratch, pitch, filled, task.n_classes, alpha, y, grad_patch, scratch, pitch)
     if task.grad_output.data != NULL:
         # Not before: tiny ones, freed of `exp_unit`, would be no normal numbers.
         for j in range(n):
             alpha[j] = <real>vector_item(&task.grad_output, start + j) if y[j] >= 0 else <real>0
-        multiply_rows(stage, pitch, n, task.n_classes, alpha)
-    store_rows(task, start, n, stage, pitch)
+        multiply_rows(scratch, pitch, n, task.n_classes, alpha)
+    store_rows(task, start, n, scratch, pitch)
 
 
 cdef inline void process_group(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch, Prefetcher* prefetcher, real* loss
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, Py_ssize_t pitch, Prefetcher* prefetcher,
+    real* loss
 ) noexcept nogil:
-    """Do n staged rows; write their losses."""
+    """Do n rows in scratch memory; write their losses."""
     cdef real alpha[MAX_ROWS]
     cdef int32_t y[MAX_ROWS]
     cdef real grad_patch[MAX_ROWS]
     cdef Py_ssize_t i, j, k, filled = (n + TILE - 1) // TILE * TILE
     for k in range(task.n_classes if n < filled else 0):
         for j in range(n, filled):
-            stage[k * pitch + j] = 0
+            scratch[k * pitch + j] = 0
     i = 0
     while i < n:
         process_tile(
-            task, start + i, min(n - i, <Py_ssize_t>TILE), stage + i, pitch, prefetcher, y + i, loss + i, alpha + i,
+            task, start + i, min(n - i, <Py_ssize_t>TILE), scratch + i, pitch, prefetcher, y + i, loss + i, alpha + i,
             grad_patch + i)
         i += TILE
     if task.loss != NULL:
         memcpy(<real*>task.loss + start, loss, n * sizeof(real))
     if task.out.data != NULL:
-        write_rows(task, start, n, filled, stage, pitch, alpha, y, grad_patch)
+        write_rows(task, start, n, filled, scratch, pitch, alpha, y, grad_patch)
 
 
 cdef inline void process_few_classes(
@@ -153,25 +154,25 @@ cdef inline void process_few_classes(
     cdef real losses[MAX_ROWS + TILE]
     cdef Py_ssize_t i = start, n, after, group = few_group(task, like)
     cdef Py_ssize_t pitch = group + GAP
-    cdef real* stage = <real*>workspace
-    cdef real* other = <real*>(workspace + FEW_STAGE_BYTES)
+    cdef real* scratch = <real*>workspace
+    cdef real* other = <real*>(workspace + FEW_BYTES)
     n = 0
     after = min(stop - i, rows_to_line(task, start, group, like))
     prefetcher = begin_prefetch(task, start, group, like)
     plan_prefetch(&prefetcher, task, i, after, other, pitch)
     while True:
-        if prefetcher.stage == NULL:
+        if prefetcher.target == NULL:
             load_rows(task, i + n, after, other, pitch)
-        while prefetcher.stage != NULL and prefetcher.logits.n_left > 0:
+        while prefetcher.target != NULL and prefetcher.logits.n_left > 0:
             fetch_piece(&prefetcher, sizeof(real))
-        stage, other = other, stage
+        scratch, other = other, scratch
         i += n
         n = after
         if n == 0:
             return
         after = min(stop - i - n, group)
         plan_prefetch(&prefetcher, task, i + n, after, other, pitch)
-        process_group(task, i, n, stage, pitch, &prefetcher, losses + i % TILE)
+        process_group(task, i, n, scratch, pitch, &prefetcher, losses + i % TILE)
         sum_losses(task, i, n, i + n == stop, losses)
 
 
@@ -196,9 +197,9 @@ cdef inline KernelSpec plan_few_classes(Task* task, real like) noexcept nogil:
     cdef KernelSpec spec
     task.block = column_block(like)
     if real is float:
-        spec = make_spec(few_classes_float, few_group(task, like), TILE, 2 * FEW_STAGE_BYTES)
+        spec = make_spec(few_classes_float, few_group(task, like), TILE, 2 * FEW_BYTES)
     else:
-        spec = make_spec(few_classes_double, few_group(task, like), TILE, 2 * FEW_STAGE_BYTES)
+        spec = make_spec(few_classes_double, few_group(task, like), TILE, 2 * FEW_BYTES)
     # Of planes the first 128 KiB are not asked for ahead: 21 planes took a tenth longer in small chunks.
     spec.chunk_numbers = 8 * CHUNK_NUMBERS
     return spec

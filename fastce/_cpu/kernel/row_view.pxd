@@ -1,6 +1,6 @@
 """Where the row kernel finds the operands of a row, block by block."""
 from fastce._cpu.layout.convert cimport NATIVE, Format, is_array
-from fastce._cpu.layout.staged_rows cimport load_staged
+from fastce._cpu.layout.copied_rows cimport load_block
 from fastce._cpu.math cimport real
 from fastce._cpu.task cimport LEAST_BLOCK, Matrix, Task, block_size, row_offset
 
@@ -8,7 +8,7 @@ from fastce._cpu.task cimport LEAST_BLOCK, Matrix, Task, block_size, row_offset
 # Where the operands of a row start, NULL if absent, and its block that is to be swept next.
 cdef struct RowView:
     const char* given    # the logits as the caller has them
-    char* logits         # of the arithmetic's type: there, or on the stage
+    char* logits         # of the arithmetic's type: there, or a copy
     const char* prob
     char* out
     const void* x        # the block
@@ -17,7 +17,7 @@ cdef struct RowView:
 
 
 cdef inline const Task* given_by_caller(const Task* task) noexcept nogil:
-    """Return the task as the caller gave it, without a stage."""
+    """Return the task as the caller gave it, without copies."""
     return task if task.source == NULL else task.source
 
 
@@ -53,7 +53,7 @@ cdef inline const real* prob_block(
     prob += start * stride
     if task.prob.format == NATIVE and is_array(prob, NATIVE, stride, buffer[0]):
         return <const real*>prob
-    load_staged(prob, task.prob.format, stride, block_size(task, start), buffer)
+    load_block(prob, task.prob.format, stride, block_size(task, start), buffer)
     return buffer
 
 

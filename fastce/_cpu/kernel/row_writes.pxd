@@ -8,7 +8,7 @@ from fastce._cpu.kernel.scalars cimport Scalars
 from fastce._cpu.kernel.sums cimport describe_block, narrow_maxima
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport size_of, write_converted
-from fastce._cpu.layout.staged_rows cimport store_block
+from fastce._cpu.layout.copied_rows cimport store_block
 from fastce._cpu.math cimport real
 from fastce._cpu.task cimport LOG_SOFTMAX, Task, block_size
 

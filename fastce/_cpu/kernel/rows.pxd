@@ -11,7 +11,7 @@ Design
 3. Up to 16 short rows go through the first pass, the scalars and the second pass together: the scalars of one row are a
    chain of 300 cycles, those of 16 rows hide each other's. And the maximum of the next row is found before this row's
    exponentials, so that these need not wait for theirs.
-4. Every block is an array of the arithmetic's type when C gets it: it lies there, or was staged (see `staged_rows`), or
+4. Every block is an array of the arithmetic's type when C gets it: it lies there, or was copied (see `copied_rows`), or
    the softcap was applied to it on the way into scratch memory. Only the loop for rows of 16 bits without options reads
    them as they are.
 """
@@ -32,8 +32,8 @@ from fastce._cpu.kernel.sums cimport (
 )
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
-from fastce._cpu.layout.staged_rows cimport (
-    choose_stage, load_staged, needs_stage, row_bytes, staged_group, store_columns, task_on_stage
+from fastce._cpu.layout.copied_rows cimport (
+    place_copies, load_block, needs_copies, row_bytes, copied_group, store_columns, task_of_copies
 )
 from fastce._cpu.math cimport exp_unit, real
 from fastce._cpu.platform cimport not_inlined
@@ -72,22 +72,22 @@ cdef inline Py_ssize_t scratch_bytes(const Task* task, real like) noexcept nogil
 
 
 cdef inline void begin_block(const Task* task, RowView* row, Py_ssize_t start, real* capped) noexcept nogil:
-    """Find the block that starts with class `start`, which may be staged and capped for that, and its maximum."""
+    """Find the block that starts with class `start`, which may be copied and capped for that, and its maximum."""
     cdef const Matrix* given = &given_by_caller(task).logits
     cdef const char* first = row.given + start * given.class_stride
     cdef real* x = <real*>row.logits + start
     cdef Py_ssize_t n = block_size(task, start)
     row.x = x
     row.format = NATIVE
-    if task.stages_logits and sweeps_16_bits(task, capped[0]) and is_array(
+    if task.copies_logits and sweeps_16_bits(task, capped[0]) and is_array(
             first, given.format, given.class_stride, capped[0]):
         row.x = first
         row.format = given.format
-    elif task.stages_logits:
-        if not task.stages_out and task.softcap == 0 and task.out_kind == GRADIENT:
+    elif task.copies_logits:
+        if not task.copies_out and task.softcap == 0 and task.out_kind == GRADIENT:
             # Nothing comes back to these logits: each block may overwrite the one before.
             row.x = x = <real*>row.logits
-        load_staged(first, given.format, given.class_stride, n, x)
+        load_block(first, given.format, given.class_stride, n, x)
     if task.softcap != 0:
         cap(x, n, task.cap_factor, capped)
         row.x = capped
@@ -252,35 +252,35 @@ cdef inline void rows_double(const Task* task, Py_ssize_t start, Py_ssize_t stop
     process_by_rows(task, start, stop, workspace, <double>0)
 
 
-cdef inline Py_ssize_t bytes_without_stage(const Task* task, real like) noexcept nogil:
+cdef inline Py_ssize_t scratch_and_maxima(const Task* task, real like) noexcept nogil:
     """Return what a thread needs: scratch memory and a maximum for each block."""
     return scratch_bytes(task, like) + align((task.n_classes // task.block + 1) * <Py_ssize_t>sizeof(double))
 
 
-cdef inline void process_staged_rows(
+cdef inline void process_copied_rows(
     const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, process_t process, real like
 ) noexcept nogil:
-    cdef Task staged = task_on_stage(task, like)
+    cdef Task copy_task = task_of_copies(task, like)
     cdef Py_ssize_t i = start, n
-    cdef Py_ssize_t step = staged_group(task, row_group(task, like), like)
-    cdef char* stage = workspace + bytes_without_stage(task, like)
+    cdef Py_ssize_t step = copied_group(task, row_group(task, like), like)
+    cdef char* copies = workspace + scratch_and_maxima(task, like)
     while i < stop:
         n = min(step, stop - i)
-        choose_stage(&staged, i, n, stage, like)
-        (<process_t>not_inlined(<void*>process))(&staged, i, i + n, workspace)
-        if staged.stages_out and not staged.stores_rows:
-            store_columns(&staged, i, n, like)
+        place_copies(&copy_task, i, n, copies, like)
+        (<process_t>not_inlined(<void*>process))(&copy_task, i, i + n, workspace)
+        if copy_task.copies_out and not copy_task.stores_rows:
+            store_columns(&copy_task, i, n, like)
         i += step
 
 
-cdef inline void staged_rows_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_staged_rows(task, start, stop, workspace, rows_float, <float>0)
+cdef inline void copied_rows_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    process_copied_rows(task, start, stop, workspace, rows_float, <float>0)
 
 
-cdef inline void staged_rows_double(
+cdef inline void copied_rows_double(
     const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace
 ) noexcept nogil:
-    process_staged_rows(task, start, stop, workspace, rows_double, <double>0)
+    process_copied_rows(task, start, stop, workspace, rows_double, <double>0)
 
 
 cdef inline KernelSpec plan_rows(Task* task, real like) noexcept nogil:
@@ -289,14 +289,14 @@ cdef inline KernelSpec plan_rows(Task* task, real like) noexcept nogil:
     task.block = row_block(task, like)
     group = row_group(task, like)
     if real is float:
-        spec = make_spec(rows_float, group, min(group, LANES), bytes_without_stage(task, like))
+        spec = make_spec(rows_float, group, min(group, LANES), scratch_and_maxima(task, like))
     else:
-        spec = make_spec(rows_double, group, min(group, LANES), bytes_without_stage(task, like))
-    if needs_stage(task, like):
+        spec = make_spec(rows_double, group, min(group, LANES), scratch_and_maxima(task, like))
+    if needs_copies(task, like):
         if real is float:
-            spec.process = staged_rows_float
+            spec.process = copied_rows_float
         else:
-            spec.process = staged_rows_double
-        spec.share = staged_group(task, group, like)
+            spec.process = copied_rows_double
+        spec.share = copied_group(task, group, like)
         spec.workspace += align(spec.share * row_bytes(task, like))
     return spec

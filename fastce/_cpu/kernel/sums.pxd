@@ -6,14 +6,14 @@ from libc.math cimport INFINITY
 from libc.stdint cimport int32_t
 
 from fastce._cpu.kernel.blocks cimport (
-    Block, find, find_in_lanes, find_lane_maxima, find_row_max, sum_exps, sum_rest, sum_targets
+    Block, find, find_in_lanes, find_lane_maxima, find_row_max, sum_exps, sum_excl_max, sum_targets
 )
 from fastce._cpu.kernel.row_view cimport weight_block
 from fastce._cpu.kernel.scalars cimport Scalars, sum_factor
-from fastce._cpu.lanes cimport LANES, NO_CLASS, asked_sums, fill, needs_rest, rest_of, widen
+from fastce._cpu.lanes cimport LANES, NO_CLASS, asked_sums, fill, needs_excl_max, choose_excl_max, widen
 from fastce._cpu.layout.convert cimport NATIVE, Format
 from fastce._cpu.math cimport exp_unit, real
-from fastce._cpu.task cimport ALL, LEAST_BLOCK, N_SUMS, REST, Task
+from fastce._cpu.task cimport ALL, EXCL_MAX, LEAST_BLOCK, N_SUMS, Task
 
 cdef enum:
     # Classes of 16 rows that make a piece; of one row it is a block, or `block_size` classes of a longer array.
@@ -22,7 +22,7 @@ cdef enum:
 
 cdef struct Totals:
     double all_terms[LANES]
-    double rest[LANES]
+    double excl_max[LANES]
     double sums[N_SUMS][LANES]  # of options
 
 
@@ -102,7 +102,7 @@ cdef inline void add_lanes(bint by_rows, const double* lanes, double* total) noe
 cdef inline void begin_totals(const Task* task, bint by_rows, Totals* totals) noexcept nogil:
     cdef Py_ssize_t c
     clear_lanes(by_rows, totals.all_terms)
-    clear_lanes(by_rows, totals.rest)
+    clear_lanes(by_rows, totals.excl_max)
     for c in range(task.n_sums):
         clear_lanes(by_rows, totals.sums[task.sums[c]])
 
@@ -119,19 +119,19 @@ cdef inline void add_piece(
         sum_exps(b, row_max, task.scale)
         add_lanes(by_rows, b.sums[ALL], totals.all_terms)
         if not by_rows:
-            add_lanes(False, b.sums[REST], totals.rest)
+            add_lanes(False, b.sums[EXCL_MAX], totals.excl_max)
     for c in range(task.n_sums):
         add_lanes(by_rows, b.sums[task.sums[c]], totals.sums[task.sums[c]])
 
 
-cdef inline double sum_rest_of_row(const real* e, Py_ssize_t n, Py_ssize_t block) noexcept nogil:
+cdef inline double sum_excl_max_of_row(const real* e, Py_ssize_t n, Py_ssize_t block) noexcept nogil:
     """Return the sum of a row's exponentials without the terms that are 1."""
     cdef Py_ssize_t k = 0
     cdef double total = 0
     while n - k >= block + LEAST_BLOCK:
-        total += sum_rest(e + k, block)
+        total += sum_excl_max(e + k, block)
         k += block
-    return total + sum_rest(e + k, n - k)
+    return total + sum_excl_max(e + k, n - k)
 
 
 cdef inline void take_totals(
@@ -145,14 +145,14 @@ cdef inline void take_totals(
         if is_lower:
             rows.sumexp_excl_max[lane] = totals.all_terms[0] / exp_unit(scale)
         else:
-            if needs_rest(totals.all_terms[0], scale):
-                totals.rest[0] = sum_rest_of_row(e, n, task.block)
-            rows.sumexp_excl_max[lane] = rest_of(totals.all_terms[0], totals.rest[0], scale)
+            if needs_excl_max(totals.all_terms[0], scale):
+                totals.excl_max[0] = sum_excl_max_of_row(e, n, task.block)
+            rows.sumexp_excl_max[lane] = choose_excl_max(totals.all_terms[0], totals.excl_max[0], scale)
         for c in range(task.n_sums):
             rows.sums[task.sums[c]][lane] = totals.sums[task.sums[c]][0] * sum_factor(task.sums[c], scale)
         return
     for j in range(LANES):
-        rows.sumexp_excl_max[j] = rest_of(totals.all_terms[j], totals.rest[j], scale)
+        rows.sumexp_excl_max[j] = choose_excl_max(totals.all_terms[j], totals.excl_max[j], scale)
     for c in range(task.n_sums):
         for j in range(LANES):
             rows.sums[task.sums[c]][j] = totals.sums[task.sums[c]][j] * sum_factor(task.sums[c], scale)

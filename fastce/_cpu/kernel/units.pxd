@@ -8,8 +8,8 @@ from fastce._cpu.lanes cimport LANES
 from fastce._cpu.kernel.row_view cimport start_of_row
 from fastce._cpu.kernel.rows cimport AHEAD_BYTES, GROUP_BYTES, row_group
 from fastce._cpu.layout.convert cimport NATIVE, is_array, store_array
-from fastce._cpu.layout.stage cimport MAX_GROUPS, RowGroupView, load_groups, store_groups
-from fastce._cpu.layout.staged_rows cimport load_staged
+from fastce._cpu.layout.row_groups cimport MAX_GROUPS, RowGroupView, load_groups, store_groups
+from fastce._cpu.layout.copied_rows cimport load_block
 from fastce._cpu.math cimport real
 from fastce._cpu.task cimport Matrix, Task
 
@@ -79,50 +79,50 @@ cdef inline bint is_in_place(const Matrix* matrix, const char* row, real like) n
 
 
 cdef inline char* load_row(
-    const Task* task, const Matrix* matrix, Py_ssize_t i, char* stage, real like
+    const Task* task, const Matrix* matrix, Py_ssize_t i, char* scratch, real like
 ) noexcept nogil:
-    """Return the operand's row i as an array, in `stage` if it must be."""
+    """Return the operand's row i as an array, in `scratch` if it must be."""
     cdef char* row = start_of_row(task, matrix, i)
     if row == NULL or is_in_place(matrix, row, like):
         return row
-    load_staged(row, matrix.format, matrix.class_stride, task.n_classes, <real*>stage)
-    return stage
+    load_block(row, matrix.format, matrix.class_stride, task.n_classes, <real*>scratch)
+    return scratch
 
 
 cdef inline char* place_row(
-    const Task* task, const Matrix* matrix, Py_ssize_t i, char* stage, real like
+    const Task* task, const Matrix* matrix, Py_ssize_t i, char* scratch, real like
 ) noexcept nogil:
-    """Return where a result's row is written: where it belongs if it can be, else in `stage`."""
+    """Return where a result's row is written: where it belongs if it can be, else in `scratch`."""
     cdef char* row = start_of_row(task, matrix, i)
-    return row if is_in_place(matrix, row, like) else stage
+    return row if is_in_place(matrix, row, like) else scratch
 
 
 cdef inline void store_row(
-    const Task* task, const Matrix* matrix, Py_ssize_t i, const char* staged, real like
+    const Task* task, const Matrix* matrix, Py_ssize_t i, const char* result, real like
 ) noexcept nogil:
-    """Write a result's row from the stage if it is there."""
+    """Write a result's row if it is in scratch memory."""
     cdef char* row = start_of_row(task, matrix, i)
-    if staged != row:
+    if result != row:
         store_array(
-            <const real*>staged, <real>1, True, task.n_classes, row, matrix.format, matrix.class_stride)
+            <const real*>result, <real>1, True, task.n_classes, row, matrix.format, matrix.class_stride)
 
 
 cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real* arrays, Unit* unit) noexcept nogil:
     """Locate the u-th unit: row i, or 16 rows that are in the workspace already."""
     cdef Py_ssize_t ahead, k
-    cdef char* stage[N_ARRAYS]
+    cdef char* scratch[N_ARRAYS]
     cdef bint is_capped = task.softcap != 0
     for k in range(N_ARRAYS):
-        stage[k] = <char*>(arrays + k * task.array_size + u * task.unit_size)
+        scratch[k] = <char*>(arrays + k * task.array_size + u * task.unit_size)
     unit.width = 1 if task.by_rows else LANES
     unit.n = task.n_classes * unit.width
-    unit.exps = unit.hess = stage[EXPS]
-    unit.x = stage[CAPPED if is_capped else EXPS]
-    unit.v = stage[SECOND]
-    unit.out = stage[EXPS if task.is_product else SECOND]
-    unit.prob = stage[PROB]
-    unit.slopes = stage[SLOPES]
-    unit.scaled = stage[SCALED]
+    unit.exps = unit.hess = scratch[EXPS]
+    unit.x = scratch[CAPPED if is_capped else EXPS]
+    unit.v = scratch[SECOND]
+    unit.out = scratch[EXPS if task.is_product else SECOND]
+    unit.prob = scratch[PROB]
+    unit.slopes = scratch[SLOPES]
+    unit.scaled = scratch[SCALED]
     if task.by_rows:
         unit.x = load_row(task, &task.logits, i, unit.x, arrays[0])
         unit.prob = load_row(task, &task.prob, i, unit.prob, arrays[0])
@@ -131,7 +131,7 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
             unit.v = load_row(task, &task.v, i, unit.v, arrays[0])
         else:
             unit.hess = place_row(task, &task.hess, i, unit.hess, arrays[0])
-    unit.capped = stage[CAPPED] if is_capped else unit.x
+    unit.capped = scratch[CAPPED] if is_capped else unit.x
     unit.w = unit.v
     unit.ahead_x = unit.x
     unit.ahead_v = unit.v
@@ -143,14 +143,14 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
 
 
 cdef inline void store_unit(const Task* task, const Unit* unit, Py_ssize_t i, real like) noexcept nogil:
-    """Write what was staged of a row's results."""
+    """Write those of a row's results that are in scratch memory."""
     store_row(task, &task.out, i, unit.out, like)
     if not task.is_product:
         store_row(task, &task.hess, i, unit.hess, like)
 
 
 cdef inline void load_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t n, real* arrays) noexcept nogil:
-    """Stage all operands of n rows."""
+    """Copy all operands of n rows to the workspace."""
     cdef const Matrix* matrices[N_OPERANDS]
     cdef Py_ssize_t places[N_OPERANDS]
     cdef RowGroupView lanes[MAX_GROUPS]

@@ -29,7 +29,7 @@
 #define fastce_find_in_lanes(x, n, values, found) FASTCE_OF_VECTORS(find_in_lanes, *(x))(x, n, values, found)
 #define fastce_sum_exps(block, row_max, scale) FASTCE_OF_VECTORS(sum_exps, *(row_max))(block, row_max, scale)
 #define fastce_sum_targets(block, row_max) FASTCE_OF_VECTORS(sum_targets, *(row_max))(block, row_max)
-#define fastce_sum_rest(e, n) FASTCE_OF_VECTORS(sum_rest, *(e))(e, n)
+#define fastce_sum_excl_max(e, n) FASTCE_OF_VECTORS(sum_excl_max, *(e))(e, n)
 #define fastce_cap(x, n, factor, out) FASTCE_OF_VECTORS(cap, *(out))(x, n, factor, out)
 #define fastce_multiply_slopes(g, n, x, factor, out) FASTCE_OF_VECTORS(multiply_slopes, *(out))(g, n, x, factor, out)
 #define fastce_multiply(e, n, factor) FASTCE_OF_VECTORS(multiply, *(e))(e, n, factor)
@@ -212,10 +212,10 @@ FASTCE_NOINLINE void F(find_in_lanes)(const REAL* x, ptrdiff_t n, const REAL* va
 
 /* ---- exponentials and sums; e is exp(scale * (x - row_max)) * EXP_UNIT ---- */
 
-/* By rows the terms that are 1 are not left out, see `sum_rest`. */
+/* By rows the terms that are 1 are not left out, see `sum_excl_max`. */
 FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_entropy, int is_long, fastce_block* b,
     const REAL* row_max, REAL scale) {
-    VEC m[VECTORS], shift[VECTORS], all[VECTORS], rest[VECTORS], x[4];
+    VEC m[VECTORS], shift[VECTORS], all[VECTORS], excl_max[VECTORS], x[4];
     REAL lanes[16], sums[16];
     /* Copies, for compilers must assume that stores to e change the block. */
     const void* const given = b->x;
@@ -228,7 +228,7 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
     for (int j = 0; j < 16; j++) sums[j] = 0;
     for (int v = 0; v < VECTORS; v++) {
         shift[v] = m[v] * (REAL)FASTCE_D_UNIT;
-        all[v] = rest[v] = F(fill)(0);
+        all[v] = excl_max[v] = F(fill)(0);
     }
     for (k = 0; k + 64 <= n; k += 64) {
         /* Of 16 bits some lines twice: a variable count took half a cycle more per 16 numbers. */
@@ -238,7 +238,7 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
             for (int j = 0; j < 64; j += 16) FASTCE_PREFETCH_L1(e + k + 256 + j);
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++) {
             F(load_groups)(format, given, k + j, x);
-            F(exp_some)(x, 4, 0, m[v], scale, e + k + j, &all[v], by_rows ? NULL : &rest[v], shift[v],
+            F(exp_some)(x, 4, 0, m[v], scale, e + k + j, &all[v], by_rows ? NULL : &excl_max[v], shift[v],
                 sums_entropy ? sums + j : NULL);
         }
     }
@@ -246,7 +246,8 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
     for (; !by_rows && k < n; k += 16)
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++) {
             x[0] = F(load)((const REAL*)given + k + j);
-            F(exp_some)(x, 1, 0, m[v], scale, e + k + j, &all[v], &rest[v], shift[v], sums_entropy ? sums + j : NULL);
+            F(exp_some)(
+                x, 1, 0, m[v], scale, e + k + j, &all[v], &excl_max[v], shift[v], sums_entropy ? sums + j : NULL);
         }
     for (; k + WIDTH <= n; k += WIDTH) {
         x[0] = F(load_as)(format, given, k);
@@ -257,8 +258,8 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
             sums_entropy ? sums : NULL);
     F(store_lanes)(all, lanes);
     F(put_sum)(by_rows, lanes, b->sums[FASTCE_ALL]);
-    F(store_lanes)(rest, lanes);
-    if (!by_rows) F(put_sum)(0, lanes, b->sums[FASTCE_REST]);
+    F(store_lanes)(excl_max, lanes);
+    if (!by_rows) F(put_sum)(0, lanes, b->sums[FASTCE_EXCL_MAX]);
     if (sums_entropy) F(put_sum)(by_rows, sums, b->sums[FASTCE_E_D]);
 }
 
@@ -388,7 +389,7 @@ FASTCE_INLINE void F(sum_targets)(fastce_block* b, const REAL* row_max) {
 }
 
 /* The sum of n exponentials of a row without the terms that are 1. */
-FASTCE_NOINLINE double F(sum_rest)(const REAL* e, ptrdiff_t n) {
+FASTCE_NOINLINE double F(sum_excl_max)(const REAL* e, ptrdiff_t n) {
     REAL lanes[16];
     ptrdiff_t k;
     for (int j = 0; j < 16; j++) lanes[j] = 0;
@@ -409,25 +410,25 @@ FASTCE_NOINLINE double F(sum_rest)(const REAL* e, ptrdiff_t n) {
 
 /* tanh(x * factor), with the same bits wherever a number stands. */
 FASTCE_NOINLINE void F(cap)(const REAL* x, ptrdiff_t n, REAL factor, REAL* out) {
-    REAL rest[WIDTH];
+    REAL some[WIDTH];
     ptrdiff_t k = 0;
     for (; k + WIDTH <= n; k += WIDTH) F(store)(out + k, F(tanh)(F(load)(x + k) * factor));
     if (k == n) return;
-    for (int j = 0; j < WIDTH; j++) rest[j] = 0;
-    memcpy(rest, x + k, (n - k) * sizeof(REAL));
-    F(store)(rest, F(tanh)(F(load)(rest) * factor));
-    memcpy(out + k, rest, (n - k) * sizeof(REAL));
+    for (int j = 0; j < WIDTH; j++) some[j] = 0;
+    memcpy(some, x + k, (n - k) * sizeof(REAL));
+    F(store)(some, F(tanh)(F(load)(some) * factor));
+    memcpy(out + k, some, (n - k) * sizeof(REAL));
 }
 
 /* out = g * (1 - tanh(x * factor)^2); `out` may be x. */
 FASTCE_NOINLINE void F(multiply_slopes)(const REAL* g, ptrdiff_t n, const REAL* x, REAL factor, REAL* out) {
-    REAL rest[WIDTH], slopes[WIDTH];
+    REAL some[WIDTH], slopes[WIDTH];
     ptrdiff_t k = 0;
     for (; k + WIDTH <= n; k += WIDTH) F(store)(out + k, F(load)(g + k) * F(sech2)(F(load)(x + k) * factor));
     if (k == n) return;
-    for (int j = 0; j < WIDTH; j++) rest[j] = 0;
-    memcpy(rest, x + k, (n - k) * sizeof(REAL));
-    F(store)(slopes, F(sech2)(F(load)(rest) * factor));
+    for (int j = 0; j < WIDTH; j++) some[j] = 0;
+    memcpy(some, x + k, (n - k) * sizeof(REAL));
+    F(store)(slopes, F(sech2)(F(load)(some) * factor));
     for (ptrdiff_t j = 0; k + j < n; j++) out[k + j] = g[k + j] * slopes[j];
 }
 

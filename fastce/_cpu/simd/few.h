@@ -1,4 +1,4 @@
-/* The loops of the kernel of few classes over a tile of 64 staged rows, class by class.
+/* The loops of the kernel of few classes over a tile of 64 rows, class by class.
 
    Design
    ------
@@ -6,12 +6,12 @@
       them.
    2. The gradients of the targets are put in by comparing each class with them: GCC would make scatter instructions
       of indexed stores, which are slow. The targets' logits are picked likewise, unless the classes are many.
-   3. Of two classes, one is the largest and the other the rest: one exponential does, and one gradient is the other's
+   3. Of two classes, one is the largest and the other what remains: one exponential does, and one gradient is the other's
       negative.
    4. The scalars of rows are vectors of the logits' own type, and nothing is divided that need not be: with 10 classes
       they are a quarter of all work. They take several loops, for a core looks only so many instructions ahead: a loop
       that did all of it for one vector after the other took a fifth longer with AVX2.
-   5. The next rows' logits are fetched piece by piece while exponentials are computed; see `kernel/few_stage.pxd`. */
+   5. The next rows' logits are fetched piece by piece while exponentials are computed; see `kernel/few_rows.pxd`. */
 #ifndef FASTCE_FEW_H
 #define FASTCE_FEW_H
 
@@ -38,8 +38,8 @@ typedef struct {
 /* The rows to come: their logits are fetched piece by piece while exponentials are computed. */
 typedef struct {
     fastce_chunk_cursor logits, prefetch_cursor; /* `prefetch_cursor`: the strip that is asked for */
-    char* stage;                                 /* where the next piece goes; NULL: the logits are only asked for */
-    ptrdiff_t stage_stride;
+    char* target;                                /* where the next piece goes; NULL: the logits are only asked for */
+    ptrdiff_t target_stride;
     ptrdiff_t strip;            /* rows */
     ptrdiff_t ahead;            /* rows from what is fetched to what is asked for */
     ptrdiff_t next_strip_start; /* the row that begins the next strip */
@@ -63,14 +63,14 @@ FASTCE_INLINE void fastce_fetch_piece(fastce_prefetcher* prefetcher, ptrdiff_t s
         fastce_step(&prefetcher->prefetch_cursor, n_bytes);
     }
     if (prefetcher->logits.n_left == 0) return;
-    if (prefetcher->stage == NULL) {
+    if (prefetcher->target == NULL) {
         for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L1(prefetcher->logits.at + j);
         fastce_step(&prefetcher->logits, n_bytes);
         return;
     }
-    memcpy(prefetcher->stage, prefetcher->logits.at, n_bytes);
-    prefetcher->stage += n_bytes;
-    if (fastce_step(&prefetcher->logits, n_bytes)) prefetcher->stage += prefetcher->stage_stride;
+    memcpy(prefetcher->target, prefetcher->logits.at, n_bytes);
+    prefetcher->target += n_bytes;
+    if (fastce_step(&prefetcher->logits, n_bytes)) prefetcher->target += prefetcher->target_stride;
 }
 
 /* Whether there is a negative one among 64 numbers. */
@@ -95,8 +95,8 @@ FASTCE_INLINE int fastce_any_negative(const int32_t* y) {
     FASTCE_OF_VECTORS(maxima_and_targets, *(x))(x, pitch, n_classes, y, row_max, x_patch)
 #define fastce_shift_and_scale(x, pitch, n_classes, scale, shift)               \
     FASTCE_OF_VECTORS(shift_and_scale, *(x))(x, pitch, n_classes, scale, shift)
-#define fastce_exp_and_sum(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher)               \
-    FASTCE_OF_VECTORS(exp_and_sum, *(x))(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher)
+#define fastce_exp_and_sum(x, pitch, n_rows, n_classes, row_max, y, excl_target, prefetcher)               \
+    FASTCE_OF_VECTORS(exp_and_sum, *(x))(x, pitch, n_rows, n_classes, row_max, y, excl_target, prefetcher)
 #define fastce_scale_and_patch(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)               \
     FASTCE_OF_VECTORS(scale_and_patch, *(x))(x, pitch, n, n_classes, alpha, y, grad_patch, out, out_pitch)
 #define fastce_finish_rows(                                                                                 \
@@ -182,7 +182,7 @@ FASTCE_INLINE void F(shift_and_scale)(REAL* x, ptrdiff_t pitch, int n_classes, R
 
 /* n = 4, 2 or 1 classes from class k on, and as many pieces fetched, spread evenly. */
 FASTCE_INLINE void F(exp_classes)(REAL* x, ptrdiff_t pitch, int n_rows, int n, const REAL* row_max, const int32_t* y,
-    int32_t k, REAL* others, fastce_prefetcher* prefetcher) {
+    int32_t k, REAL* excl_target, fastce_prefetcher* prefetcher) {
     for (int i = 0; i < n_rows; i += WIDTH) {
         VEC e[4];
         const VEC m = F(load)(row_max + i);
@@ -193,36 +193,36 @@ FASTCE_INLINE void F(exp_classes)(REAL* x, ptrdiff_t pitch, int n_rows, int n, c
         }
         FASTCE_UNROLL
         for (int g = 0; g < n; g++) F(store)(x + (k + g) * pitch + i, e[g]);
-        F(add_to)(others + i, F(total)(e, n));
+        F(add_to)(excl_target + i, F(total)(e, n));
         if ((i + WIDTH) % (64 / n) == 0) fastce_fetch_piece(prefetcher, sizeof(REAL));
     }
 }
 
 FASTCE_INLINE void F(exp_and_sum_of)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* row_max,
-    const int32_t* y, REAL* others, fastce_prefetcher* prefetcher) {
+    const int32_t* y, REAL* excl_target, fastce_prefetcher* prefetcher) {
     int32_t k = 0;
-    for (int i = 0; i < n_rows; i += WIDTH) F(store)(others + i, F(fill)(0)); /* no call of memset */
-    for (; k + 4 <= n_classes; k += 4) F(exp_classes)(x, pitch, n_rows, 4, row_max, y, k, others, prefetcher);
+    for (int i = 0; i < n_rows; i += WIDTH) F(store)(excl_target + i, F(fill)(0)); /* no call of memset */
+    for (; k + 4 <= n_classes; k += 4) F(exp_classes)(x, pitch, n_rows, 4, row_max, y, k, excl_target, prefetcher);
     if (k + 2 <= n_classes) {
-        F(exp_classes)(x, pitch, n_rows, 2, row_max, y, k, others, prefetcher);
+        F(exp_classes)(x, pitch, n_rows, 2, row_max, y, k, excl_target, prefetcher);
         k += 2;
     }
-    if (k < n_classes) F(exp_classes)(x, pitch, n_rows, 1, row_max, y, k, others, prefetcher);
+    if (k < n_classes) F(exp_classes)(x, pitch, n_rows, 1, row_max, y, k, excl_target, prefetcher);
 }
 
 /* Of fewer rows than a tile: code of its own, for the loops of whole tiles must not run out of registers. */
 FASTCE_NOINLINE void F(exp_and_sum_part)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* row_max,
-    const int32_t* y, REAL* others, fastce_prefetcher* prefetcher) {
-    F(exp_and_sum_of)(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher);
+    const int32_t* y, REAL* excl_target, fastce_prefetcher* prefetcher) {
+    F(exp_and_sum_of)(x, pitch, n_rows, n_classes, row_max, y, excl_target, prefetcher);
 }
 
 /* The logits of 16, 32, 48 or 64 rows become exponentials, but 0 for the targets; writes their sums. */
 FASTCE_INLINE void F(exp_and_sum)(REAL* x, ptrdiff_t pitch, int n_rows, int n_classes, const REAL* row_max,
-    const int32_t* y, REAL* others, fastce_prefetcher* prefetcher) {
+    const int32_t* y, REAL* excl_target, fastce_prefetcher* prefetcher) {
     if (n_rows == 64)
-        F(exp_and_sum_of)(x, pitch, 64, n_classes, row_max, y, others, prefetcher);
+        F(exp_and_sum_of)(x, pitch, 64, n_classes, row_max, y, excl_target, prefetcher);
     else
-        F(exp_and_sum_part)(x, pitch, n_rows, n_classes, row_max, y, others, prefetcher);
+        F(exp_and_sum_part)(x, pitch, n_rows, n_classes, row_max, y, excl_target, prefetcher);
 }
 
 /* The exponentials of n rows, whole tiles of them, become gradients. */
@@ -260,22 +260,22 @@ FASTCE_INLINE VEC F(inverse)(VEC x) {
 
 /* The gradient of the target's class, from the sum of the other terms, times EXP_UNIT: tiny ones are no normal numbers
    without. That sum is divided by the whole, so that 1 - p is 1 exactly where p is 0. */
-FASTCE_INLINE VEC F(gradient_of_target)(VEC others, VEC whole, VEC inverse, VEC factor) {
+FASTCE_INLINE VEC F(gradient_of_target)(VEC excl_target, VEC whole, VEC inverse, VEC factor) {
 #if FASTCE_HAS_FMA
     /* The remainder corrects the product with the inverse. */
-    const VEC p = others * inverse;
-    return F(grad_of_only_class)(p + F(fma)(-p, whole, others) * inverse, factor);
+    const VEC p = excl_target * inverse;
+    return F(grad_of_only_class)(p + F(fma)(-p, whole, excl_target) * inverse, factor);
 #else
     (void)inverse;
-    return F(grad_of_only_class)(others / whole, factor);
+    return F(grad_of_only_class)(excl_target / whole, factor);
 #endif
 }
 
 /* The loss of rows from the target's distance from the largest logit, the sum of all terms but the largest, and the
    inverse of the sum of all. */
-FASTCE_INLINE VEC F(loss)(VEC d, VEC rest, VEC inverse) {
+FASTCE_INLINE VEC F(loss)(VEC d, VEC excl_max, VEC inverse) {
     VEC k, f, lost;
-    F(split_log1p)(rest, inverse, &k, &f, &lost);
+    F(split_log1p)(excl_max, inverse, &k, &f, &lost);
     return F(row_loss)(F(fill)(1), d, F(join_log1p)(k, f, f * F(inverse)(2 + f), lost));
 }
 
@@ -293,20 +293,20 @@ FASTCE_NOINLINE void F(finish_rows)(int n_rows, REAL scale, double factor, int w
     REAL* grad_patch) {
     const REAL unit = 1 / EXP_UNIT;
     const VEC unscaled = F(fill)((REAL)(factor * unit)); /* the gradient's factor, freed of EXP_UNIT */
-    VEC d[64 / WIDTH], rest[64 / WIDTH], inverse[64 / WIDTH];
+    VEC d[64 / WIDTH], excl_max[64 / WIDTH], inverse[64 / WIDTH];
     for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) {
-        const VEC others = F(load)(terms + i);
+        const VEC excl_target = F(load)(terms + i);
         VEC e, whole;
         d[v] = scale * (F(load)(x_patch + i) - F(load)(row_max + i));
         e = F(exp)(d[v]);
-        rest[v] = F(sumexp_excl)(others, e, F(fill)(EXP_UNIT)) * unit;
-        whole = (others + e) * unit;
+        excl_max[v] = F(sumexp_excl)(excl_target, e, F(fill)(EXP_UNIT)) * unit;
+        whole = (excl_target + e) * unit;
         inverse[v] = F(inverse)(whole);
         if (!with_grad) continue;
-        F(store)(grad_patch + i, F(gradient_of_target)(others, whole, inverse[v], unscaled));
+        F(store)(grad_patch + i, F(gradient_of_target)(excl_target, whole, inverse[v], unscaled));
         F(store)(alpha + i, F(grad_alpha)(unscaled, F(fill)(1), inverse[v]));
     }
-    for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) F(store)(loss + i, F(loss)(d[v], rest[v], inverse[v]));
+    for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) F(store)(loss + i, F(loss)(d[v], excl_max[v], inverse[v]));
     if (!has_skipped) return;
     F(clear_skipped)(n_rows, y, loss);
     if (!with_grad) return;
@@ -319,29 +319,31 @@ FASTCE_NOINLINE void F(do_pairs)(REAL* x, ptrdiff_t pitch, int n_rows, REAL scal
     const int32_t* y, int has_skipped, REAL* loss) {
     const REAL unit = 1 / EXP_UNIT;
     const VEC unscaled = F(fill)((REAL)(factor * unit));
-    VEC m[64 / WIDTH], d[64 / WIDTH], rest[64 / WIDTH], inverse[64 / WIDTH]; /* `rest`: the smaller one's term */
+    VEC m[64 / WIDTH], d[64 / WIDTH], excl_max[64 / WIDTH],
+        inverse[64 / WIDTH]; /* `excl_max`: the smaller one's term */
     for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) {
         const VEC a = F(load)(x + i), b = F(load)(x + pitch + i);
         const VEC other = F(select)(F(is_greater)(b, a), a, b);
         m[v] = F(max_or_nan)(b, a);
         d[v] = scale * (F(select)(F(is)(F(load_ints)(y + i), 1), b, a) - m[v]);
-        rest[v] = F(exp)(scale * (other - m[v]));
+        excl_max[v] = F(exp)(scale * (other - m[v]));
     }
     for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) {
         const INTS t = F(load_ints)(y + i);
-        const VEC e = rest[v] + F(nan_unless_finite)(m[v]);
-        const VEC others = F(select)(F(differs)(d[v], F(fill)(0)), F(fill)(EXP_UNIT), e); /* but the target's term */
+        const VEC e = excl_max[v] + F(nan_unless_finite)(m[v]);
+        const VEC excl_target =
+            F(select)(F(differs)(d[v], F(fill)(0)), F(fill)(EXP_UNIT), e); /* but the target's term */
         VEC whole, g;
-        rest[v] = e * unit;
-        whole = 1 + rest[v];
+        excl_max[v] = e * unit;
+        whole = 1 + excl_max[v];
         inverse[v] = F(inverse)(whole);
         if (!with_grad) continue;
-        g = F(gradient_of_target)(others, whole, inverse[v], unscaled);
+        g = F(gradient_of_target)(excl_target, whole, inverse[v], unscaled);
         g = F(unless_skipped)(t, F(select)(F(is)(t, 0), g, -g));
         F(store)(x + i, g);
         F(store)(x + pitch + i, -g);
     }
-    for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) F(store)(loss + i, F(loss)(d[v], rest[v], inverse[v]));
+    for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) F(store)(loss + i, F(loss)(d[v], excl_max[v], inverse[v]));
     if (has_skipped) F(clear_skipped)(n_rows, y, loss);
 }
 

@@ -32,14 +32,14 @@ FASTCE_INLINE double fastce_wide_lane_sum(const double* lanes) {
 /* Sums over the classes of a row. d is the shifted logit x - row_max, to be multiplied by the logits' scale; sums of it
    are those of d * FASTCE_D_UNIT, so that a block of 3e38 in one lane does not overflow. */
 enum {
-    FASTCE_ALL,  /* exp(d) */
-    FASTCE_REST, /* exp(d), but for terms that are 1 */
-    FASTCE_E_D,  /* exp(d) d */
-    FASTCE_W_D,  /* w d */
-    FASTCE_WT,   /* w t */
-    FASTCE_WT_D, /* w t d */
-    FASTCE_T,    /* t */
-    FASTCE_T_D,  /* t d */
+    FASTCE_ALL,      /* exp(d) */
+    FASTCE_EXCL_MAX, /* exp(d), but for terms that are 1 */
+    FASTCE_E_D,      /* exp(d) d */
+    FASTCE_W_D,      /* w d */
+    FASTCE_WT,       /* w t */
+    FASTCE_WT_D,     /* w t d */
+    FASTCE_T,        /* t */
+    FASTCE_T_D,      /* t d */
     FASTCE_N_SUMS
 };
 #define FASTCE_D_UNIT 1.52587890625e-05 /* 2^-16 */
@@ -116,10 +116,10 @@ FASTCE_INLINE VEC F(unless_largest)(VEC e) { return F(keep)(F(differs)(e, F(fill
 FASTCE_INLINE VEC F(times)(VEC a, VEC d) { return F(keep)(F(differs)(a, F(fill)(0)), a * d); }
 
 /* Writes the exponentials of n vectors, 4, 2 or 1, 16 numbers apart, and adds them to sums that are not NULL: to
-   `rest` without the terms that are 1, to `ed` times d, see FASTCE_D_UNIT. Lanes before `first` are in the sums already.
+   `excl_max` without the terms that are 1, to `ed` times d, see FASTCE_D_UNIT. Lanes before `first` are in the sums already.
    */
 FASTCE_INLINE void F(exp_some)(
-    const VEC* x, int n, int first, VEC row_max, REAL scale, REAL* e, VEC* all, VEC* rest, VEC shift, REAL* ed) {
+    const VEC* x, int n, int first, VEC row_max, REAL scale, REAL* e, VEC* all, VEC* excl_max, VEC shift, REAL* ed) {
     const VEC zero = F(fill)(0);
     VEC y[4], z[4];
     FASTCE_UNROLL
@@ -128,10 +128,10 @@ FASTCE_INLINE void F(exp_some)(
     for (int g = 0; g < n; g++) F(store)(e + 16 * g, y[g]);
     if (first > 0) y[0] = F(from_lane)(first, y[0], zero);
     if (all != NULL) *all = *all + F(total)(y, n);
-    if (rest != NULL) {
+    if (excl_max != NULL) {
         FASTCE_UNROLL
         for (int g = 0; g < n; g++) z[g] = F(unless_largest)(y[g]);
-        *rest = *rest + F(total)(z, n);
+        *excl_max = *excl_max + F(total)(z, n);
     }
     if (ed != NULL) {
         FASTCE_UNROLL

@@ -1,8 +1,8 @@
-"""Between memory and the stage of the kernel of few classes, and what is fetched while that computes.
+"""Between the caller's memory and the scratch memory of the kernel of few classes, and what is fetched meanwhile.
 
 Design
 ------
-1. Rows are staged class by class, as many as two stages fit into L1 beside what is read and written. Planes need that
+1. Rows are copied class by class, as many as fit into L1 twice beside what is read and written. Planes need that
    too: a power of two apart they share the same few cache sets, and would evict each other between the passes. For the
    same reason a class is followed by a gap of one cache line.
 2. The logits of the next rows are fetched piece by piece while the exponentials of these are computed, which takes
@@ -22,8 +22,8 @@ from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
-    FEW_STAGE_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
-    L1_STAGE_BYTES = 6144  # 12288 was no better for planes; 64 rows for any classes took a fifteenth longer for 3
+    FEW_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
+    L1_BYTES = 6144  # 12288 was no better for planes; 64 rows for any classes took a fifteenth longer for 3
     MAX_ROWS = 512
     FEWEST_TRANSPOSED = 4  # classes; 2 reversed ones took twice as long through rows in a buffer
     FEWEST_GROUPS = 16
@@ -33,10 +33,10 @@ cdef enum:
 
 
 cdef inline Py_ssize_t few_group(const Task* task, real like) noexcept nogil:
-    """Return how many rows are staged at once; 0 if not even 64 fit."""
+    """Return how many rows are copied at once; 0 if not even 64 fit."""
     cdef Py_ssize_t class_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t most = FEW_STAGE_BYTES // class_bytes - GAP
-    most = min(most, max(<Py_ssize_t>TILE, L1_STAGE_BYTES // class_bytes - GAP))
+    cdef Py_ssize_t most = FEW_BYTES // class_bytes - GAP
+    most = min(most, max(<Py_ssize_t>TILE, L1_BYTES // class_bytes - GAP))
     # Threads share groups, so there must be some.
     most = min(most, max(<Py_ssize_t>TILE, task.n_rows // FEWEST_GROUPS))
     return min(<Py_ssize_t>MAX_ROWS, most // TILE * TILE)
@@ -59,12 +59,12 @@ cdef inline Py_ssize_t rows_to_line(const Task* task, Py_ssize_t start, Py_ssize
 
 
 cdef inline void load_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, Py_ssize_t pitch
 ) noexcept nogil:
-    """Stage n rows; `pitch` numbers lead from class to class."""
+    """Load n rows; `pitch` numbers lead from class to class."""
     cdef const Matrix* x = &task.logits
     cdef Py_ssize_t row_stride = x.row_strides[task.n_dims - 1]
-    cdef Py_ssize_t size = size_of(x.format, stage[0])
+    cdef Py_ssize_t size = size_of(x.format, scratch[0])
     cdef Py_ssize_t i = 0, k, m
     cdef const char* first
     while i < n:
@@ -72,14 +72,14 @@ cdef inline void load_rows(
         first = x.data + row_offset(task, x, start + i)
         if x.format == NATIVE and row_stride == size:
             for k in range(task.n_classes):
-                memcpy(stage + k * pitch + i, first + k * x.class_stride, m * sizeof(real))
+                memcpy(scratch + k * pitch + i, first + k * x.class_stride, m * sizeof(real))
         elif x.format == NATIVE and x.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
-            transpose(<const real*>first, row_stride // size, m, task.n_classes, stage + i, pitch)
+            transpose(<const real*>first, row_stride // size, m, task.n_classes, scratch + i, pitch)
         elif task.n_classes >= FEWEST_TRANSPOSED and magnitude(x.class_stride) < magnitude(row_stride):
-            transpose_from(first, x.format, x.class_stride, row_stride, m, task.n_classes, stage + i, pitch)
+            transpose_from(first, x.format, x.class_stride, row_stride, m, task.n_classes, scratch + i, pitch)
         else:
             for k in range(task.n_classes):
-                load_array(first + k * x.class_stride, x.format, row_stride, m, stage + k * pitch + i)
+                load_array(first + k * x.class_stride, x.format, row_stride, m, scratch + k * pitch + i)
         i += m
 
 
@@ -89,7 +89,7 @@ cdef inline Prefetcher begin_prefetch(const Task* task, Py_ssize_t start, Py_ssi
     cdef Py_ssize_t row_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t last = task.row_shape[task.n_dims - 1]
     memset(&prefetcher, 0, sizeof(prefetcher))
-    prefetcher.strip = min(<Py_ssize_t>STRIP_BYTES // <Py_ssize_t>sizeof(real), FEW_STAGE_BYTES // row_bytes)
+    prefetcher.strip = min(<Py_ssize_t>STRIP_BYTES // <Py_ssize_t>sizeof(real), FEW_BYTES // row_bytes)
     if task.n_dims > 1:
         prefetcher.strip = min(prefetcher.strip, last // 4)  # strips end where a plane ends
     prefetcher.strip = max(<Py_ssize_t>1, prefetcher.strip // group) * group
@@ -123,22 +123,22 @@ cdef inline void start_prefetch(Prefetcher* prefetcher, const Task* task, Py_ssi
 
 
 cdef inline void plan_prefetch(
-    Prefetcher* prefetcher, const Task* task, Py_ssize_t start, Py_ssize_t n, real* stage, Py_ssize_t pitch
+    Prefetcher* prefetcher, const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, Py_ssize_t pitch
 ) noexcept nogil:
     """Describe how to fetch n rows, or none: planes as a copy, rows whose classes lie side by side into the caches."""
-    cdef real like = stage[0]
+    cdef real like = scratch[0]
     cdef const Matrix* x = &task.logits
     cdef Py_ssize_t row_stride = x.row_strides[task.n_dims - 1]
     cdef Py_ssize_t size = size_of(x.format, like)
     cdef const char* first
     prefetcher.logits.n_left = 0
-    prefetcher.stage = NULL
+    prefetcher.target = NULL
     if n == 0 or run_length(task, start, n) < n:
         return
     first = x.data + row_offset(task, x, start)
     if x.format == NATIVE and row_stride == size and n % TILE == 0:
-        prefetcher.stage = <char*>stage
-        prefetcher.stage_stride = (pitch - n) * <Py_ssize_t>sizeof(real)
+        prefetcher.target = <char*>scratch
+        prefetcher.target_stride = (pitch - n) * <Py_ssize_t>sizeof(real)
         prefetcher.logits = chunk_cursor(first, n // TILE, task.n_classes, x.class_stride, like)
         if start >= prefetcher.next_strip_start:
             start_prefetch(prefetcher, task, start + prefetcher.ahead, like)
@@ -148,12 +148,12 @@ cdef inline void plan_prefetch(
 
 
 cdef inline void store_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, const real* stage, Py_ssize_t pitch
+    const Task* task, Py_ssize_t start, Py_ssize_t n, const real* scratch, Py_ssize_t pitch
 ) noexcept nogil:
-    """Write n staged rows."""
+    """Write n rows."""
     cdef const Matrix* out = &task.out
     cdef Py_ssize_t row_stride = out.row_strides[task.n_dims - 1]
-    cdef Py_ssize_t size = size_of(out.format, stage[0])
+    cdef Py_ssize_t size = size_of(out.format, scratch[0])
     cdef Py_ssize_t i = 0, k, m
     cdef char* first
     while i < n:
@@ -161,14 +161,14 @@ cdef inline void store_rows(
         first = out.data + row_offset(task, out, start + i)
         if out.format == NATIVE and row_stride == size:
             for k in range(task.n_classes):
-                memcpy(first + k * out.class_stride, stage + k * pitch + i, m * sizeof(real))
+                memcpy(first + k * out.class_stride, scratch + k * pitch + i, m * sizeof(real))
         elif out.format == NATIVE and out.class_stride == size and row_stride % size == 0 and <size_t>first % size == 0:
-            transpose(stage + i, pitch, task.n_classes, m, <real*>first, row_stride // size)
+            transpose(scratch + i, pitch, task.n_classes, m, <real*>first, row_stride // size)
         elif task.n_classes >= FEWEST_TRANSPOSED and magnitude(out.class_stride) < magnitude(row_stride):
             transpose_to(
-                stage + i, pitch, m, task.n_classes, first, out.format, out.class_stride, row_stride)
+                scratch + i, pitch, m, task.n_classes, first, out.format, out.class_stride, row_stride)
         else:
             for k in range(task.n_classes):
                 store_array(
-                    stage + k * pitch + i, <real>1, True, m, first + k * out.class_stride, out.format, row_stride)
+                    scratch + k * pitch + i, <real>1, True, m, first + k * out.class_stride, out.format, row_stride)
         i += m

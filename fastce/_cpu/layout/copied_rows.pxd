@@ -1,14 +1,14 @@
-"""Rows that the row kernel cannot work on where they are: it gets a copy of the task whose rows lie on a stage.
+"""Rows that the row kernel cannot work on where they are: it gets a copy of the task whose rows are copies.
 
 Design
 ------
 1. The row kernel takes rows of the arithmetic's type whose classes lie side by side, at aligned addresses. Logits, or a
-   gradient, that are anything else (16 bits, strides, odd addresses) wait on a stage of such rows; `source` leads back
+   gradient, that are anything else (16 bits, strides, odd addresses) are copied to scratch memory; `source` leads back
    to the caller's. Each block of logits is loaded on its way into the sweep, and each block of the gradient is stored
    once it is done. So everything between is one code with one rounding, and the bits of a row do not depend on where
    the gradient goes. Only the loop for contiguous rows of 16 bits without options reads them itself: widening twice in
    registers costs less than to store and load them.
-2. The stage is as long as the rows that go through the kernel together, 64 KiB, or a longer row. Exponentials waiting
+2. There is room for the rows that go through the kernel together, 64 KiB, or a longer row. Exponentials waiting
    in 16 bits would lose what the promises keep, and computing them twice would also widen every logit twice.
 3. A gradient whose rows lie side by side, as in Fortran order, is stored when all rows of the group are done: by rows,
    one number at a time would be written to every cache line, and a call took 30 times as long.
@@ -26,12 +26,12 @@ cdef enum:
     # stored in longer runs.
     GROUP_BYTES = 1048576
     MOST_ROWS = 256
-    MOST_STAGE_BYTES = 16777216
+    MOST_BYTES = 16777216
     RUN_CLASSES = 16
 
 
 cdef inline Py_ssize_t row_bytes(const Task* task, real like) noexcept nogil:
-    """Return the size of a staged row."""
+    """Return the size of a copied row."""
     return task.n_classes * <Py_ssize_t>sizeof(real)
 
 
@@ -46,14 +46,14 @@ cdef inline bint is_contiguous(const Task* task, const Matrix* matrix, real like
     return True
 
 
-cdef inline bint needs_stage(const Task* task, real like) noexcept nogil:
-    """Return True if rows of the logits or of the gradient must be staged."""
+cdef inline bint needs_copies(const Task* task, real like) noexcept nogil:
+    """Return True if rows of the logits or of the gradient must be copied."""
     return not is_contiguous(task, &task.logits, like) or (
         task.out.data != NULL and not is_contiguous(task, &task.out, like))
 
 
-cdef inline void stage_matrix(const Task* task, Matrix* matrix, real like) noexcept nogil:
-    """Describe a matrix that lies on a stage yet to be chosen."""
+cdef inline void describe_copies(const Task* task, Matrix* matrix, real like) noexcept nogil:
+    """Describe a matrix of copies that have no place yet."""
     cdef Py_ssize_t k, stride = row_bytes(task, like)
     matrix.format = NATIVE
     matrix.class_stride = sizeof(real)
@@ -62,21 +62,21 @@ cdef inline void stage_matrix(const Task* task, Matrix* matrix, real like) noexc
         stride *= task.row_shape[k]
 
 
-cdef inline Task task_on_stage(const Task* source, real like) noexcept nogil:
-    """Return the same task with those of its logits and gradient on a stage that must be."""
-    cdef Task staged = source[0]
-    staged.source = source
-    staged.stages_logits = not is_contiguous(source, &source.logits, like)
-    staged.stages_out = source.out.data != NULL and not is_contiguous(source, &source.out, like)
-    if staged.stages_logits:
-        stage_matrix(source, &staged.logits, like)
-    if staged.stages_out:
-        stage_matrix(source, &staged.out, like)
-    return staged
+cdef inline Task task_of_copies(const Task* source, real like) noexcept nogil:
+    """Return the same task with copies of its logits and gradient where it needs them."""
+    cdef Task copy_task = source[0]
+    copy_task.source = source
+    copy_task.copies_logits = not is_contiguous(source, &source.logits, like)
+    copy_task.copies_out = source.out.data != NULL and not is_contiguous(source, &source.out, like)
+    if copy_task.copies_logits:
+        describe_copies(source, &copy_task.logits, like)
+    if copy_task.copies_out:
+        describe_copies(source, &copy_task.out, like)
+    return copy_task
 
 
 cdef inline bint stores_columns(const Task* task, real like) noexcept nogil:
-    """Return True if the rows of a gradient that must be staged lie side by side."""
+    """Return True if the rows of a gradient that must be copied lie side by side."""
     cdef const Matrix* out = &task.out
     cdef Py_ssize_t size = sizeof(real)
     return (
@@ -84,46 +84,48 @@ cdef inline bint stores_columns(const Task* task, real like) noexcept nogil:
         and out.row_strides[task.n_dims - 1] == size)
 
 
-cdef inline Py_ssize_t staged_group(const Task* task, Py_ssize_t row_group, real like) noexcept nogil:
-    """Return how many rows are on the stage together: as many as go through the kernel, or several times that."""
+cdef inline Py_ssize_t copied_group(const Task* task, Py_ssize_t row_group, real like) noexcept nogil:
+    """Return how many rows are copied together: as many as go through the kernel, or several times that."""
     cdef Py_ssize_t rows
     if not stores_columns(task, like):
         return row_group
     rows = max(GROUP_BYTES // row_bytes(task, like), <Py_ssize_t>LANES)
-    rows = min(rows, MOST_STAGE_BYTES // row_bytes(task, like))
+    rows = min(rows, MOST_BYTES // row_bytes(task, like))
     return max(<Py_ssize_t>1, min(rows, <Py_ssize_t>MOST_ROWS) // row_group) * row_group
 
 
-cdef inline void choose_stage(Task* staged, Py_ssize_t start, Py_ssize_t n, char* stage, real like) noexcept nogil:
-    """Put n rows from `start` on at the beginning of `stage`: the gradient takes the place of the logits."""
-    cdef char* first = stage - start * row_bytes(staged, like)
-    cdef const Task* source = staged.source
-    cdef Py_ssize_t last = staged.n_dims - 1
-    if staged.stages_logits:
-        staged.logits.data = first
-    if not staged.stages_out:
+cdef inline void place_copies(
+    Task* copy_task, Py_ssize_t start, Py_ssize_t n, char* copies, real like
+) noexcept nogil:
+    """Place the copies of n rows from `start` on; the gradient takes the place of the logits."""
+    cdef char* first = copies - start * row_bytes(copy_task, like)
+    cdef const Task* source = copy_task.source
+    cdef Py_ssize_t last = copy_task.n_dims - 1
+    if copy_task.copies_logits:
+        copy_task.logits.data = first
+    if not copy_task.copies_out:
         return
-    staged.out.data = first
-    staged.stores_rows = not (
+    copy_task.out.data = first
+    copy_task.stores_rows = not (
         stores_columns(source, like)
         and <size_t>(source.out.data + row_offset(source, &source.out, start)) % sizeof(real) == 0
-        and (last == 0 or start % staged.row_shape[last] + n <= staged.row_shape[last]))
+        and (last == 0 or start % copy_task.row_shape[last] + n <= copy_task.row_shape[last]))
 
 
-cdef inline void store_columns(const Task* staged, Py_ssize_t start, Py_ssize_t n, real like) noexcept nogil:
-    """Store the gradient of n staged rows, class by class; ask for the lines of the next classes meanwhile."""
-    cdef const Matrix* out = &staged.source.out
-    cdef const real* stage = <const real*>(staged.out.data + row_offset(staged, &staged.out, start))
-    cdef char* first = out.data + row_offset(staged.source, out, start)
+cdef inline void store_columns(const Task* copy_task, Py_ssize_t start, Py_ssize_t n, real like) noexcept nogil:
+    """Store the gradient of n copied rows, class by class; ask for the lines of the next classes meanwhile."""
+    cdef const Matrix* out = &copy_task.source.out
+    cdef const real* copy = <const real*>(copy_task.out.data + row_offset(copy_task, &copy_task.out, start))
+    cdef char* first = out.data + row_offset(copy_task.source, out, start)
     cdef Py_ssize_t j, k = 0, ahead, n_bytes = n * <Py_ssize_t>sizeof(real)
-    while k < staged.n_classes:
-        for ahead in range(k + RUN_CLASSES, min(k + 2 * RUN_CLASSES, staged.n_classes)):
+    while k < copy_task.n_classes:
+        for ahead in range(k + RUN_CLASSES, min(k + 2 * RUN_CLASSES, copy_task.n_classes)):
             j = 0
             while j < n_bytes:
                 prefetch_to_write(first + ahead * out.class_stride + j)
                 j += CACHE_LINE
         transpose(
-            stage + k, staged.n_classes, n, min(staged.n_classes - k, <Py_ssize_t>RUN_CLASSES),
+            copy + k, copy_task.n_classes, n, min(copy_task.n_classes - k, <Py_ssize_t>RUN_CLASSES),
             <real*>(first + k * out.class_stride), out.class_stride // <Py_ssize_t>sizeof(real))
         k += RUN_CLASSES
 
@@ -133,10 +135,10 @@ ctypedef void (*store_t)(const real*, real, bint, Py_ssize_t, char*, Format, Py_
 
 
 # Both are called, not inlined: with their loops inside, the row kernel's own had too few registers.
-cdef inline void load_staged(
+cdef inline void load_block(
     const char* source, Format format, Py_ssize_t stride, Py_ssize_t n, real* target
 ) noexcept nogil:
-    """Load n numbers onto the stage."""
+    """Load n numbers into scratch memory."""
     cdef load_t load = load_array
     (<load_t>not_inlined(<void*>load))(source, format, stride, n, target)
 
@@ -144,7 +146,7 @@ cdef inline void load_staged(
 cdef inline void store_block(
     const Task* source, const real* row, real factor, bint may_be_nan, Py_ssize_t k, Py_ssize_t n, char* target
 ) noexcept nogil:
-    """Store n classes of a staged row, from class k on and times a factor, where the caller wants them."""
+    """Store n classes of a copied row, from class k on and times a factor, where the caller wants them."""
     cdef store_t store = store_array
     (<store_t>not_inlined(<void*>store))(
         row + k, factor, may_be_nan, n, target + k * source.out.class_stride, source.out.format,

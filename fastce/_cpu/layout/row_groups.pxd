@@ -1,4 +1,4 @@
-"""Between memory and a stage, where each class has the numbers of 16 rows side by side.
+"""Between the caller's memory and scratch memory, where each class has the numbers of 16 rows side by side.
 
 Design
 ------
@@ -23,7 +23,7 @@ from fastce._cpu.prefetch cimport CACHE_LINE, prefetch_to_l2
 from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
-    MAX_GROUPS = 16  # of 16 rows, on a stage
+    MAX_GROUPS = 16  # of 16 rows, in scratch memory
     WIDENED = 128  # classes of 16 rows that pass through the buffer at once
 
 
@@ -78,33 +78,33 @@ cdef inline void locate(
 
 
 cdef inline void load_transposed(
-    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real* scratch
 ) noexcept nogil:
     cdef const char* first = lanes.first + start * lanes.class_stride
     cdef Py_ssize_t k = 0, n = stop - start
-    if is_array(first, lanes.format, lanes.class_stride, stage[0]) and lanes.format == NATIVE and (
+    if is_array(first, lanes.format, lanes.class_stride, scratch[0]) and lanes.format == NATIVE and (
             lanes.row_stride % <Py_ssize_t>sizeof(real) == 0):
-        transpose(<const real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real), LANES, n, stage, LANES)
+        transpose(<const real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real), LANES, n, scratch, LANES)
         return
     while k < n:
         transpose_from(
             first + k * lanes.class_stride, lanes.format, lanes.class_stride, lanes.row_stride, LANES,
-            min(n - k, <Py_ssize_t>WIDENED), stage + LANES * k, LANES)
+            min(n - k, <Py_ssize_t>WIDENED), scratch + LANES * k, LANES)
         k += WIDENED
 
 
 cdef inline void store_transposed(
-    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, const real* scratch
 ) noexcept nogil:
     cdef char* first = lanes.first + start * lanes.class_stride
     cdef Py_ssize_t k = 0, n = stop - start
-    if is_array(first, lanes.format, lanes.class_stride, stage[0]) and lanes.format == NATIVE and (
+    if is_array(first, lanes.format, lanes.class_stride, scratch[0]) and lanes.format == NATIVE and (
             lanes.row_stride % <Py_ssize_t>sizeof(real) == 0):
-        transpose(stage, LANES, n, LANES, <real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real))
+        transpose(scratch, LANES, n, LANES, <real*>first, lanes.row_stride // <Py_ssize_t>sizeof(real))
         return
     while k < n:
         transpose_to(
-            stage + LANES * k, LANES, LANES, min(n - k, <Py_ssize_t>WIDENED), first + k * lanes.class_stride,
+            scratch + LANES * k, LANES, LANES, min(n - k, <Py_ssize_t>WIDENED), first + k * lanes.class_stride,
             lanes.format, lanes.class_stride, lanes.row_stride)
         k += WIDENED
 
@@ -147,65 +147,65 @@ cdef inline void store_class(const RowGroupView* lanes, Py_ssize_t k, const real
 
 
 cdef inline void load_planes(
-    const RowGroupView* lanes, Py_ssize_t n_groups, Py_ssize_t n_classes, real* stage, Py_ssize_t size
+    const RowGroupView* lanes, Py_ssize_t n_groups, Py_ssize_t n_classes, real* scratch, Py_ssize_t size
 ) noexcept nogil:
-    """Stage groups of 16 rows, all side by side; class by class, so that memory is read in long runs."""
+    """Load groups of 16 rows, all side by side; class by class, so that memory is read in long runs."""
     cdef Py_ssize_t g, k, step = lanes[0].class_stride
     if lanes[0].format == NATIVE:  # a loop of its own: a test for each vector took half as long again
         for k in range(n_classes):
             for g in range(n_groups):
-                memcpy(stage + g * size + k * LANES, lanes[g].first + k * step, LANES * sizeof(real))
+                memcpy(scratch + g * size + k * LANES, lanes[g].first + k * step, LANES * sizeof(real))
     else:
         for k in range(n_classes):
             for g in range(n_groups):
-                load_vector(&lanes[g], k, stage + g * size + k * LANES)
+                load_vector(&lanes[g], k, scratch + g * size + k * LANES)
 
 
 cdef inline void store_planes(
-    const RowGroupView* lanes, Py_ssize_t n_groups, Py_ssize_t n_classes, const real* stage, Py_ssize_t size
+    const RowGroupView* lanes, Py_ssize_t n_groups, Py_ssize_t n_classes, const real* scratch, Py_ssize_t size
 ) noexcept nogil:
-    """Write groups of 16 rows, all side by side, from the stage."""
+    """Write groups of 16 rows, all side by side."""
     cdef Py_ssize_t g, k, step = lanes[0].class_stride
     if lanes[0].format == NATIVE:
         for k in range(n_classes):
             for g in range(n_groups):
-                memcpy(lanes[g].first + k * step, stage + g * size + k * LANES, LANES * sizeof(real))
+                memcpy(lanes[g].first + k * step, scratch + g * size + k * LANES, LANES * sizeof(real))
     else:
         for k in range(n_classes):
             for g in range(n_groups):
-                store_vector(&lanes[g], k, stage + g * size + k * LANES)
+                store_vector(&lanes[g], k, scratch + g * size + k * LANES)
 
 
-cdef inline void fill_lanes(const RowGroupView* lanes, Py_ssize_t n, real* stage) noexcept nogil:
-    """Write zeros for lanes without a row, of n staged classes."""
+cdef inline void fill_lanes(const RowGroupView* lanes, Py_ssize_t n, real* scratch) noexcept nogil:
+    """Write zeros for lanes without a row, of n classes."""
     cdef Py_ssize_t j, k
     if lanes.n < LANES:
         for k in range(n):
             for j in range(lanes.n, LANES):
-                stage[k * LANES + j] = 0
+                scratch[k * LANES + j] = 0
 
 
 cdef inline void load_all_ways(
-    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real* scratch
 ) noexcept nogil:
     cdef Py_ssize_t k
     if lanes.layout == TRANSPOSED:
-        load_transposed(lanes, start, stop, stage)
+        load_transposed(lanes, start, stop, scratch)
     else:
         for k in range(stop - start):
-            load_class(lanes, start + k, stage + k * LANES)
-    fill_lanes(lanes, stop - start, stage)
+            load_class(lanes, start + k, scratch + k * LANES)
+    fill_lanes(lanes, stop - start, scratch)
 
 
 cdef inline void store_all_ways(
-    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, const real* scratch
 ) noexcept nogil:
     cdef Py_ssize_t k
     if lanes.layout == TRANSPOSED:
-        store_transposed(lanes, start, stop, stage)
+        store_transposed(lanes, start, stop, scratch)
     else:
         for k in range(stop - start):
-            store_class(lanes, start + k, stage + k * LANES)
+            store_class(lanes, start + k, scratch + k * LANES)
 
 
 ctypedef void (*load_t)(const RowGroupView*, Py_ssize_t, Py_ssize_t, real*) noexcept nogil
@@ -213,19 +213,19 @@ ctypedef void (*store_t)(const RowGroupView*, Py_ssize_t, Py_ssize_t, const real
 
 
 cdef inline void load_classes(
-    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, real* scratch
 ) noexcept nogil:
-    """Stage the classes start .. stop - 1."""
+    """Load the classes start .. stop - 1."""
     cdef load_t load = load_all_ways
-    (<load_t>not_inlined(<void*>load))(lanes, start, stop, stage)
+    (<load_t>not_inlined(<void*>load))(lanes, start, stop, scratch)
 
 
 cdef inline void store_classes(
-    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, const real* stage
+    const RowGroupView* lanes, Py_ssize_t start, Py_ssize_t stop, const real* scratch
 ) noexcept nogil:
-    """Write the classes start .. stop - 1 from the stage."""
+    """Write the classes start .. stop - 1."""
     cdef store_t store = store_all_ways
-    (<store_t>not_inlined(<void*>store))(lanes, start, stop, stage)
+    (<store_t>not_inlined(<void*>store))(lanes, start, stop, scratch)
 
 
 cdef inline void prefetch_group(const RowGroupView* lanes, Py_ssize_t ahead, Py_ssize_t n_classes) noexcept nogil:
@@ -257,32 +257,32 @@ cdef inline bint locate_groups(
 
 
 cdef inline void load_groups(
-    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, RowGroupView* lanes, real* stage
+    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, RowGroupView* lanes, real* scratch
 ) noexcept nogil:
-    """Stage an operand of n rows in groups of 16, if there is one; tell where they lie, and ask for the next."""
+    """Load an operand of n rows in groups of 16, if there is one; tell where they lie, and ask for the next."""
     cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = task.n_classes * LANES
     if matrix.data == NULL:
         return
-    if locate_groups(task, matrix, start, n, lanes, stage[0]):
-        load_planes(lanes, n_groups, task.n_classes, stage, size)
+    if locate_groups(task, matrix, start, n, lanes, scratch[0]):
+        load_planes(lanes, n_groups, task.n_classes, scratch, size)
         for g in range(n_groups):
-            fill_lanes(&lanes[g], task.n_classes, stage + g * size)
+            fill_lanes(&lanes[g], task.n_classes, scratch + g * size)
     else:
         for g in range(n_groups):
-            load_classes(&lanes[g], 0, task.n_classes, stage + g * size)
+            load_classes(&lanes[g], 0, task.n_classes, scratch + g * size)
     for g in range(n_groups):
         if start + n + (g + 1) * LANES <= task.n_rows:
             prefetch_group(&lanes[g], n, task.n_classes)
 
 
 cdef inline void store_groups(
-    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, const real* stage
+    const Task* task, const Matrix* matrix, Py_ssize_t start, Py_ssize_t n, const real* scratch
 ) noexcept nogil:
-    """Write groups of 16 rows, n rows in all, from the stage."""
+    """Write groups of 16 rows, n rows in all."""
     cdef RowGroupView lanes[MAX_GROUPS]
     cdef Py_ssize_t g, n_groups = (n + LANES - 1) // LANES, size = task.n_classes * LANES
-    if locate_groups(task, matrix, start, n, lanes, stage[0]):
-        store_planes(lanes, n_groups, task.n_classes, stage, size)
+    if locate_groups(task, matrix, start, n, lanes, scratch[0]):
+        store_planes(lanes, n_groups, task.n_classes, scratch, size)
     else:
         for g in range(n_groups):
-            store_classes(&lanes[g], 0, task.n_classes, stage + g * size)
+            store_classes(&lanes[g], 0, task.n_classes, scratch + g * size)
