@@ -16,7 +16,7 @@ from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.reductions cimport TargetCount, count_targets, first_bad, sum_vector
 from fastce._cpu.task cimport Task, Vector, block_size, choose_scale, choose_sums, weight_of
 from fastce._cpu.teamwork cimport (
-    Progress, begin_chunk, clock_seconds, end_chunk, learn, note_end, this_processor, thread_id
+    Progress, Thread, begin_chunk, clock_seconds, end_chunk, learn, note_end, this_processor, this_thread
 )
 
 cdef enum:
@@ -67,7 +67,8 @@ cdef inline double process_all(Task* task, int n_threads, real like) except? -1:
     cdef Vector parts
     cdef double total_loss, start
     cdef Progress* progress
-    cdef int processor, caller
+    cdef int processor
+    cdef Thread caller
     cdef char* memory
     cdef char* workspace
     step = max(1, min(step, max(small_step, task.n_rows // (CHUNKS_PER_THREAD * n_asked))))
@@ -92,12 +93,12 @@ cdef inline double process_all(Task* task, int n_threads, real like) except? -1:
         progress = <Progress*>(workspace + n_threads * size)
         memset(progress, 0, n_threads * CACHE_LINE)
         processor = this_processor()
-        caller = thread_id()
+        caller = this_thread()
         start = clock_seconds()
         # dynamic: rows that are skipped cost nothing, so chunks differ; and what a thread that comes late has not done,
         # the others have
         for c in prange(n_chunks, nogil=True, num_threads=n_threads, schedule="dynamic"):
-            begin_chunk(progress, threadid(), processor, caller)
+            begin_chunk(progress, threadid(), start, processor, caller)
             do_rows(task, c * step, min((c + 1) * step, task.n_rows), workspace + threadid() * size)
             end_vectors()
             end_chunk(progress, threadid())

@@ -38,17 +38,20 @@ cdef extern from "host/threads.h" nogil:
     const double SECONDS_PER_NUMBER "FASTCE_SECONDS_PER_NUMBER"
     const double AWAKE "FASTCE_AWAKE"
     int this_processor "fastce_processor"()
-    int thread_id "fastce_thread_id"()
-    void leave "fastce_leave"(int processor, int caller)
+    ctypedef struct Thread "fastce_thread":  # a number or a pointer
+        pass
+    Thread this_thread "fastce_this_thread"()
+    void leave "fastce_leave"(int processor, Thread caller)
     double clock_seconds "fastce_clock"()
     Experience* experience_of_thread "fastce_experience_of_thread"()
 
 
 # What a thread has done in a call: a cache line of its own.
 cdef struct Progress:
-    double seconds
+    double start  # the clock's time when it began
+    double stop   # and when it had done the last chunk so far
     Py_ssize_t n_chunks
-    char padding[CACHE_LINE - 16]
+    char padding[CACHE_LINE - 24]
 
 cdef enum:
     # Numbers below which no team pays, 64 x 256 float32 took as long with two threads as with one; and below which it
@@ -79,15 +82,19 @@ cdef inline void note_end(Py_ssize_t n_numbers) noexcept nogil:
         experience_of_thread().stop = clock_seconds()
 
 
-cdef inline void begin_chunk(Progress* progress, int thread, int processor, int caller) noexcept nogil:
-    """Begin a thread's next chunk; the calling thread, number 0, was on that processor when the call began."""
-    if thread > 0 and progress[thread].n_chunks == 0:
+cdef inline void begin_chunk(
+    Progress* progress, int thread, double start, int processor, Thread caller
+) noexcept nogil:
+    """Begin a thread's next chunk; the calling thread, number 0, began the call then, on that processor."""
+    if progress[thread].n_chunks > 0:
+        return
+    if thread > 0:
         leave(processor, caller)
-    progress[thread].seconds -= clock_seconds()
+    progress[thread].start = clock_seconds() if thread > 0 else start
 
 
 cdef inline void end_chunk(Progress* progress, int thread) noexcept nogil:
-    progress[thread].seconds += clock_seconds()
+    progress[thread].stop = clock_seconds()
     progress[thread].n_chunks += 1
 
 
@@ -100,7 +107,7 @@ cdef inline void learn(double start, const Progress* progress, Py_ssize_t n_chun
     # The thread that was fastest has not been kept from its processor.
     for j in range(n_threads):
         if progress[j].n_chunks > 0:
-            alone = min(alone, progress[j].seconds / progress[j].n_chunks * n_chunks)
+            alone = min(alone, (progress[j].stop - progress[j].start) / progress[j].n_chunks * n_chunks)
     lost = now - start - alone
     experience.stop = now
     if lost * SIGNIFICANT <= alone:

@@ -10,9 +10,8 @@
 #include <omp.h>
 #endif
 #if defined(__linux__) && defined(_OPENMP)
+#include <pthread.h>
 #include <sched.h>
-#include <sys/syscall.h>
-#include <unistd.h>
 #endif
 
 /* Seconds: what a number takes in the fastest calls, 64 x 1000 float32 with AVX-512; and how long threads stay
@@ -32,22 +31,24 @@
 #if defined(__linux__) && defined(_OPENMP)
 /* Whether this thread's processors are what was chosen here. */
 static FASTCE_THREAD_LOCAL int fastce_stepped_aside = 0;
+typedef pthread_t fastce_thread;
+#define fastce_this_thread() pthread_self()
 FASTCE_INLINE int fastce_processor(void) { return sched_getcpu(); }
-FASTCE_INLINE int fastce_thread_id(void) { return (int)syscall(SYS_gettid); }
 /* A thread that is bound, by the user or by OpenMP's own variables, stays: so does one of a caller that is. */
-FASTCE_NOINLINE void fastce_leave(int processor, int caller) {
+FASTCE_NOINLINE void fastce_leave(int processor, fastce_thread caller) {
     cpu_set_t allowed;
     if (processor < 0 || processor >= CPU_SETSIZE || sched_getcpu() != processor) return;
     if (sched_getaffinity(0, sizeof(allowed), &allowed) || CPU_COUNT(&allowed) < 2) {
         if (!fastce_stepped_aside) return;
     }
-    if (sched_getaffinity(caller, sizeof(allowed), &allowed)) return;
+    if (pthread_getaffinity_np(caller, sizeof(allowed), &allowed)) return;
     CPU_CLR(processor, &allowed);
     if (CPU_COUNT(&allowed) > 0) fastce_stepped_aside = !sched_setaffinity(0, sizeof(allowed), &allowed);
 }
 #else
+typedef int fastce_thread;
 #define fastce_processor() (-1)
-#define fastce_thread_id() (-1)
+#define fastce_this_thread() (-1)
 #define fastce_leave(processor, caller) ((void)0)
 #endif
 typedef struct {
