@@ -10,7 +10,7 @@ from fastce._cpu.kernel.blocks cimport (
 )
 from fastce._cpu.kernel.row_view cimport weight_block
 from fastce._cpu.kernel.scalars cimport Scalars, sum_factor
-from fastce._cpu.lanes cimport LANES, NO_CLASS, asked_sums, fill, needs_excl_max, choose_excl_max, widen
+from fastce._cpu.lanes cimport LANES, NO_CLASS, asked_sums, choose_excl_max, fill, needs_excl_max, widen
 from fastce._cpu.layout.convert cimport NATIVE, Format
 from fastce._cpu.math cimport exp_unit, real
 from fastce._cpu.task cimport ALL, EXCL_MAX, LEAST_BLOCK, N_SUMS, Task
