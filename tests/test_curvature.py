@@ -206,6 +206,30 @@ def exact(logits, v):
     return np.array(products), np.array(diagonals)
 
 
+@pytest.mark.parametrize("n_classes", [3, 40, 190])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_tiny_diagonals_do_not_underflow(n_classes, dtype, rng):
+    """A factor that is too small for the type, but not with the sum of exponentials."""
+    logits, target = rng.standard_normal((20, n_classes)).astype(dtype), rng.integers(n_classes, size=20)
+    factor = 2e-3 * float(np.finfo(dtype).tiny)
+    _, hess = fastce.cross_entropy_grad_hess(logits, target, reduction="sum", grad_output=factor)
+    _, expected = _reference.cross_entropy_grad_hess(logits.astype(float), target, reduction="sum")
+    # All of it is subnormal: two steps, one for each rounding.
+    atol = 2.5 * float(np.finfo(dtype).smallest_subnormal)
+    np.testing.assert_allclose(hess, expected * factor, rtol=0, atol=atol)
+
+
+@pytest.mark.parametrize("n_classes", [3, 40, 190])
+def test_tiny_factors_of_products_keep_their_digits(n_classes, rng):
+    """A factor that is subnormal in float32 while v is large."""
+    logits, target = rng.standard_normal((20, n_classes), np.float32), rng.integers(n_classes, size=20)
+    v, factor, large = rng.standard_normal(logits.shape, np.float32), 1e-41, np.float32(1e30)
+    product = fastce.cross_entropy_hvp(logits, target, v * large, reduction="sum", grad_output=factor)
+    expected = _reference.cross_entropy_hvp(logits.astype(float), target, (v * large).astype(float), reduction="sum")
+    atol = 16 * np.finfo(np.float32).eps * factor * np.abs(expected).max()
+    np.testing.assert_allclose(product, expected * factor, rtol=0, atol=atol)
+
+
 def test_a_constant_vector_gives_exactly_zero(rng):
     """The softmax does not see a common offset, nor does the difference from the mean."""
     for shape in ((40, 10), (5, 333)):

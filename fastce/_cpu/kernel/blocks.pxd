@@ -56,7 +56,7 @@ cdef extern from "simd/curvature.h" nogil:
         LAST "FASTCE_LAST"
         UNSCALE "FASTCE_UNSCALE"
         AT_MAX "FASTCE_AT_MAX"
-        TOTAL "FASTCE_TOTAL"
+        INVERSE "FASTCE_INVERSE"
         N_FACTORS "FASTCE_N_FACTORS"
     void sum_moment "fastce_sum_moment"(
         const void* e, const void* w, Py_ssize_t n, const void* w_at_max, const char* ahead, double* sums)

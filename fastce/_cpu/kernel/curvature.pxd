@@ -13,8 +13,8 @@ Design
 
    w_at_max is that of the largest logit. Differences from the mean <p, w> would cancel in rows the model is sure of;
    those from w_at_max do not, and the mean's own distance from w_at_max is a sum over the other classes, the moment.
-4. The diagonal has p (1 - p) = e (s - e) / s^2, where s - e is the sum of the others for the largest term, and at
-   least 1 for others.
+4. The diagonal has p (1 - p) = e / s (1 - e / s), where 1 - e / s is formed from the sum of the others for the largest
+   term, and is at least 1/2 for others.
 5. Gradient and scalars are those of the other kernels, `begin` and `finish`, which here leaves out the losses.
 """
 from libc.math cimport INFINITY, fabs
@@ -22,7 +22,7 @@ from libc.stdint cimport int64_t
 from libc.string cimport memcpy
 
 from fastce._cpu.kernel.blocks cimport (
-    AT_MAX, FIRST, LAST, N_FACTORS, OTHER, TOTAL, UNSCALE, W_AT_MAX, Block, cap, find_slopes, multiply, multiply_by,
+    AT_MAX, FIRST, INVERSE, LAST, N_FACTORS, OTHER, UNSCALE, W_AT_MAX, Block, cap, find_slopes, multiply, multiply_by,
     sum_moment, write_absolute, write_bent, write_diagonal, write_product
 )
 from fastce._cpu.kernel.columns cimport note_patch_logits
@@ -198,8 +198,9 @@ cdef inline void find_factors(
     cdef double scale = task.logit_scale
     cdef double z_slope = 2 * task.z_loss * task.curvature.z_factor
     cdef double upstream[LANES]
-    cdef double inverse, last, shift
-    cdef int64_t is_large = 0
+    cdef double inverse, first, last, shift
+    cdef double least = 3.725290298461914e-09 / <double>exp_unit(like)  # 2^-28: the last factor has the rest
+    cdef int64_t is_extreme = 0
     cdef Py_ssize_t j
     find_upstream(task, rows, upstream)
     for j in range(LANES):
@@ -215,22 +216,25 @@ cdef inline void find_factors(
         fill(factors.of[LAST], 0, LANES, 1 / <double>exp_unit(like))
         for j in range(LANES):
             factors.of[UNSCALE][j] = moments.unscale[j]
-        # What is more than 1 comes last: w alone may be near to the largest number.
+        # What is more than 1 comes last: w alone may be near to the largest number. So does what is too small: the
+        # factor alone may be subnormal where the product is not.
         for j in range(LANES):
-            is_large |= <int64_t>(fabs(factors.of[FIRST][j]) > 1)
-        if is_large:
+            first = fabs(factors.of[FIRST][j])
+            is_extreme |= <int64_t>(first > 1) | <int64_t>(first < least)
+        if is_extreme:
             for j in range(LANES):
-                last = max(fabs(factors.of[FIRST][j]), 1)
+                first = fabs(factors.of[FIRST][j])
+                last = max(first, 1) if first >= least or first == 0 else first / least
                 factors.of[FIRST][j] /= last
                 factors.of[OTHER][j] /= last
                 factors.of[LAST][j] *= last
     else:
         for j in range(LANES):
             inverse = 1 / (1 + rows.sumexp_excl_max[j])
-            factors.of[FIRST][j] = task.curvature.factor * rows.alpha[j] * scale * inverse
+            factors.of[FIRST][j] = task.curvature.factor * rows.alpha[j] * scale
             factors.of[OTHER][j] = upstream[j] * z_slope * scale * inverse * inverse
-            factors.of[AT_MAX][j] = factors.of[FIRST][j] * rows.sumexp_excl_max[j]
-            factors.of[TOTAL][j] = 1 + rows.sumexp_excl_max[j]
+            factors.of[AT_MAX][j] = factors.of[FIRST][j] * rows.sumexp_excl_max[j] * inverse
+            factors.of[INVERSE][j] = inverse
 
 
 cdef inline void write_unit_gradient(

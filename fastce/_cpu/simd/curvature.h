@@ -14,13 +14,13 @@
 
 /* What is multiplied or added in 16 lanes each, for a product; for a diagonal. */
 enum {
-    FASTCE_FIRST,                  /* of w - w_at_max, at most 1; of e (s - e), with s the sum of all e */
-    FASTCE_OTHER,                  /* what is added to that; of e^2 */
-    FASTCE_W_AT_MAX,               /* w of the largest logit */
-    FASTCE_LAST,                   /* of a product: of e */
-    FASTCE_UNSCALE,                /* of a product: undoes the scale of w */
-    FASTCE_AT_MAX = FASTCE_LAST,   /* of a diagonal: FIRST times s less the largest e */
-    FASTCE_TOTAL = FASTCE_UNSCALE, /* of a diagonal: s */
+    FASTCE_FIRST,                    /* of w - w_at_max, at most 1; of e (1 - e / s), with s the sum of all e */
+    FASTCE_OTHER,                    /* what is added to that; of e^2 */
+    FASTCE_W_AT_MAX,                 /* w of the largest logit */
+    FASTCE_LAST,                     /* of a product: of e */
+    FASTCE_UNSCALE,                  /* of a product: undoes the scale of w */
+    FASTCE_AT_MAX = FASTCE_LAST,     /* of a diagonal: FIRST times 1 - e / s for the largest e */
+    FASTCE_INVERSE = FASTCE_UNSCALE, /* of a diagonal: 1 / s */
     FASTCE_N_FACTORS
 };
 
@@ -136,7 +136,7 @@ FASTCE_INLINE VEC F(at_least)(VEC x, VEC least) { return F(select)(F(is_greater)
 FASTCE_INLINE void F(diagonal_of)(const REAL* e, const REAL* f, REAL least, REAL* out) {
     for (int j = 0; j < 16; j += WIDTH) {
         const VEC p = F(load_freed)(e + j), one = F(fill)(1);
-        const VEC other = F(load)(f + 16 * FASTCE_FIRST + j) * (F(load)(f + 16 * FASTCE_TOTAL + j) - p);
+        const VEC other = F(load)(f + 16 * FASTCE_FIRST + j) * (1 - p * F(load)(f + 16 * FASTCE_INVERSE + j));
         const VEC value = F(select)(F(differs)(p, one), other, F(load)(f + 16 * FASTCE_AT_MAX + j));
         F(store)(out + j, F(at_least)(p * (value + F(load)(f + 16 * FASTCE_OTHER + j) * p), F(fill)(least)));
     }
