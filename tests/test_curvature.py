@@ -226,7 +226,7 @@ def test_tiny_factors_of_products_keep_their_digits(n_classes, rng):
     v, factor, large = rng.standard_normal(logits.shape, np.float32), 1e-41, np.float32(1e30)
     product = fastce.cross_entropy_hvp(logits, target, v * large, reduction="sum", grad_output=factor)
     expected = _reference.cross_entropy_hvp(logits.astype(float), target, (v * large).astype(float), reduction="sum")
-    atol = 16 * np.finfo(np.float32).eps * factor * np.abs(expected).max()
+    atol = 16 * float(np.finfo(np.float32).eps) * factor * np.abs(expected).max()
     np.testing.assert_allclose(product, expected * factor, rtol=0, atol=atol)
 
 
