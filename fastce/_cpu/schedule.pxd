@@ -54,6 +54,7 @@ cdef inline void sum_block_weights(Task* task, double* sums, real like) noexcept
 
 cdef inline double process_all(Task* task, int n_threads, real like) except? -1:
     """Run the kernel for a task; return the sum of the losses."""
+    task.is_float = sizeof(real) == sizeof(float)
     choose_scale(task, like)
     choose_sums(task)
     cdef KernelSpec kernel = choose_kernel(task, like)

@@ -61,6 +61,7 @@ cdef struct Curvature:
 
 
 cdef struct Task:
+    bint is_float          # the arithmetic's type, else double
     Py_ssize_t n_rows
     Py_ssize_t n_classes
     Py_ssize_t n_dims
@@ -106,7 +107,6 @@ cdef struct Task:
     Matrix v               # the vector of a product
     Matrix hess            # where the diagonal goes
     bint is_product
-    bint is_float          # the arithmetic's type, else double
     bint by_rows           # a row fills the vector, or 16 rows do
     Py_ssize_t unit_size   # numbers of a row, or of 16 side by side, with the gap after them
     Py_ssize_t unit_rows   # rows that are done together

@@ -249,12 +249,11 @@ cdef inline void process_by_columns(
         i += step
 
 
-cdef inline void columns_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_by_columns(task, start, stop, workspace, <float>0)
-
-
-cdef inline void columns_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_by_columns(task, start, stop, workspace, <double>0)
+cdef inline void do_columns(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    if task.is_float:
+        process_by_columns(task, start, stop, workspace, <float>0)
+    else:
+        process_by_columns(task, start, stop, workspace, <double>0)
 
 
 cdef inline KernelSpec plan_columns(Task* task, real like) noexcept nogil:
@@ -262,7 +261,4 @@ cdef inline KernelSpec plan_columns(Task* task, real like) noexcept nogil:
     cdef Py_ssize_t workspace  # scratch memory, and 16 maxima for each block
     task.block = column_block(like)
     workspace = scratch_bytes(like) + align((task.n_classes // task.block + 1) * LANES * <Py_ssize_t>sizeof(double))
-    if real is float:
-        return make_spec(columns_float, group, LANES, workspace)
-    else:
-        return make_spec(columns_double, group, LANES, workspace)
+    return make_spec(do_columns, group, LANES, workspace)

@@ -378,21 +378,16 @@ cdef inline void process_curvature(
         i += step
 
 
-cdef inline void curvature_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_curvature(task, start, stop, workspace, <float>0)
-
-
-cdef inline void curvature_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_curvature(task, start, stop, workspace, <double>0)
+cdef inline void do_curvature(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    if task.is_float:
+        process_curvature(task, start, stop, workspace, <float>0)
+    else:
+        process_curvature(task, start, stop, workspace, <double>0)
 
 
 cdef inline KernelSpec plan_curvature(Task* task, bint by_rows, real like) noexcept nogil:
-    cdef Py_ssize_t part_rows
     task.by_rows = by_rows
     task.block = row_block(task, like)
     plan_units(task, like)
-    part_rows = min(task.unit_rows, <Py_ssize_t>LANES)
-    if real is float:
-        return make_spec(curvature_float, task.unit_rows, part_rows, align(units_bytes(task, like)))
-    else:
-        return make_spec(curvature_double, task.unit_rows, part_rows, align(units_bytes(task, like)))
+    return make_spec(
+        do_curvature, task.unit_rows, min(task.unit_rows, <Py_ssize_t>LANES), align(units_bytes(task, like)))

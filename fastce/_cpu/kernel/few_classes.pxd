@@ -176,16 +176,11 @@ cdef inline void process_few_classes(
         sum_losses(task, i, n, i + n == stop, losses)
 
 
-cdef inline void few_classes_float(
-    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace
-) noexcept nogil:
-    process_few_classes(task, start, stop, workspace, <float>0)
-
-
-cdef inline void few_classes_double(
-    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace
-) noexcept nogil:
-    process_few_classes(task, start, stop, workspace, <double>0)
+cdef inline void do_few_classes(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    if task.is_float:
+        process_few_classes(task, start, stop, workspace, <float>0)
+    else:
+        process_few_classes(task, start, stop, workspace, <double>0)
 
 
 cdef inline bint fits_few_classes(const Task* task, real like) noexcept nogil:
@@ -194,12 +189,8 @@ cdef inline bint fits_few_classes(const Task* task, real like) noexcept nogil:
 
 
 cdef inline KernelSpec plan_few_classes(Task* task, real like) noexcept nogil:
-    cdef KernelSpec spec
+    cdef KernelSpec spec = make_spec(do_few_classes, few_group(task, like), TILE, 2 * FEW_BYTES)
     task.block = column_block(like)
-    if real is float:
-        spec = make_spec(few_classes_float, few_group(task, like), TILE, 2 * FEW_BYTES)
-    else:
-        spec = make_spec(few_classes_double, few_group(task, like), TILE, 2 * FEW_BYTES)
     # Of planes the first 128 KiB are not asked for ahead: 21 planes took a tenth longer in small chunks.
     spec.chunk_numbers = 8 * CHUNK_NUMBERS
     return spec

@@ -244,12 +244,11 @@ cdef inline void process_by_rows(
         i += step
 
 
-cdef inline void rows_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_by_rows(task, start, stop, workspace, <float>0)
-
-
-cdef inline void rows_double(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_by_rows(task, start, stop, workspace, <double>0)
+cdef inline void do_rows(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    if task.is_float:
+        process_by_rows(task, start, stop, workspace, <float>0)
+    else:
+        process_by_rows(task, start, stop, workspace, <double>0)
 
 
 cdef inline Py_ssize_t scratch_and_maxima(const Task* task, real like) noexcept nogil:
@@ -258,9 +257,10 @@ cdef inline Py_ssize_t scratch_and_maxima(const Task* task, real like) noexcept 
 
 
 cdef inline void process_copied_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, process_t process, real like
+    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
 ) noexcept nogil:
     cdef Task copy_task = task_of_copies(task, like)
+    cdef process_t process = do_rows
     cdef Py_ssize_t i = start, n
     cdef Py_ssize_t step = copied_group(task, row_group(task, like), like)
     cdef char* copies = workspace + scratch_and_maxima(task, like)
@@ -273,14 +273,11 @@ cdef inline void process_copied_rows(
         i += step
 
 
-cdef inline void copied_rows_float(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
-    process_copied_rows(task, start, stop, workspace, rows_float, <float>0)
-
-
-cdef inline void copied_rows_double(
-    const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace
-) noexcept nogil:
-    process_copied_rows(task, start, stop, workspace, rows_double, <double>0)
+cdef inline void do_copied_rows(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
+    if task.is_float:
+        process_copied_rows(task, start, stop, workspace, <float>0)
+    else:
+        process_copied_rows(task, start, stop, workspace, <double>0)
 
 
 cdef inline KernelSpec plan_rows(Task* task, real like) noexcept nogil:
@@ -288,15 +285,9 @@ cdef inline KernelSpec plan_rows(Task* task, real like) noexcept nogil:
     cdef Py_ssize_t group
     task.block = row_block(task, like)
     group = row_group(task, like)
-    if real is float:
-        spec = make_spec(rows_float, group, min(group, LANES), scratch_and_maxima(task, like))
-    else:
-        spec = make_spec(rows_double, group, min(group, LANES), scratch_and_maxima(task, like))
+    spec = make_spec(do_rows, group, min(group, LANES), scratch_and_maxima(task, like))
     if needs_copies(task, like):
-        if real is float:
-            spec.process = copied_rows_float
-        else:
-            spec.process = copied_rows_double
+        spec.process = do_copied_rows
         spec.share = copied_group(task, group, like)
         spec.workspace += align(spec.share * row_bytes(task, like))
     return spec

@@ -1,7 +1,7 @@
 """What the schedule must know of a kernel: each kernel's file ends with a function that plans a task for it.
 
-A kernel is a C function of its own for each type, called through a pointer. Copies of inlined code may be contracted to
-FMA differently, and a result would depend on which of them computed it.
+A kernel is a C function of its own, called through a pointer. Copies of inlined code may be contracted to FMA
+differently, and a result would depend on which of them computed it.
 """
 from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.task cimport Task

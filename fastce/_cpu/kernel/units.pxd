@@ -57,7 +57,6 @@ cdef inline int n_operands(const Task* task) noexcept nogil:
 
 cdef inline void plan_units(Task* task, real like) noexcept nogil:
     """Decide how many rows are done together; kept in the task, for divisions took a tenth of the time."""
-    task.is_float = sizeof(real) == sizeof(float)
     if task.by_rows:
         task.unit_rows = row_group(task, like)
         task.unit_size = (task.n_classes + LANES - 1) // LANES * LANES
