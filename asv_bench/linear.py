@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 import fastce
-from fastce import _linear
 from fastce._benchmarks.machine import read_bytes
 from fastce._benchmarks.timing import run_calls
+from fastce._linear_chunks import LOGITS_BYTES
 
 MIB = 2**20
 CHUNKS = (16, 32, 48, 64, 96)  # MiB of logits
@@ -82,7 +82,7 @@ def main(arguments=None):
         whole, products = seconds[mib, "call"], seconds[mib, "products"]
         peak = peak_bytes(calls[mib, "call"])
         memory = "" if peak is None else f", peak {peak / MIB:.0f} MiB"
-        default = " (default)" if mib * MIB == _linear._LOGITS_BYTES else ""
+        default = " (default)" if mib * MIB == LOGITS_BYTES else ""
         print(f"  {mib} MiB: {whole:.3f} s, products {products:.3f} s, ratio {whole / products:.3f}{memory}{default}")
 
 

@@ -7,16 +7,16 @@ from importlib.metadata import version
 
 from fastce._config import show_config
 from fastce._curvature import cross_entropy_grad_hess, cross_entropy_hvp
-from fastce._dispatch import CrossEntropyStats
 from fastce._linear import linear_cross_entropy, linear_cross_entropy_with_grad
+from fastce._logsumexp import logsumexp
 from fastce._loss import (
     cross_entropy,
     cross_entropy_with_grad,
 )
 from fastce._loss_object import CrossEntropyLoss
 from fastce._nll_loss import nll_loss
-from fastce._softmax import log_softmax, logsumexp, softmax
-from fastce._stats import cross_entropy_stats
+from fastce._softmax import log_softmax, softmax
+from fastce._stats import CrossEntropyStats, cross_entropy_stats
 
 __version__ = version("fastce")
 

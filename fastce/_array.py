@@ -23,6 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastce._wording import article
+
 Array = NDArray[Any]
 
 _DLPACK_CUDA = (2, 13)  # device types: memory of a GPU, and memory managed for it
@@ -31,7 +33,7 @@ _DLPACK_CUDA = (2, 13)  # device types: memory of a GPU, and memory managed for 
 _ON_HOST = (np.ndarray, np.generic, int, float, list, tuple, type(None))
 
 # Arguments that results are written to, and those for which None stands for nothing.
-_RESULTS = ("out", "hess_out")
+RESULTS = ("out", "hess_out")
 _NEEDED = ("logits", "log_probs", "target", "v", "x", "features", "linear_weight")
 
 _is_synchronous = contextvars.ContextVar("fastce_is_synchronous", default=False)
@@ -67,12 +69,6 @@ def _is_from(kind: type, package: str) -> bool:
     return any(base.__module__.partition(".")[0] == package for base in kind.__mro__)
 
 
-def article(value: object) -> str:
-    """Return what a value is, for messages."""
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'AEIOUaeio' else 'a'} {name}"
-
-
 def is_masked(value: object) -> bool:
     """Return True for a masked array, without importing the module: until somebody else has, there are none."""
     ma = sys.modules.get("numpy.ma")
@@ -89,7 +85,7 @@ def take_in(xp: Any, given: Iterable[tuple[str, object]]) -> dict[str, Array]:
     for name, value in given:
         if name == "grad_output" and xp is not np and isinstance(value, int | float | np.generic):
             taken[name] = np.asarray(value)  # a number, which needs none of the GPU's memory
-        elif name in _RESULTS:
+        elif name in RESULTS:
             if xp is not np and value is not None:
                 taken[name] = _on_gpu(value, name, xp)
             elif _is_plain(value):

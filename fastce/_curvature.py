@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._dispatch import DIAGONAL, PRODUCT, call
+from fastce._arguments import DIAGONAL, PRODUCT
+from fastce._dispatch import call
 from fastce._options import as_name
 
 

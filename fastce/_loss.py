@@ -7,8 +7,10 @@ from typing import Any, Literal, Unpack, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._dispatch import GRAD, LOSS, CrossEntropyStats, call
+from fastce._arguments import GRAD, LOSS
+from fastce._dispatch import call
 from fastce._options import LossOptions
+from fastce._stats import CrossEntropyStats
 
 Loss = np.floating[Any] | NDArray[Any]
 

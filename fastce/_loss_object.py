@@ -7,10 +7,12 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastce._arguments import Arguments
 from fastce._curvature import cross_entropy_grad_hess, cross_entropy_hvp
-from fastce._dispatch import CrossEntropyStats, plain_options
+from fastce._dispatch import with_plain_options
 from fastce._loss import Loss, cross_entropy, cross_entropy_with_grad
 from fastce._options import OPTIONS
+from fastce._stats import CrossEntropyStats
 
 
 class CrossEntropyLoss:
@@ -65,9 +67,8 @@ class CrossEntropyLoss:
         z_loss: float = 0.0,
         n_threads: int | None = None,
     ) -> None:
-        plain_options(
-            (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss), n_threads, axis
-        )
+        options = (ignore_index, label_smoothing, reduction, on_empty, logit_scale, softcap, z_loss)
+        with_plain_options(Arguments(None, None, axis, None, None, options, n_threads))
         self.axis = axis
         self.weight = weight
         self.sample_weight = sample_weight

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastce._dispatch import NLL, call
+from fastce._arguments import NLL
+from fastce._dispatch import call
 from fastce._options import DEFAULTS
 
 # What log-probabilities have no use for.

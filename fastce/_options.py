@@ -8,9 +8,11 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastce import _cpu
-from fastce._messages import NAMES, not_one_of, wrong_kind
+from fastce._wording import one_of, shown
 
 DEFAULT_IGNORE_INDEX: int = _cpu.kernels.DEFAULT_IGNORE_INDEX
+# The options that are names, and these.
+NAMES = {"reduction": ("none", "mean", "sum"), "on_empty": ("nan", "zero")}
 
 _BOOLEANS = (bool, np.bool_)
 # Although float() takes them, as it takes NumPy's complex numbers: it drops their imaginary part, with a warning.
@@ -35,12 +37,12 @@ class LossOptions(TypedDict, total=False):
 
 def as_integer(value: Any, name: str) -> int:
     """Return an int; booleans are not numbers here."""
-    if isinstance(value, _BOOLEANS):
-        raise wrong_kind(name, "an integer", value)
     try:
+        if isinstance(value, _BOOLEANS):
+            raise TypeError
         number = operator.index(value)
     except TypeError:
-        raise wrong_kind(name, "an integer", value) from None
+        raise TypeError(f"{name} must be an integer, got {shown(value)}") from None
     return int.__index__(number)  # for `number` may be of a subclass, whose comparisons are not int's
 
 
@@ -51,7 +53,7 @@ def as_number(value: Any, name: str) -> float:
             raise TypeError
         return float(value)
     except TypeError:
-        raise wrong_kind(name, "a number", value) from None
+        raise TypeError(f"{name} must be a number, got {shown(value)}") from None
     except OverflowError:  # an integer beyond all floats
         return np.inf if value > 0 else -np.inf
 
@@ -60,7 +62,7 @@ def as_name(value: object, name: str, names: tuple[str, ...] = ()) -> str:
     """Return Python's own string, which is one of these names, or of the option's."""
     names = names or NAMES[name]
     if not isinstance(value, str) or (word := str.__str__(value)) not in names:
-        raise not_one_of(name, names, value)
+        raise ValueError(f"{name} must be {one_of(names)}, got {shown(value)}")
     return word
 
 

@@ -2,9 +2,30 @@
 
 from __future__ import annotations
 
-from numpy.typing import ArrayLike
+from typing import NamedTuple
 
-from fastce._dispatch import STATS, CrossEntropyStats, call
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastce._arguments import STATS
+from fastce._array import Array
+from fastce._dispatch import call
+
+
+class CrossEntropyStats(NamedTuple):
+    """Per-row statistics of the softmax after `logit_scale` and `softcap`, each of the shape of an index target.
+
+    Skipped rows hold 0, 0, -1 and 0.
+    """
+
+    lse: Array
+    """log of the sum of the exponentials; float64 for float64 logits, else float32."""
+    log_prob: Array
+    """log p_y, or sum_c t_c log p_c under class probabilities; dtype of `lse`."""
+    argmax: NDArray[np.int64]
+    """The most probable class, the first of equals; int64; -1 where there is none (NaN)."""
+    entropy: Array
+    """-sum_c p_c log p_c in nats; dtype of `lse`."""
 
 
 def cross_entropy_stats(

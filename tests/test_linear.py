@@ -15,7 +15,7 @@ import pytest
 
 import fastce
 from cases import LAYOUTS, OPTION_SETS, make_target, options_for, row_shape, slow_except
-from fastce import _linear, _reference
+from fastce import _linear, _linear_chunks, _linear_grads, _reference
 from oracle import Bounds, arithmetic, assert_equal, assert_within, half_unit
 
 N_ROWS, N_FEATURES, N_CLASSES = 23, 9, 12
@@ -658,8 +658,8 @@ def test_the_number_of_threads_does_not_change_the_bits(rng):
 
 def test_products_in_blocks_of_classes(rng, monkeypatch):
     """As with many classes, where a chunk's part of the weight's gradient is made block by block."""
-    monkeypatch.setattr(_linear, "_PRODUCT_BYTES", 5 * N_FEATURES * 8)
-    monkeypatch.setattr(_linear, "_LOGITS_BYTES", 6 * N_CLASSES * 8)
+    monkeypatch.setattr(_linear_grads, "PRODUCT_BYTES", 5 * N_FEATURES * 8)
+    monkeypatch.setattr(_linear_chunks, "LOGITS_BYTES", 6 * N_CLASSES * 8)
     features, linear_weight, bias = make_layer(rng, np.float64)
     for order in "CF":
         for kind in ("index", "prob"):
@@ -823,8 +823,8 @@ def test_what_is_refused_computes_nothing(change, exception, parts, monkeypatch)
     def compute(*_):
         raise AssertionError("computed before all was checked")
 
-    monkeypatch.setattr(_linear, "_solve_layer", compute)
-    monkeypatch.setattr(_linear, "_Grads", compute)
+    monkeypatch.setattr(_linear, "solve", compute)
+    monkeypatch.setattr(_linear, "LayerGrads", compute)
     options = {"features": FEATURES, "linear_weight": WEIGHT, "target": TARGET, "linear_bias": BIAS, **change}
     for function in (fastce.linear_cross_entropy, fastce.linear_cross_entropy_with_grad):
         with pytest.raises(exception) as caught:
@@ -910,12 +910,12 @@ def test_the_logits_are_never_held_whole(kind, names, rng):
     rest = 2**20 + 64 * n_rows + 2 * (features.nbytes + linear_weight.nbytes)
     arguments = features, linear_weight, target
     for chunk_rows in (64, None):
-        buffers = _linear._LOGITS_BYTES if chunk_rows is None else 4 * chunk_rows * n_classes
+        buffers = _linear_chunks.LOGITS_BYTES if chunk_rows is None else 4 * chunk_rows * n_classes
         if kind == "prob" and names == "all" and chunk_rows is not None:
             buffers *= 2  # the probabilities of the rows that are kept
         for function in (fastce.linear_cross_entropy, fastce.linear_cross_entropy_with_grad):
             peak = peak_besides_results(function, *arguments, linear_bias=bias, chunk_rows=chunk_rows, **options)
-            assert peak < buffers + min(_linear._PRODUCT_BYTES, linear_weight.nbytes) + rest < logits_bytes
+            assert peak < buffers + min(_linear_grads.PRODUCT_BYTES, linear_weight.nbytes) + rest < logits_bytes
             assert peak > buffers / 2  # the measure sees them
 
 
@@ -959,8 +959,8 @@ def test_gradients_that_nobody_wants_take_no_memory(rng):
         (): 0,
         ("linear_bias",): bias.nbytes,
         ("features",): features.nbytes,
-        ("linear_weight",): linear_weight.nbytes + _linear._PRODUCT_BYTES,
-        NAMES_OF_LEAVES: features.nbytes + linear_weight.nbytes + _linear._PRODUCT_BYTES,
+        ("linear_weight",): linear_weight.nbytes + _linear_grads.PRODUCT_BYTES,
+        NAMES_OF_LEAVES: features.nbytes + linear_weight.nbytes + _linear_grads.PRODUCT_BYTES,
     }.items():
         tracemalloc.start()
         fastce.linear_cross_entropy_with_grad(

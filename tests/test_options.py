@@ -7,8 +7,7 @@ import typing
 import pytest
 
 import fastce
-from fastce._messages import NAMES
-from fastce._options import NUMBERS_AND_NAMES, OPTIONS, LossOptions
+from fastce._options import NAMES, NUMBERS_AND_NAMES, OPTIONS, LossOptions
 
 FUNCTIONS = [
     fastce.cross_entropy,

@@ -13,7 +13,7 @@ import pytest
 from mpmath import mp, mpf
 
 import fastce
-import fastce._softmax
+import fastce._weighted_sums
 from cases import LAYOUTS, finfo, make_logits
 from definition import remember
 from device import call_on
@@ -322,7 +322,7 @@ def test_weighted_sums_are_accurate(rng, monkeypatch):
         if bound > 0.1:
             continue  # cancelled: nothing is known of the sign
         for piece in (2**16, 7):
-            monkeypatch.setattr(fastce._softmax, "_PIECE", piece)
+            monkeypatch.setattr(fastce._weighted_sums, "PIECE", piece)
             lse, actual_sign = fastce.logsumexp(x, b=b, return_sign=True)
             assert actual_sign == sign, (x, b)
             assert_within(lse, expected, bound, f"{x} {b}")

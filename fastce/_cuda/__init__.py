@@ -92,13 +92,13 @@ def run(
     prob: Any = None,
     out: Any = None,
     *,
+    arithmetic: Any,
     weight: Any = None,
     sample_weight: Any = None,
     grad_output: Any = None,
     factor: float = 1.0,
     reduction: str | None = None,
     on_empty: float = 0.0,
-    loss_dtype: Any = None,
     lse: Any = None,
     log_prob: Any = None,
     entropy: Any = None,
@@ -112,13 +112,13 @@ def run(
     softcap: float = 0.0,
     make_error: MakeError | None = None,
     wait: bool = False,
-    n_threads: int | None = None,
 ) -> Any:
     """Sweep over `logits`, whose last axis holds the classes, and write what is asked for; return the loss, if any.
 
     `out` is like `logits`: the gradient, without a target the softmax or its logarithm. `reduction` None means no loss.
+    `arithmetic` is the dtype that these logits are computed in, which the loss has.
     `target` may have any integer dtype and strides; `make_error` makes the error for a row whose target does not exist.
-    With `wait` targets are looked at before anything else is done. `n_threads` is for CPUs.
+    With `wait` targets are looked at before anything else is done.
     """
     import cupy
 
@@ -150,10 +150,10 @@ def run(
         mean = reduction == "mean"
         loss = result = None
         if reduction == "none":
-            loss = cupy.empty(logits.shape[:-1], loss_dtype)
+            loss = cupy.empty(logits.shape[:-1], arithmetic)
         elif reduction is not None:
-            loss = space.losses_for(n_rows, loss_dtype)
-            result = cupy.empty((), loss_dtype)
+            loss = space.losses_for(n_rows, arithmetic)
+            result = cupy.empty((), arithmetic)
         error, error_call = (0, 0) if make_error is None else word_for(make_error)
         task = describe(
             logits,
@@ -163,6 +163,7 @@ def run(
             weight,
             sample_weight,
             grad_output,
+            arithmetic,
             loss=loss,
             lse=lse,
             log_prob=log_prob,
@@ -190,7 +191,7 @@ def run(
             prob_dtype=None if prob is None else prob.dtype.name,
             is_smoothed=label_smoothing != 0 and prob is None,
             out=None if out is None else written,
-            has_softcap=softcap != 0 or is_below_normal(logit_scale, logits.dtype),
+            has_softcap=softcap != 0 or is_below_normal(logit_scale, arithmetic),
             has_stats=log_prob is not None or entropy is not None or argmax is not None,
             is_normalized=normalized,
         )

@@ -45,28 +45,23 @@ TASK = np.dtype(
 _LARGEST_STEP = {np.dtype(np.float32): 120, np.dtype(np.float64): 1000}
 
 
-def arithmetic(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """Return the type that logits of the given one are computed in."""
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
-def steps_of(numerator: float, denominator: float, dtype: np.dtype[Any]) -> tuple[float, float]:
-    """Return two factors in the range of the logits' arithmetic, not one large and one small, that make a quotient.
+def steps_of(numerator: float, denominator: float, arithmetic: np.dtype[Any]) -> tuple[float, float]:
+    """Return two factors in the range of the arithmetic, not one large and one small, that make a quotient.
 
     Quotients that bring no logit into range are replaced by one that does as little. An infinite denominator gives 0.
     """
     if denominator == math.inf:
         return 0.0, 0.0
-    largest = _LARGEST_STEP[arithmetic(dtype)]
+    largest = _LARGEST_STEP[arithmetic]
     (a, m), (b, n) = math.frexp(numerator), math.frexp(denominator)
     exponent = max(-2 * largest, min(2 * largest, m - n))
     half = int(exponent / 2)
     return math.ldexp(a / b, half), math.ldexp(1.0, exponent - half)
 
 
-def is_below_normal(factor: float, dtype: np.dtype[Any]) -> bool:
-    """Tell whether the logits' arithmetic may take a factor for 0."""
-    return factor < float(np.finfo(arithmetic(dtype)).tiny)
+def is_below_normal(factor: float, arithmetic: np.dtype[Any]) -> bool:
+    """Return True if the arithmetic may take a factor for 0."""
+    return factor < float(np.finfo(arithmetic).tiny)
 
 
 def address(array: Any) -> int:
@@ -105,9 +100,13 @@ def describe(
     weight: Any,
     sample_weight: Any,
     grad_output: Any,
+    arithmetic: np.dtype[Any],
     **fields: Any,
 ) -> np.ndarray[Any, np.dtype[np.void]]:
-    """Return a task of one element; `fields` are arrays, whose addresses count, and numbers."""
+    """Return a task of one element, with the dtype that it is computed in.
+
+    `fields` are arrays, whose addresses count, and numbers.
+    """
     task = np.zeros(1, TASK)
     t = task[0]
     row_shape = logits.shape[:-1]
@@ -140,11 +139,11 @@ def describe(
         t[name] = value if isinstance(value, int | float) else address(value)
     scale, cap = float(t["logit_scale"]), float(t["softcap"]) or math.inf
     t["softcap"] = cap
-    if is_below_normal(scale, logits.dtype):
-        t["scale_steps"] = steps_of(scale, 1.0, logits.dtype)
+    if is_below_normal(scale, arithmetic):
+        t["scale_steps"] = steps_of(scale, 1.0, arithmetic)
     elif scale < 1 and cap == math.inf:
         t["scale_steps"] = 2 * scale, 0.5  # for differences of logits that are out of range themselves
     else:
         t["scale_steps"] = scale, 1.0
-    t["cap_steps"] = steps_of(scale, cap, logits.dtype)
+    t["cap_steps"] = steps_of(scale, cap, arithmetic)
     return task
