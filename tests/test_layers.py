@@ -70,7 +70,8 @@ LAZY = {"cupy"}
 # Programs and integrations stand on the public functions, and on each other. They may bring their own packages.
 PROGRAMS = {
     "__main__": {"_benchmarks"},
-    "boosting": {"_labels"},
+    "boosting": {"_boosting_objects"},
+    "_boosting_objects": {"_labels"},
     "torch": {"_torch_arrays", "_torch_linear", "_torch_operators"},
     "_torch_linear": {"_torch_arrays", "_torch_operators"},
     "_torch_operators": {"_torch_arrays"},
