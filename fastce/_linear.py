@@ -1,7 +1,7 @@
 """The loss of a linear layer: softmax cross-entropy of ``features @ linear_weight.T + linear_bias``, as functions.
 
-All logits never exist at once: `_linear_layer` checks a call, `_linear_chunks` computes it chunk by chunk, and
-`_linear_grads` sums the gradients.
+The logits of all rows never exist at once: `_linear_layer` checks a call, `_linear_chunks` computes it chunk by chunk,
+and `_linear_grads` sums the gradients.
 """
 
 from __future__ import annotations

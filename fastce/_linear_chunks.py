@@ -54,10 +54,8 @@ def solve(layer: Layer, grads: LayerGrads | None, has_stats: bool) -> tuple[Loss
             reduction="none",
             is_scaled=True,
         )
-        if has_divisor:
-            _run_chunks(layer._replace(arguments=arguments), loss, grads, stats)
-        elif has_stats:  # rows of weights that add up to 0 have statistics
-            _run_chunks(layer._replace(arguments=arguments), loss, None, stats)
+        if has_divisor or has_stats:  # rows of weights that add up to 0 have statistics
+            _run_chunks(layer._replace(arguments=arguments), loss, grads if has_divisor else None, stats)
         if stats is not None:
             stats = CrossEntropyStats(*(field.reshape(row_shape) for field in stats))
         if reduction == "none":

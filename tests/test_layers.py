@@ -71,7 +71,8 @@ LAZY = {"cupy"}
 PROGRAMS = {
     "__main__": {"_benchmarks"},
     "boosting": {"_boosting_objects"},
-    "_boosting_objects": {"_labels"},
+    "_boosting_objects": {"_boosting_rows"},
+    "_boosting_rows": {"_labels"},
     "torch": {"_torch_arrays", "_torch_linear", "_torch_operators"},
     "_torch_linear": {"_torch_arrays", "_torch_operators"},
     "_torch_operators": {"_torch_arrays"},
