@@ -30,12 +30,7 @@ import fastce
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16)
 HALVES = (torch.float16, torch.bfloat16)
-_INTEGERS = tuple(
-    getattr(torch, f"{sign}int{bits}")
-    for sign in ("", "u")
-    for bits in (8, 16, 32, 64)
-    if hasattr(torch, f"{sign}int{bits}")
-)
+_INTEGERS = tuple(getattr(torch, f"{sign}int{bits}") for sign in ("", "u") for bits in (8, 16, 32, 64))
 _READABLE = frozenset((*DTYPES, *_INTEGERS, torch.bool))
 
 # NumPy's names of these types.
@@ -45,6 +40,10 @@ _TYPES = {
 }
 
 _NEEDED = ("input", "target", "linear_weight")  # arguments that cannot be None
+
+# The tensors of a loss, None where there is none, and what the functions for arrays call them.
+Tensors = tuple[Any, ...]
+_ARRAYS = ("logits", "target", "weight", "sample_weight")
 
 LARGE = 4 * 2**20  # bytes from which large pages pay; NumPy's own limit
 
@@ -75,58 +74,49 @@ _WORDS = tuple(
 
 def check_tensors(input: torch.Tensor, **others: torch.Tensor | None) -> None:  # noqa: A002 - PyTorch's name
     """Refuse what is no tensor, or not where the input is, or not stored as an array."""
-    if not isinstance(input, torch.Tensor):
-        raise TypeError(_what_is_wrong("input", input, None))
-    device = input.device
     for name, value in {"input": input, **others}.items():
-        if value is None and name not in _NEEDED:
-            continue
-        if not (
-            isinstance(value, torch.Tensor)
-            and value.dtype in _READABLE
-            and value.layout is torch.strided
-            and value.device == device
-            and not value.is_nested
-        ):
-            raise TypeError(_what_is_wrong(name, value, device))
+        if value is not None or name in _NEEDED:
+            _check_tensor(name, value, input)
     if input.dtype not in DTYPES:
         hint = ": convert it with input.float()" if input.dtype in _INTEGERS else ""
         if hint and others["target"].is_floating_point():  # type: ignore[union-attr]
             hint = ", while target is floating: they seem to be swapped"
         raise TypeError(f"input must be float32, float64, float16 or bfloat16, got {input.dtype}{hint}")
-    if device.type not in ("cpu", "cuda"):
-        raise TypeError(f"input must be on the CPU or a CUDA device, got a tensor on {device}")
+    if input.device.type not in ("cpu", "cuda"):
+        raise TypeError(f"input must be on the CPU or a CUDA device, got a tensor on {input.device}")
 
 
-def _what_is_wrong(name: str, value: Any, device: torch.device | None) -> str:
-    """Return the message for what is not an array of numbers on the given device."""
+def _check_tensor(name: str, value: Any, input: torch.Tensor) -> None:  # noqa: A002
+    """Refuse what is not an array of numbers on the input's device."""
     if not isinstance(value, torch.Tensor):
         hint = ""
         if isinstance(value, np.ndarray | np.generic | list | tuple | int | float):
             hint = f": convert it with torch.as_tensor({name})"
         elif name == "weight":
             hint = ": give one factor for each class, as in torch.tensor([1.0, 2.0])"
-        return f"{name} must be a torch.Tensor, got {type(value).__name__}{hint}"
+        raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}{hint}")
     if value.is_nested:
-        return (
+        raise TypeError(
             f"{name} must be one dense tensor, got a nested one: pad it with torch.nested.to_padded_tensor, and give "
             f"what was added the class ignore_index"
         )
     if value.layout is not torch.strided:
-        return f"{name} must be a dense tensor, got {value.layout}: convert it with {name}.to_dense()"
+        raise TypeError(f"{name} must be a dense tensor, got {value.layout}: convert it with {name}.to_dense()")
     if value.is_quantized:
-        return f"{name} must not be quantized, got {value.dtype}: convert it with {name}.dequantize()"
-    if value.device != device:
-        return f"{name} must be on the device of input, {device}, got {value.device}"
-    kinds = "float32, float64, float16 or bfloat16"
-    hint = f": convert it with {name}.float()" if value.is_floating_point() else ""
-    return f"{name} must be {kinds if name == 'input' else f'of an integer dtype, {kinds}'}, got {value.dtype}{hint}"
+        raise TypeError(f"{name} must not be quantized, got {value.dtype}: convert it with {name}.dequantize()")
+    if value.device != input.device:
+        raise TypeError(f"{name} must be on the device of input, {input.device}, got {value.device}")
+    if value.dtype not in _READABLE:
+        kinds = f"{'' if name == 'input' else 'of an integer dtype, '}float32, float64, float16 or bfloat16"
+        hint = f": convert it with {name}.float()" if value.is_floating_point() else ""
+        raise TypeError(f"{name} must be {kinds}, got {value.dtype}{hint}")
 
 
-def call(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
-    """Call one of the functions for arrays; its messages are told in PyTorch's words."""
+def call(function: Callable[..., Any], names: tuple[str, ...], tensors: Tensors, **options: Any) -> Any:
+    """Call one of the functions for arrays, which has its names; its messages are told in PyTorch's words."""
+    arrays = {name: as_array(tensor) for name, tensor in zip(names, tensors, strict=True)}
     try:
-        return function(*arrays, **options)
+        return function(**arrays, **options)
     except (TypeError, ValueError, IndexError) as error:
         message = str(error)
         for pattern, word in _WORDS:
@@ -136,49 +126,20 @@ def call(function: Callable[..., Any], *arrays: Any, **options: Any) -> Any:
         raise type(error)(message) from None
 
 
-def loss_of(
-    input: torch.Tensor,  # noqa: A002
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    dtype: torch.dtype,
-    options: dict[str, Any],
-) -> torch.Tensor:
-    """Return the loss."""
-    with stream_of(input):
-        loss = call(
-            fastce.cross_entropy,
-            as_array(input),
-            as_array(target),
-            weight=as_array(weight),
-            sample_weight=as_array(sample_weight),
-            **options,
-        )
-        return as_tensor(loss, dtype)
+def loss_of(tensors: Tensors, dtype: torch.dtype, options: dict[str, Any]) -> torch.Tensor:
+    """Return the loss of input, target, weight and sample_weight."""
+    with stream_of(tensors[0]):
+        return as_tensor(call(fastce.cross_entropy, _ARRAYS, tensors, **options), dtype)
 
 
 def loss_and_grad(
-    input: torch.Tensor,  # noqa: A002
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    dtype: torch.dtype,
-    options: dict[str, Any],
-    grad_output: torch.Tensor | None = None,
+    tensors: Tensors, dtype: torch.dtype, options: dict[str, Any], grad_output: torch.Tensor | None = None
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return the loss, and the gradient in a new tensor."""
-    grad = empty_like(input)
-    with stream_of(input):
-        loss, _ = call(
-            fastce.cross_entropy_with_grad,
-            as_array(input),
-            as_array(target),
-            weight=as_array(weight),
-            sample_weight=as_array(sample_weight),
-            grad_output=as_array(grad_output),
-            out=as_array(grad),
-            **options,
-        )
+    grad = empty_like(tensors[0])
+    with stream_of(grad):
+        names = (*_ARRAYS, "grad_output", "out")
+        loss, _ = call(fastce.cross_entropy_with_grad, names, (*tensors, grad_output, grad), **options)
         return as_tensor(loss, dtype), grad
 
 
@@ -215,6 +176,11 @@ def as_array(tensor: torch.Tensor | None) -> Any:
     if tensor.dtype == torch.bfloat16:
         return cupy.from_dlpack(tensor.view(torch.int16)).view(_bfloat16())
     return cupy.from_dlpack(tensor)
+
+
+def loss_dtype(input: torch.Tensor) -> torch.dtype:  # noqa: A002
+    """Return PyTorch's dtype of the loss."""
+    return torch.float32 if input.dtype in HALVES and torch.is_autocast_enabled(input.device.type) else input.dtype
 
 
 def as_tensor(array: Any, dtype: torch.dtype) -> torch.Tensor:

@@ -12,6 +12,7 @@ Design
    which a caller can write down.
 """
 
+import functools
 from typing import Any
 
 import numpy as np
@@ -20,10 +21,11 @@ from torch.overrides import handle_torch_function, has_torch_function
 
 import fastce
 from fastce import _torch_operators
-from fastce._torch_arrays import HALVES, as_array, as_tensor, call, check_tensors
+from fastce._torch_arrays import Tensors, as_array, as_tensor, call, check_tensors, loss_dtype
 
 _LEAVES = ("input", "linear_weight", "linear_bias")
-_NAMES = {"input": "features"}  # where arrays have another name
+# The tensors of the loss, leaves first, as the functions for arrays call them.
+_ARRAYS = ("features", "linear_weight", "linear_bias", "target", "weight", "sample_weight")
 
 _ONLY_ORDINARY = (
     "fastce.torch.linear_cross_entropy works neither under torch.func, forward mode and batched gradients, nor where "
@@ -129,6 +131,15 @@ def linear_cross_entropy(
     [-0.0839  0.508  -0.4241]
     """
     tensors = (input, linear_weight, target, linear_bias, weight, sample_weight)
+    chosen: dict[str, Any] = {
+        "reduction": reduction,
+        "label_smoothing": label_smoothing,
+        "logit_scale": logit_scale,
+        "softcap": softcap,
+        "z_loss": z_loss,
+        "on_empty": on_empty,
+        "n_threads": n_threads,
+    }
     if has_torch_function(tensors):
         return handle_torch_function(
             linear_cross_entropy,
@@ -138,17 +149,11 @@ def linear_cross_entropy(
             target,
             linear_bias=linear_bias,
             weight=weight,
-            reduction=reduction,
             ignore_index=ignore_index,
-            label_smoothing=label_smoothing,
             options=options,
             sample_weight=sample_weight,
-            logit_scale=logit_scale,
-            softcap=softcap,
-            z_loss=z_loss,
-            on_empty=on_empty,
             chunk_rows=chunk_rows,
-            n_threads=n_threads,
+            **chosen,
         )
     if not _torch_operators.is_ordinary(*tensors):
         raise NotImplementedError(_ONLY_ORDINARY)
@@ -159,26 +164,17 @@ def linear_cross_entropy(
             f"input must be on the CPU, got a tensor on {input.device}: use fastce.torch.cross_entropy of "
             f"torch.nn.functional.linear"
         )
-    chosen: dict[str, Any] = {
-        "ignore_index": -100 if ignore_index is None else ignore_index,
-        "reduction": reduction,
-        "label_smoothing": label_smoothing,
-        "logit_scale": logit_scale,
-        "softcap": softcap,
-        "z_loss": z_loss,
-        "on_empty": on_empty,
-        "chunk_rows": _chunk_rows(options, chunk_rows),
-        "n_threads": n_threads,
-    }
+    chosen["ignore_index"] = -100 if ignore_index is None else ignore_index
+    chosen["chunk_rows"] = _chunk_rows(options, chunk_rows)
     _torch_operators.check_constants(chosen, _LEAVES, **constants)
-    dtype = torch.float32 if input.dtype in HALVES and torch.is_autocast_enabled("cpu") else input.dtype
+    dtype = loss_dtype(input)
     leaves: tuple[Any, ...] = (input, linear_weight, linear_bias)
     if torch.is_autocast_enabled("cpu"):
         leaves = _to_widest(*leaves)
+    tensors = (*leaves, *constants.values())
     if torch.is_grad_enabled() and any(leaf is not None and leaf.requires_grad for leaf in leaves):
-        return _LinearCrossEntropy.apply(*leaves, *constants.values(), dtype, chosen)
-    arguments: tuple[Any, ...] = (*leaves, *constants.values(), dtype, chosen)
-    return _loss(*arguments)
+        return _LinearCrossEntropy.apply(dtype, chosen, *tensors)
+    return _loss(tensors, dtype, chosen)
 
 
 def _chunk_rows(options: Any, chunk_rows: int | None) -> int | None:
@@ -196,10 +192,7 @@ def _chunk_rows(options: Any, chunk_rows: int | None) -> int | None:
 
 def _to_widest(*leaves: Any) -> tuple[torch.Tensor | None, ...]:
     """Convert tensors to one dtype that holds the numbers of all; gradients are converted back."""
-    dtype = torch.float16
-    for leaf in leaves:
-        if leaf is not None:
-            dtype = leaf.dtype if leaf is leaves[0] else torch.promote_types(dtype, leaf.dtype)
+    dtype = functools.reduce(torch.promote_types, [leaf.dtype for leaf in leaves if leaf is not None])
     return tuple(None if leaf is None else leaf.to(dtype) for leaf in leaves)
 
 
@@ -207,25 +200,13 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     """The loss as a node of PyTorch's graph."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: torch.Tensor,  # noqa: A002
-        linear_weight: torch.Tensor,
-        linear_bias: torch.Tensor | None,
-        target: torch.Tensor,
-        weight: torch.Tensor | None,
-        sample_weight: torch.Tensor | None,
-        dtype: torch.dtype,
-        options: dict[str, Any],
-    ) -> torch.Tensor:
+    def forward(ctx: Any, dtype: torch.dtype, options: dict[str, Any], *tensors: torch.Tensor | None) -> torch.Tensor:
         ctx.dtype, ctx.options = dtype, options
-        ctx.has_grads = input.dtype != torch.float16 and options["reduction"] in ("mean", "sum")
-        ctx.wanted = list(ctx.needs_input_grad[: len(_LEAVES)])
-        tensors = (input, linear_weight, linear_bias, target, weight, sample_weight)
+        ctx.has_grads = _torch_operators.is_gradient_made_forward(tensors, options)
         if not ctx.has_grads:
             ctx.save_for_backward(*tensors)
-            return _loss(*tensors, dtype, options)
-        loss, grads = _loss_and_grads(*tensors, dtype, options, ctx.wanted)
+            return _loss(tensors, dtype, options)
+        loss, grads = _loss_and_grads(tensors, dtype, options, ctx.needs_input_grad[2:])
         ctx.save_for_backward(*grads)
         return loss
 
@@ -236,69 +217,33 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             raise NotImplementedError(_ONCE)
         if ctx.has_grads:
             grads = [None if x is None else _torch_operators.scale(x, grad_output) for x in ctx.saved_tensors]
-        elif _torch_operators.is_batched(grad_output) or not _torch_operators.is_ordinary(grad_output):
-            raise NotImplementedError(_ONLY_ORDINARY)
+        elif _torch_operators.is_ordinary(grad_output):
+            wanted = ctx.needs_input_grad[2:]
+            _, grads = _loss_and_grads(ctx.saved_tensors, ctx.dtype, ctx.options, wanted, grad_output)
         else:
-            saved: tuple[Any, ...] = (*ctx.saved_tensors, ctx.dtype, ctx.options, ctx.wanted, grad_output)
-            _, grads = _loss_and_grads(*saved)
-        return (*grads, None, None, None, None, None)
+            raise NotImplementedError(_ONLY_ORDINARY)
+        return (None, None, *grads, None, None, None)
 
 
-def _loss(
-    input: torch.Tensor,  # noqa: A002
-    linear_weight: torch.Tensor,
-    linear_bias: torch.Tensor | None,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    dtype: torch.dtype,
-    options: dict[str, Any],
-) -> torch.Tensor:
-    loss = call(
-        fastce.linear_cross_entropy,
-        as_array(input),
-        as_array(linear_weight),
-        as_array(target),
-        linear_bias=as_array(linear_bias),
-        weight=as_array(weight),
-        sample_weight=as_array(sample_weight),
-        **options,
-    )
-    return as_tensor(loss, dtype)
+def _loss(tensors: Tensors, dtype: torch.dtype, options: dict[str, Any]) -> torch.Tensor:
+    return as_tensor(call(fastce.linear_cross_entropy, _ARRAYS, tensors, **options), dtype)
 
 
 def _loss_and_grads(
-    input: torch.Tensor,  # noqa: A002
-    linear_weight: torch.Tensor,
-    linear_bias: torch.Tensor | None,
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
+    tensors: Tensors,
     dtype: torch.dtype,
     options: dict[str, Any],
-    wanted: list[bool],
+    wanted: tuple[bool, ...],
     grad_output: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, list[torch.Tensor | None]]:
     """Return the loss and the gradients that are wanted."""
-    loss, *arrays = call(
-        fastce.linear_cross_entropy_with_grad,
-        as_array(input),
-        as_array(linear_weight),
-        as_array(target),
-        linear_bias=as_array(linear_bias),
-        weight=as_array(weight),
-        sample_weight=as_array(sample_weight),
-        grad_output=as_array(grad_output),
-        wrt=[_NAMES.get(name, name) for name, is_wanted in zip(_LEAVES, wanted, strict=True) if is_wanted],
-        **options,
-    )
+    names = (*_ARRAYS, "grad_output")
+    wrt = [name for name, is_wanted in zip(_ARRAYS, wanted, strict=True) if is_wanted]
+    loss, *arrays = call(fastce.linear_cross_entropy_with_grad, names, (*tensors, grad_output), wrt=wrt, **options)
     grads: list[torch.Tensor | None] = []
-    for leaf in (input, linear_weight, linear_bias):
+    for leaf in tensors[: len(_LEAVES)]:
         array = arrays.pop(0)  # so that no two copies of a gradient are held longer than need be
-        if array is None or leaf is None:
-            grads.append(None)
-            continue
-        grad = torch.empty_like(leaf)
-        np.copyto(as_array(grad), array)
-        grads.append(grad)
+        grads.append(None if array is None else torch.empty_like(leaf))
+        if array is not None:
+            np.copyto(as_array(grads[-1]), array)
     return as_tensor(loss, dtype), grads

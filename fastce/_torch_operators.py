@@ -24,7 +24,7 @@ import torch
 from torch.autograd import forward_ad
 
 from fastce import CrossEntropyLoss
-from fastce._torch_arrays import HALVES, loss_and_grad, loss_of
+from fastce._torch_arrays import HALVES, Tensors, loss_and_grad, loss_of
 
 _VALUE_OF_NOTHING = {"nan": float("nan"), "zero": 0.0}
 
@@ -66,6 +66,16 @@ class Options(NamedTuple):
         """Return the shape of an index target."""
         return (*input.shape[: self.axis], *input.shape[self.axis + 1 :])
 
+    def loss_shape(self, input: torch.Tensor) -> tuple[int, ...]:  # noqa: A002
+        """Return the shape of the loss."""
+        return self.row_shape(input) if self.reduction == "none" else ()
+
+
+def _split(inputs: tuple[Any, ...]) -> tuple[Tensors, Options]:
+    """Return an operator's tensors, and its options."""
+    n_tensors = len(inputs) - len(Options._fields)
+    return inputs[:n_tensors], Options(*inputs[n_tensors:])
+
 
 _Result = TypeVar("_Result")
 
@@ -92,7 +102,7 @@ def is_ordinary(*tensors: torch.Tensor | None) -> bool:
         or _count_modes() > 0
         or torch.jit.is_tracing()
         or any(
-            type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__
+            type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ or _is_batched(tensor)
             for tensor in tensors
             if tensor is not None
         )
@@ -104,14 +114,13 @@ def is_transformed() -> bool:
     return bool(_are_transforms_active()) or forward_ad._current_level >= 0
 
 
-def differentiable_loss(
-    input: torch.Tensor,  # noqa: A002
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    dtype: torch.dtype,
-    options: dict[str, Any],
-) -> torch.Tensor:
+def is_gradient_made_forward(tensors: Tensors, options: dict[str, Any]) -> bool:
+    """Return True if the forward pass makes the gradient: see the design of `fastce.torch`."""
+    input = tensors[0]  # noqa: A001
+    return input.device.type == "cpu" and input.dtype != torch.float16 and options["reduction"] in ("mean", "sum")
+
+
+def differentiable_loss(tensors: Tensors, dtype: torch.dtype, options: dict[str, Any]) -> torch.Tensor:
     """Return the loss, in the way that is not the ordinary one."""
     if torch.compiler.is_dynamo_compiling():
         if is_transformed():
@@ -122,29 +131,34 @@ def differentiable_loss(
             )
     else:
         CrossEntropyLoss(**options)  # which checks them; while compiling, the operator's fake kernel does so
-        for name, tensor in zip(_TENSORS, (input, target, weight, sample_weight), strict=True):
+        for name, tensor in zip(_TENSORS, tensors, strict=True):
             if torch.masked.is_masked_tensor(tensor):
                 raise TypeError(
                     f"{name} must not be a masked tensor: fill it with {name}.to_tensor(0), and skip rows by "
                     f"ignore_index or a sample_weight of 0"
                 )
     call = _apply_loss if is_transformed() else _loss_operator
-    loss: torch.Tensor = call(input, target, weight, sample_weight, *_numbers(input, options))
-    return loss.to(dtype)
+    return call(*tensors, *_numbers(tensors[0], options)).to(dtype)
 
 
-def gradient(
-    grad_output: torch.Tensor,
-    input: torch.Tensor,  # noqa: A002
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    options: dict[str, Any],
-) -> torch.Tensor:
+def gradient(grad_output: torch.Tensor, tensors: Tensors, options: dict[str, Any]) -> torch.Tensor:
     """Return the gradient, in the way that is not the ordinary one."""
-    numbers = _numbers(input, options)
-    result: torch.Tensor = _apply_gradient(grad_output, input, target, weight, sample_weight, *numbers)
-    return result
+    input, numbers = tensors[0], _numbers(tensors[0], options)  # noqa: A001
+    if _is_batched(grad_output):  # its numbers cannot be read
+        factor = grad_output.unsqueeze(numbers.axis) if numbers.reduction == "none" else grad_output
+        return _multiply_gradient(_gradient_operator, tensors, numbers, factor).to(input.dtype)
+    return _apply_gradient(grad_output, *tensors, *numbers)
+
+
+def _multiply_gradient(
+    call: Callable[..., torch.Tensor], tensors: Tensors, options: Options, factor: torch.Tensor
+) -> torch.Tensor:
+    """Return the gradient times a factor, in the arithmetic's dtype: with 16 bits it would be rounded before that."""
+    input, *others = tensors  # noqa: A001
+    ones = torch.ones(options.loss_shape(input), dtype=_arithmetic(input), device=input.device)
+    grad = call(ones, input.to(ones.dtype), *others, *options)
+    # Where the gradient is 0, because a row is skipped or a logit -inf, what the factor is does not matter.
+    return torch.where(grad == 0, 0, grad * factor)
 
 
 def _numbers(input: torch.Tensor, options: dict[str, Any]) -> Options:  # noqa: A002
@@ -159,7 +173,7 @@ def _numbers(input: torch.Tensor, options: dict[str, Any]) -> Options:  # noqa: 
 
 def scale(grad: torch.Tensor, grad_output: torch.Tensor) -> torch.Tensor:
     """Multiply a gradient, where it is if nobody will ask for it again."""
-    if is_batched(grad_output) or not is_ordinary(grad_output):
+    if not is_ordinary(grad_output):
         return grad * grad_output
     factor = float(grad_output)
     if _is_graph_retained():
@@ -169,12 +183,12 @@ def scale(grad: torch.Tensor, grad_output: torch.Tensor) -> torch.Tensor:
 
 def check_constants(options: dict[str, Any], leaves: tuple[str, ...], **tensors: torch.Tensor | None) -> None:
     """Refuse gradients of anything but the leaves; turn options that are tensors into numbers."""
-    if torch.is_grad_enabled():
-        for name, value in {**tensors, **options}.items():
-            if isinstance(value, torch.Tensor) and value.requires_grad:
-                raise NotImplementedError(no_gradient(name, leaves))
-    for name, value in options.items():
-        if isinstance(value, torch.Tensor):
+    for name, value in {**tensors, **options}.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        if value.requires_grad and torch.is_grad_enabled():
+            raise NotImplementedError(no_gradient(name, leaves))
+        if name in options:
             if not is_ordinary(value):
                 raise TypeError(
                     f"{name} must be a number where torch.func, forward mode, a tracer or a compiler is at work, got a "
@@ -183,75 +197,29 @@ def check_constants(options: dict[str, Any], leaves: tuple[str, ...], **tensors:
             options[name] = value.detach()  # a number as well, but PyTorch warns where it could have a gradient
 
 
-def is_batched(tensor: torch.Tensor) -> bool:
-    """Tell upstream gradients for a batch, as `torch.autograd.functional.jacobian` has them with ``vectorize=True``."""
-    return bool(_is_batched(tensor))
-
-
-def batched_gradient(
-    grad_output: torch.Tensor,
-    input: torch.Tensor,  # noqa: A002
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    options: dict[str, Any],
-) -> torch.Tensor:
-    """Return the gradients for a batch of upstream gradients, whose numbers cannot be read: multiplied afterwards."""
-    numbers = _numbers(input, options)
-    ones = _ones_like_loss(input, numbers)
-    _, grad = loss_and_grad(input.to(ones.dtype), target, weight, sample_weight, ones.dtype, options, ones)
-    factor = grad_output.unsqueeze(numbers.axis) if numbers.reduction == "none" else grad_output
-    return torch.where(grad == 0, 0, grad * factor).to(input.dtype)
-
-
-def _ones_like_loss(input: torch.Tensor, options: Options) -> torch.Tensor:  # noqa: A002
-    shape = options.row_shape(input) if options.reduction == "none" else ()
-    return torch.ones(shape, dtype=_arithmetic(input), device=input.device)
-
-
 # The operators, which see numbers, or fake tensors that have a shape only.
 
 
 @torch.library.custom_op("fastce::cross_entropy", mutates_args=(), schema=f"({_ARGUMENTS}) -> Tensor")  # type: ignore[untyped-decorator]
-def _loss_operator(
-    input: torch.Tensor,  # noqa: A002
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    *options: Any,
-) -> torch.Tensor:
-    return loss_of(input, target, weight, sample_weight, _arithmetic(input), Options(*options)._asdict())
+def _loss_operator(*inputs: Any) -> torch.Tensor:
+    tensors, options = _split(inputs)
+    return loss_of(tensors, _arithmetic(tensors[0]), options._asdict())
 
 
 @torch.library.custom_op(  # type: ignore[untyped-decorator]
     "fastce::cross_entropy_grad", mutates_args=(), schema=f"(Tensor grad_output, {_ARGUMENTS}) -> Tensor"
 )
-def _gradient_operator(
-    grad_output: torch.Tensor,
-    input: torch.Tensor,  # noqa: A002
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    *options: Any,
-) -> torch.Tensor:
-    _, grad = loss_and_grad(
-        input, target, weight, sample_weight, _arithmetic(input), Options(*options)._asdict(), grad_output
-    )
+def _gradient_operator(grad_output: torch.Tensor, *inputs: Any) -> torch.Tensor:
+    tensors, options = _split(inputs)
+    _, grad = loss_and_grad(tensors, _arithmetic(tensors[0]), options._asdict(), grad_output)
     return grad
 
 
 @_loss_operator.register_fake  # type: ignore[untyped-decorator]
-def _fake_loss(
-    input: torch.Tensor,  # noqa: A002
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    *numbers: Any,
-) -> torch.Tensor:
-    options = Options(*numbers)
+def _fake_loss(*inputs: Any) -> torch.Tensor:
+    (input, *_), options = _split(inputs)  # noqa: A001
     CrossEntropyLoss(**options._asdict())  # which checks them while there is still a line of the caller's to blame
-    shape = options.row_shape(input) if options.reduction == "none" else ()
-    return input.new_empty(shape, dtype=_arithmetic(input))
+    return input.new_empty(options.loss_shape(input), dtype=_arithmetic(input))
 
 
 @_gradient_operator.register_fake  # type: ignore[untyped-decorator]
@@ -264,9 +232,8 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
     for name, needs_grad in zip(_TENSORS[1:], ctx.needs_input_grad[1 : len(_TENSORS)], strict=True):
         if needs_grad:
             raise NotImplementedError(no_gradient(name))
-    tensors = inputs[: len(_TENSORS)]
+    tensors, ctx.options = _split(inputs)
     ctx.save_for_backward(*tensors)
-    ctx.options = Options(*inputs[len(_TENSORS) :])
 
 
 def no_gradient(name: str, leaves: tuple[str, ...] = ("input",)) -> str:
@@ -291,66 +258,61 @@ def _backward_by(gradient: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]
 
 
 _loss_operator.register_autograd(_backward_by(_gradient_operator), setup_context=_keep_inputs)
-_gradient_operator.register_autograd(_refuse, setup_context=lambda ctx, inputs, output: None)
+_gradient_operator.register_autograd(_refuse)
 
 
 # Their rules under `vmap`. `call` is what the rule is for, by which other transforms still see what it does.
 
 
-def _map_loss(call: Callable[..., torch.Tensor], info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
-    tensors, options = inputs[: len(_TENSORS)], Options(*inputs[len(_TENSORS) :])
-    if in_dims[_TENSORS.index("weight")] is not None:
-        return _one_by_one(call, info, in_dims, inputs), 0
-    input, target, weight, sample_weight = _put_batch_first(info, in_dims, tensors)  # noqa: A001
-    rows = options._replace(axis=options.axis + 1, reduction="none")
-    total = None
-    if options.reduction == "mean":
-        total, sample_weight = _find_normalizer(input, target, weight, sample_weight, rows)
-    losses = call(input, target, weight, sample_weight, *rows)
+def _map_loss(call: Callable[..., torch.Tensor], options: Options, tensors: Tensors) -> torch.Tensor:
+    rows, tensors, total = _as_rows_of_batch(options, tensors)
+    losses = call(*tensors, *rows)
     if options.reduction == "none":
-        return losses, 0
+        return losses
     loss = _sum_rows(losses.double())
     if total is not None:
         loss = torch.where(total == 0, _VALUE_OF_NOTHING[options.on_empty], loss / torch.where(total == 0, 1, total))
-    return loss.to(losses.dtype), 0
+    return loss.to(losses.dtype)
 
 
-def _map_gradient(
-    call: Callable[..., torch.Tensor], info: Any, in_dims: tuple[Any, ...], *inputs: Any
-) -> tuple[Any, int]:
-    n_tensors = 1 + len(_TENSORS)
-    tensors, options = inputs[:n_tensors], Options(*inputs[n_tensors:])
-    if in_dims[1 + _TENSORS.index("weight")] is not None:
-        return _one_by_one(call, info, in_dims, inputs), 0
-    grad_output, input, target, weight, sample_weight = _put_batch_first(info, in_dims, tensors)  # noqa: A001
-    rows = options._replace(axis=options.axis + 1, reduction="none")
+def _map_gradient(call: Callable[..., torch.Tensor], options: Options, tensors: Tensors) -> torch.Tensor:
+    grad_output = tensors[0]
+    rows, others, total = _as_rows_of_batch(options, tensors[1:])
     if options.reduction != "none":
         grad_output = grad_output.double()
-        if options.reduction == "mean":
-            total, sample_weight = _find_normalizer(input, target, weight, sample_weight, rows)
+        if total is not None:
             grad_output = grad_output / torch.where(total == 0, 1, total)
-        grad_output = _as_rows(grad_output, rows.row_shape(input))
-    return call(grad_output, input, target, weight, sample_weight, *rows), 0
+        grad_output = _as_rows(grad_output, rows.row_shape(others[0]))
+    return call(grad_output, *others, *rows)
 
 
-def _one_by_one(
-    call: Callable[..., torch.Tensor], info: Any, in_dims: tuple[Any, ...], inputs: tuple[Any, ...]
-) -> torch.Tensor:
-    """Call once for each sample."""
-    results = [
-        call(*(x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims, strict=True)))
-        for i in range(info.batch_size)
-    ]
-    return torch.stack(results)
+def _map(rule: Callable[..., Any], call: Any, info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
+    """Follow a rule where every tensor but the class weights has a first axis for the batch.
 
-
-def _put_batch_first(info: Any, in_dims: tuple[Any, ...], tensors: tuple[Any, ...]) -> list[Any]:
-    """Give every tensor but the class weights a first axis for the batch, of a stride of 0 if it had none."""
+    If class weights have one too, call once for each sample.
+    """
+    tensors, options = _split(inputs)
     place = len(tensors) - len(_TENSORS) + _TENSORS.index("weight")
-    return [
+    if in_dims[place] is not None:
+        results = [
+            call(*(x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims, strict=True)))
+            for i in range(info.batch_size)
+        ]
+        return torch.stack(results), 0
+    batched = [
         x if x is None or i == place else x.expand(info.batch_size, *x.shape) if dim is None else x.movedim(dim, 0)
         for i, (x, dim) in enumerate(zip(tensors, in_dims, strict=False))
     ]
+    return rule(call, options, tuple(batched)), 0
+
+
+def _as_rows_of_batch(options: Options, tensors: Tensors) -> tuple[Options, Tensors, torch.Tensor | None]:
+    """Return the options and tensors of one call for all samples; for a mean also what each divides by."""
+    rows = options._replace(axis=options.axis + 1, reduction="none")
+    if options.reduction != "mean":
+        return rows, tensors, None
+    total, sample_weight = _find_normalizer(tensors, rows)
+    return rows, (*tensors[:-1], sample_weight), total
 
 
 def _as_rows(values: torch.Tensor, row_shape: tuple[int, ...]) -> torch.Tensor:
@@ -363,14 +325,9 @@ def _sum_rows(values: torch.Tensor) -> torch.Tensor:
     return values.sum(tuple(range(1, values.ndim))) if values.ndim > 1 else values
 
 
-def _find_normalizer(
-    input: torch.Tensor,  # noqa: A002
-    target: torch.Tensor,
-    weight: torch.Tensor | None,
-    sample_weight: torch.Tensor | None,
-    options: Options,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
+def _find_normalizer(tensors: Tensors, options: Options) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Return what the mean of each sample divides by, and the sample weights, 0 where that is 0."""
+    input, target, weight, sample_weight = tensors  # noqa: A001
     row_shape = options.row_shape(input)
     if sample_weight is None:
         factor = torch.ones((), dtype=torch.float64, device=input.device).expand(row_shape)
@@ -389,8 +346,8 @@ def _find_normalizer(
     return total, torch.where(_as_rows(total, row_shape) == 0, 0, factor)
 
 
-_loss_operator.register_vmap(lambda *arguments: _map_loss(_loss_operator, *arguments))
-_gradient_operator.register_vmap(lambda *arguments: _map_gradient(_gradient_operator, *arguments))
+_loss_operator.register_vmap(functools.partial(_map, _map_loss, _loss_operator))
+_gradient_operator.register_vmap(functools.partial(_map, _map_gradient, _gradient_operator))
 
 
 # Their derivatives.
@@ -419,19 +376,13 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
         for name, tangent in zip(_TENSORS, tangents, strict=False):
             if tangent is not None and name != "input":
                 raise NotImplementedError(no_gradient(name))
-        tangent = tangents[0]  # never None: no other may have one
-        input, *others = ctx.saved_tensors  # noqa: A001
-        axis, reduction = ctx.options.axis, ctx.options.reduction
-        ones = _ones_like_loss(input, ctx.options)
-        # In the arithmetic's dtype: a gradient of 16 bits would be rounded before it is summed.
-        grad = _Gradient.apply(ones, input.to(ones.dtype), *others, *ctx.options)
-        # Where the gradient is 0, because a row is skipped or a logit -inf, what the tangent is does not matter.
-        product = torch.where(grad == 0, 0, grad * tangent)
-        return product.sum(axis, dtype=ones.dtype) if reduction == "none" else product.sum(dtype=ones.dtype)
+        # The first is never None: no other may have one.
+        product = _multiply_gradient(_Gradient.apply, ctx.saved_tensors, ctx.options, tangents[0])
+        return product.sum(ctx.options.axis) if ctx.options.reduction == "none" else product.sum()
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
-        return _map_loss(_Loss.apply, info, in_dims, *inputs)
+        return _map(_map_loss, _Loss.apply, info, in_dims, *inputs)
 
 
 class _Gradient(torch.autograd.Function):  # type: ignore[misc]
@@ -449,20 +400,12 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
 
     @staticmethod
     def vmap(info: Any, in_dims: tuple[Any, ...], *inputs: Any) -> tuple[Any, int]:
-        return _map_gradient(_Gradient.apply, info, in_dims, *inputs)
+        return _map(_map_gradient, _Gradient.apply, info, in_dims, *inputs)
 
 
 # Nothing of these functions is for `torch.compile`, which meets them where it has given up on the caller.
-
-
-@_untraced  # type: ignore[untyped-decorator]
-def _apply_loss(*inputs: Any) -> Any:
-    return _Loss.apply(*inputs)
-
-
-@_untraced  # type: ignore[untyped-decorator]
-def _apply_gradient(*inputs: Any) -> Any:
-    return _Gradient.apply(*inputs)
+_apply_loss = _untraced(lambda *inputs: _Loss.apply(*inputs))
+_apply_gradient = _untraced(lambda *inputs: _Gradient.apply(*inputs))
 
 
 def _arithmetic(input: torch.Tensor) -> torch.dtype:  # noqa: A002

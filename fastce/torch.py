@@ -18,6 +18,7 @@ Design
    `_torch_operators`.
 """
 
+import inspect
 from typing import Any
 
 try:
@@ -33,7 +34,7 @@ except ImportError as error:
 
 import fastce
 from fastce import _torch_arrays, _torch_operators
-from fastce._torch_arrays import HALVES, check_tensors
+from fastce._torch_arrays import check_tensors
 from fastce._torch_linear import linear_cross_entropy
 
 __all__ = ["CrossEntropyLoss", "cross_entropy", "empty_cache", "linear_cross_entropy"]
@@ -134,6 +135,13 @@ def cross_entropy(
      [ 0.0226  0.4547 -0.4774]]
     """
     tensors = (input, target, weight, sample_weight)
+    options: dict[str, Any] = {
+        "logit_scale": logit_scale,
+        "softcap": softcap,
+        "z_loss": z_loss,
+        "on_empty": on_empty,
+        "n_threads": n_threads,
+    }
     if has_torch_function(tensors):
         return handle_torch_function(
             cross_entropy,
@@ -147,34 +155,25 @@ def cross_entropy(
             reduction,
             label_smoothing,
             sample_weight=sample_weight,
-            logit_scale=logit_scale,
-            softcap=softcap,
-            z_loss=z_loss,
-            on_empty=on_empty,
-            n_threads=n_threads,
+            **options,
         )
     if size_average is not None or reduce is not None:
         reduction = _reduction.legacy_get_string(size_average, reduce)
     check_tensors(input, target=target, weight=weight, sample_weight=sample_weight)
     if target.is_floating_point() and ignore_index < 0:
         ignore_index = _DEFAULT_IGNORE_INDEX  # PyTorch refuses only those that could be classes
-    options: dict[str, Any] = {
-        "ignore_index": ignore_index,
-        "reduction": reduction,
-        "label_smoothing": label_smoothing,
-        "logit_scale": logit_scale,
-        "softcap": softcap,
-        "z_loss": z_loss,
-        "on_empty": on_empty,
-        "n_threads": n_threads,
-    }
+    options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing, **options}
     _torch_operators.check_constants(options, ("input",), target=target, weight=weight, sample_weight=sample_weight)
-    dtype = _loss_dtype(input)
+    dtype = _torch_arrays.loss_dtype(input)
     if not _torch_operators.is_ordinary(*tensors):
-        return _torch_operators.differentiable_loss(*tensors, dtype, options)
+        return _torch_operators.differentiable_loss(tensors, dtype, options)
     if torch.is_grad_enabled() and input.requires_grad:
-        return _CrossEntropy.apply(*tensors, dtype, options)
-    return _torch_arrays.loss_of(*tensors, dtype, options)
+        return _CrossEntropy.apply(dtype, options, *tensors)
+    return _torch_arrays.loss_of(tensors, dtype, options)
+
+
+_PARAMETERS = inspect.signature(cross_entropy).parameters.values()
+_DEFAULTS = {x.name: x.default for x in _PARAMETERS if x.name in _torch_operators.Options._fields}
 
 
 def empty_cache() -> None:
@@ -253,16 +252,7 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
         fastce.CrossEntropyLoss(**self._options())  # which checks them
 
     def _options(self) -> dict[str, Any]:
-        return {
-            "ignore_index": self.ignore_index,
-            "reduction": self.reduction,
-            "label_smoothing": self.label_smoothing,
-            "logit_scale": self.logit_scale,
-            "softcap": self.softcap,
-            "z_loss": self.z_loss,
-            "on_empty": self.on_empty,
-            "n_threads": self.n_threads,
-        }
+        return {name: getattr(self, name) for name in _DEFAULTS}
 
     def forward(
         self,
@@ -287,32 +277,20 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]
 
     def extra_repr(self) -> str:
         """Return the options that differ from their defaults, for the module's line in a model's listing."""
-        defaults = {"ignore_index": _DEFAULT_IGNORE_INDEX, **(cross_entropy.__kwdefaults__ or {})}
-        defaults |= {"reduction": "mean", "label_smoothing": 0.0}
-        return ", ".join(f"{name}={value!r}" for name, value in self._options().items() if value != defaults[name])
+        return ", ".join(f"{name}={value!r}" for name, value in self._options().items() if value != _DEFAULTS[name])
 
 
 class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     """The loss as a node of PyTorch's graph."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        input: torch.Tensor,  # noqa: A002
-        target: torch.Tensor,
-        weight: torch.Tensor | None,
-        sample_weight: torch.Tensor | None,
-        dtype: torch.dtype,
-        options: dict[str, Any],
-    ) -> torch.Tensor:
+    def forward(ctx: Any, dtype: torch.dtype, options: dict[str, Any], *tensors: torch.Tensor | None) -> torch.Tensor:
         ctx.dtype, ctx.options = dtype, options
-        ctx.has_grad = (
-            input.device.type == "cpu" and input.dtype != torch.float16 and options["reduction"] in ("mean", "sum")
-        )
+        ctx.has_grad = _torch_operators.is_gradient_made_forward(tensors, options)
         if not ctx.has_grad:
-            ctx.save_for_backward(input, target, weight, sample_weight)
-            return _torch_arrays.loss_of(input, target, weight, sample_weight, dtype, options)
-        loss, grad = _torch_arrays.loss_and_grad(input, target, weight, sample_weight, dtype, options)
+            ctx.save_for_backward(*tensors)
+            return _torch_arrays.loss_of(tensors, dtype, options)
+        loss, grad = _torch_arrays.loss_and_grad(tensors, dtype, options)
         ctx.save_for_backward(grad)
         return loss
 
@@ -324,18 +302,11 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
             # hand out a gradient that silently counts as a constant too.
             raise NotImplementedError(_torch_operators.ONCE)
         # The arguments, or the gradient alone. Asked for once: a checkpoint gives them out no second time.
-        saved: tuple[Any, Any, Any, Any] = ctx.saved_tensors
+        saved = ctx.saved_tensors
         if ctx.has_grad:
             grad = _torch_operators.scale(saved[0], grad_output)
-        elif _torch_operators.is_batched(grad_output):
-            grad = _torch_operators.batched_gradient(grad_output, *saved, ctx.options)
         elif _torch_operators.is_ordinary(grad_output):
-            _, grad = _torch_arrays.loss_and_grad(*saved, ctx.dtype, ctx.options, grad_output)
+            _, grad = _torch_arrays.loss_and_grad(saved, ctx.dtype, ctx.options, grad_output)
         else:
-            grad = _torch_operators.gradient(grad_output, *saved, ctx.options)
-        return grad, None, None, None, None, None
-
-
-def _loss_dtype(input: torch.Tensor) -> torch.dtype:  # noqa: A002
-    """Return PyTorch's dtype of the loss."""
-    return torch.float32 if input.dtype in HALVES and torch.is_autocast_enabled(input.device.type) else input.dtype
+            grad = _torch_operators.gradient(grad_output, saved, ctx.options)
+        return None, None, grad, None, None, None
