@@ -17,7 +17,7 @@ import functools
 import itertools
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self, TypeVar
 
@@ -59,11 +59,6 @@ def _view_rows(X: Any, rows: Any) -> Any:
     span = slice(pointers[0], pointers[-1])
     part = (X.data[span], X.indices[span], pointers - pointers[0])
     return type(X)(part, shape=(len(pointers) - 1, X.shape[1]), copy=False)
-
-
-def total_weight(rows: Rows) -> float:
-    """Return the sum of the weights."""
-    return float(len(rows.target) if rows.weight is None else rows.weight.sum(dtype=np.float64))
 
 
 class Layer(NamedTuple):
@@ -158,11 +153,11 @@ class Objective:
     """The mean loss of all rows and ``l2 / 2`` times the squared coefficients. Use it in a ``with`` statement."""
 
     def __init__(self, layer: Layer, rows: Rows, C: float, n_threads: int | None) -> None:
-        self.layer, self.rows = layer, rows
+        self.layer, self.rows, self.C = layer, rows, C
         self.n_rows: int = rows.X.shape[0]
         self.n_features: int = rows.X.shape[1]
         self.is_sparse = scipy.sparse.issparse(rows.X)
-        self.total_weight = total_weight(rows)
+        self.total_weight = float(self.n_rows if rows.weight is None else rows.weight.sum(dtype=np.float64))
         self.l2 = 1 / (C * self.total_weight)
         chunks = [
             rows.take(slice(start, start + self._chunk_rows)) for start in range(0, self.n_rows, self._chunk_rows)
@@ -185,7 +180,7 @@ class Objective:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as resources:
-            resources.enter_context(_one_blas_thread())
+            resources.enter_context(_blas_limit)
             self._map: Callable[..., Iterable[Any]] = map
             if len(self._spans) > 1:
                 self._map = resources.enter_context(ThreadPoolExecutor(len(self._spans))).map
@@ -242,7 +237,7 @@ def _in_thread(call: Callable[..., T], chunks: Any, workspace: Array) -> T:
 
 
 class _BlasLimit:
-    """How many objectives keep BLAS to one thread, and what numbers its libraries have otherwise.
+    """A context in which BLAS has one thread: how many objectives are in it, and the numbers of threads otherwise.
 
     The number is the process's: each objective that saved and restored it for itself would, if another ended first,
     leave what the other had set.
@@ -253,7 +248,7 @@ class _BlasLimit:
         self._n_users = 0
         self._before: dict[Any, int] = {}
 
-    def enter(self) -> None:
+    def __enter__(self) -> None:
         """Limit BLAS; a number that somebody has set since the last call is the one to come back to."""
         with self.lock:
             if self._n_users == 0:
@@ -265,7 +260,7 @@ class _BlasLimit:
                     self._before[library] = n_threads
                     library.set_num_threads(1)
 
-    def leave(self) -> None:
+    def __exit__(self, *exception: object) -> None:
         """Undo it if nobody else needs it; but what somebody else has set since then stays."""
         with self.lock:
             self._n_users -= 1
@@ -292,15 +287,6 @@ if hasattr(os, "register_at_fork"):  # not on Windows
         after_in_parent=_blas_limit.lock.release,
         after_in_child=_blas_limit.start_child,
     )
-
-
-@contextlib.contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    _blas_limit.enter()
-    try:
-        yield
-    finally:
-        _blas_limit.leave()
 
 
 @functools.cache

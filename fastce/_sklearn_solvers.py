@@ -12,7 +12,7 @@ Design
 """
 
 import collections
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -95,6 +95,7 @@ class Scaling:
         spread = np.where(spread > 0, spread, 1)
         ratio, penalties = peak / spread, (penalty / spread) ** 2
         self._basis: Floats | None = None
+        self.is_mixing = full  # or else features are only scaled
         if full:
             squares = squares * ratio[:, :, None] * ratio[:, None, :] + penalties[:, :, None] * np.eye(d)
             squares, self._basis = np.linalg.eigh(squares)
@@ -107,16 +108,10 @@ class Scaling:
         self._scale = np.sqrt(np.where(scale > 0, scale, 1))
         self._spread = spread.T
 
-    @property
-    def is_mixing(self) -> bool:
-        """Whether features are decorrelated, and not only scaled."""
-        return self._basis is not None
-
     def to_theta(self, z: Floats) -> Floats:
         """Return the parameters, or a step of them."""
         theta: Floats = z / self._scale
-        if self._basis is not None:
-            theta[:-1] = _rotate(self._basis, theta[:-1])
+        theta[:-1] = self._rotate(theta[:-1])
         theta[:-1] /= self._spread
         theta[-1] -= (self._mean * theta[:-1]).sum(axis=0)
         return center(theta)
@@ -126,8 +121,7 @@ class Scaling:
         z = center(theta)
         z[-1] += (self._mean * z[:-1]).sum(axis=0)
         z[:-1] *= self._spread
-        if self._basis is not None:
-            z[:-1] = _rotate(self._basis.swapaxes(1, 2), z[:-1])
+        z[:-1] = self._rotate(z[:-1], back=True)
         z *= self._scale
         return z
 
@@ -136,8 +130,7 @@ class Scaling:
         z = center(grad)
         z[:-1] -= self._mean * z[-1]
         z[:-1] /= self._spread
-        if self._basis is not None:
-            z[:-1] = _rotate(self._basis.swapaxes(1, 2), z[:-1])
+        z[:-1] = self._rotate(z[:-1], back=True)
         z /= self._scale
         return z
 
@@ -145,12 +138,14 @@ class Scaling:
         """Return about the inverse Hessian times a gradient."""
         return self.to_theta(self.pull_back(grad))
 
-
-def _rotate(bases: Floats, coefficients: Floats) -> Floats:
-    """Return the products of one basis with all columns, or of each with its own."""
-    if len(bases) == 1:
-        return np.asarray(bases[0] @ coefficients)
-    return np.asarray(np.einsum("kij,jk->ik", bases, coefficients))
+    def _rotate(self, coefficients: Floats, back: bool = False) -> Floats:
+        """Return the products of one basis with all columns, or of each with its own."""
+        if self._basis is None:
+            return coefficients
+        bases = self._basis.swapaxes(1, 2) if back else self._basis
+        if len(bases) == 1:
+            return np.asarray(bases[0] @ coefficients)
+        return np.asarray(np.einsum("kij,jk->ik", bases, coefficients))
 
 
 def center(theta: Floats) -> Floats:
@@ -176,17 +171,6 @@ class _Place(NamedTuple):
     value: float
     grad: Floats
     steepest: float
-
-
-class _Method(Protocol):
-    def direction(self, place: _Place, scaling: Scaling) -> Floats:
-        """Return about minus the inverse Hessian times the gradient."""
-
-    def learn(self, step: Floats, change: Floats, product: float) -> None:
-        """Take note of a step, of the gradient's change, and of their product."""
-
-    def forget(self) -> None:
-        """Begin anew."""
 
 
 class _LBFGS:
@@ -220,7 +204,7 @@ class _LBFGS:
         return p
 
     def learn(self, step: Floats, change: Floats, product: float) -> None:
-        """Keep a pair."""
+        """Take note of a step, of the gradient's change, and of their product."""
         if product > 0:
             self._pairs.append((step, change, product))
 
@@ -279,7 +263,7 @@ def minimize(objective: Objective, theta: Floats, method: str, tol: float, max_i
 class _Descent:
     """Steps downhill, until there is no more to gain."""
 
-    def __init__(self, objective: Objective, method: _Method, tol: float) -> None:
+    def __init__(self, objective: Objective, method: _LBFGS | _NewtonCG, tol: float) -> None:
         self._objective, self._method, self._tol = objective, method, tol
         self._eps = float(np.finfo(objective.rows.X.dtype).eps)
 
@@ -445,8 +429,5 @@ def descend(objective: Objective, adam: Adam, tol: float, max_iter: int, rng: An
         best = min(best, value)
         if n_idle == _PATIENCE:
             return Outcome(adam.theta, n_iter, "")
-    return Outcome(
-        adam.theta,
-        max_iter,
-        (f"the objective still falls by more than tol={tol:.2e}. Scale the features, or increase max_iter={max_iter}"),
-    )
+    complaint = f"the objective still falls by more than tol={tol:.2e}. Scale the features, or increase {max_iter=}"
+    return Outcome(adam.theta, max_iter, complaint)

@@ -36,7 +36,7 @@ except ImportError as error:
 import fastce
 from fastce import _sklearn_solvers as solvers
 from fastce._sklearn_loss import HalfMultinomialLoss
-from fastce._sklearn_objective import Layer, Objective, Rows, total_weight
+from fastce._sklearn_objective import Layer, Objective, Rows
 
 __all__ = ["HalfMultinomialLoss", "LogisticRegression"]
 
@@ -230,15 +230,11 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             raise ValueError(
                 f"y must have at least 2 classes, but the data contains one class: {classes.tolist()[0]!r}"
             )
-        theta = self._start(X, classes) if self.warm_start and hasattr(self, "coef_") else None
+        theta = self._start(X, classes, is_warm=self.warm_start)
         self.classes_ = classes
-        rows = Rows(X, target, self._weigh(X, target, sample_weight))
-        layer = self._layer()
-        if theta is None:
-            theta = np.zeros((X.shape[1] + 1, layer.n_outputs))
-        self._adam, self._weight_seen = None, total_weight(rows)  # for partial_fit
-        C = self._inverse_strength()
-        with _quietly(), Objective(layer, rows, C, self.n_threads) as objective:
+        objective = self._objective(X, target, sample_weight)
+        self._adam, self._weight_seen = None, objective.total_weight  # for partial_fit
+        with _quietly(), objective:
             if self.solver == "sgd":
                 self._adam = solvers.Adam(objective, theta)
                 rng = check_random_state(self.random_state)
@@ -246,7 +242,8 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             else:
                 outcome = solvers.minimize(objective, theta, self.solver, self.tol, self.max_iter, self._report)
         if outcome.complaint:
-            has_signs = rows.weight is not None and rows.weight.min() < 0
+            weight = objective.rows.weight
+            has_signs = weight is not None and weight.min() < 0
             warnings.warn(
                 f"{self.solver} did not converge in {outcome.n_iter} iterations: {outcome.complaint}"
                 f"{'. With negative weights there may be no minimum' if has_signs else ''}",
@@ -303,19 +300,15 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         if unknown.any():
             raise ValueError(f"y must have labels of classes, {self.classes_}, got {y[unknown].tolist()[0]!r}")
         target = np.searchsorted(self.classes_, y)
-        rows = Rows(X, target, self._weigh(X, target, sample_weight))
-        layer = self._layer()
-        C = self._inverse_strength()
-        with _quietly(), Objective(layer, rows, C, self.n_threads) as objective:
+        objective = self._objective(X, target, sample_weight)
+        with _quietly(), objective:
             adam: solvers.Adam | None = getattr(self, "_adam", None)
             if adam is None:
-                fitted = hasattr(self, "coef_")
-                start = self._start(X, self.classes_) if fitted else np.zeros((X.shape[1] + 1, layer.n_outputs))
-                self._adam = adam = solvers.Adam(objective, start)
+                self._adam = adam = solvers.Adam(objective, self._start(X, self.classes_, is_warm=True))
             else:
                 _own_arrays(adam)
             self._weight_seen = getattr(self, "_weight_seen", 0.0) + objective.total_weight
-            adam.run(objective, 1 / (C * self._weight_seen), check_random_state(self.random_state))
+            adam.run(objective, 1 / (objective.C * self._weight_seen), check_random_state(self.random_state))
         self._finish(adam.theta, 1, X.dtype)
         return self
 
@@ -397,7 +390,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
         if self.penalty is not None:
             return float(self.C)
         if self.C not in (1, np.inf):
-            warnings.warn(f"penalty=None has no use for C, got C={self.C!r}: leave it out", stacklevel=3)
+            warnings.warn(f"penalty=None has no use for C, got C={self.C!r}: leave it out", stacklevel=4)
         return float("inf")
 
     def _check_rows(self, X: Any, y: ArrayLike, reset: bool) -> tuple[Any, NDArray[Any]]:
@@ -427,12 +420,16 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
             raise ValueError(f"sample_weight, times class_weight, must have a positive sum, got {total}")
         return weight  # type: ignore[no-any-return]
 
-    def _layer(self) -> Layer:
-        return Layer(len(self.classes_), float(self.label_smoothing), bool(self.fit_intercept))
+    def _objective(self, X: Any, target: NDArray[np.intp], sample_weight: ArrayLike | None) -> Objective:
+        layer = Layer(len(self.classes_), float(self.label_smoothing), bool(self.fit_intercept))
+        rows = Rows(X, target, self._weigh(X, target, sample_weight))
+        return Objective(layer, rows, self._inverse_strength(), self.n_threads)
 
-    def _start(self, X: Any, classes: NDArray[Any]) -> NDArray[np.float64]:
-        """Return the coefficients that are there as parameters."""
+    def _start(self, X: Any, classes: NDArray[Any], is_warm: bool) -> NDArray[np.float64]:
+        """Return the parameters to start from: 0, or the coefficients if there are any."""
         shape = (1 if len(classes) == 2 else len(classes), X.shape[1])
+        if not (is_warm and hasattr(self, "coef_")):
+            return np.zeros((shape[1] + 1, shape[0]))
         if self.coef_.shape != shape:
             raise ValueError(f"coef_ must have shape {shape} to start from, got {self.coef_.shape}")
         coef = self.coef_.toarray() if hasattr(self.coef_, "toarray") else self.coef_
@@ -442,8 +439,7 @@ class LogisticRegression(LinearClassifierMixin, SparseCoefMixin, BaseEstimator):
     def _finish(self, theta: NDArray[np.float64], n_iter: int, dtype: Any) -> None:
         """Set the attributes."""
         with np.errstate(under="ignore"):  # what is too small for the features' dtype is 0 in it
-            if theta.shape[1] > 1:
-                theta = theta - theta.mean(axis=1, keepdims=True)  # shifts all logits of a row alike
+            theta = solvers.center(theta)  # which shifts all logits of a row alike
             self.coef_ = np.ascontiguousarray(theta[:-1].T, dtype=dtype)
             self.intercept_ = theta[-1].astype(dtype)
         self.n_iter_ = np.array([n_iter], np.int32)
