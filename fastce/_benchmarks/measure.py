@@ -9,7 +9,7 @@ import numpy as np
 
 import fastce
 from fastce._benchmarks.cases import CALLS, Array, Case, Logits, make_arguments
-from fastce._benchmarks.floor import make_floors
+from fastce._benchmarks.floor import IN_PLACE, make_floors
 from fastce._benchmarks.timing import ROUNDS, Sampler, run_rounds, sample
 
 _ROWS_PER_THREAD = 64  # enough to be a thread's share, and a moment's work
@@ -75,7 +75,7 @@ def wake_threads(n_threads: int, library: Any = fastce) -> None:
 def make_operands(case: Case, logits: Array) -> dict[str, Any]:
     """Return the call's keyword arguments; its outputs are in place where they can be."""
     operands = {**make_arguments(case), "n_threads": case.n_threads}
-    if case.call in ("loss+gradient", "product", "gradient+diagonal"):
+    if CALLS[case.call].floor == IN_PLACE:
         operands["out"] = logits
     if case.call == "product":
         operands["v"] = logits.copy(order="K")
