@@ -20,7 +20,7 @@ import torch
 from torch.overrides import handle_torch_function, has_torch_function
 
 import fastce
-from fastce import _torch_operators
+from fastce import _torch_graph
 from fastce._torch_arrays import Tensors, as_array, as_tensor, call, check_tensors, loss_dtype
 
 _LEAVES = ("input", "linear_weight", "linear_bias")
@@ -155,7 +155,7 @@ def linear_cross_entropy(
             chunk_rows=chunk_rows,
             **chosen,
         )
-    if not _torch_operators.is_ordinary(*tensors):
+    if not _torch_graph.is_ordinary(*tensors):
         raise NotImplementedError(_ONLY_ORDINARY)
     constants = {"target": target, "weight": weight, "sample_weight": sample_weight}
     check_tensors(input, linear_weight=linear_weight, linear_bias=linear_bias, **constants)
@@ -166,7 +166,7 @@ def linear_cross_entropy(
         )
     chosen["ignore_index"] = -100 if ignore_index is None else ignore_index
     chosen["chunk_rows"] = _chunk_rows(options, chunk_rows)
-    _torch_operators.check_constants(chosen, _LEAVES, **constants)
+    _torch_graph.check_constants(chosen, _LEAVES, **constants)
     dtype = loss_dtype(input)
     leaves: tuple[Any, ...] = (input, linear_weight, linear_bias)
     if torch.is_autocast_enabled("cpu"):
@@ -202,7 +202,7 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, options: dict[str, Any], *tensors: torch.Tensor | None) -> torch.Tensor:
         ctx.dtype, ctx.options = dtype, options
-        ctx.has_grads = _torch_operators.is_gradient_made_forward(tensors, options)
+        ctx.has_grads = _torch_graph.is_gradient_made_forward(tensors, options)
         if not ctx.has_grads:
             ctx.save_for_backward(*tensors)
             return _loss(tensors, dtype, options)
@@ -211,13 +211,13 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return loss
 
     @staticmethod
-    @_torch_operators.untraced_if_compiling
+    @_torch_graph.untraced_if_compiling
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled():
             raise NotImplementedError(_ONCE)
         if ctx.has_grads:
-            grads = [None if x is None else _torch_operators.scale(x, grad_output) for x in ctx.saved_tensors]
-        elif _torch_operators.is_ordinary(grad_output):
+            grads = [None if x is None else _torch_graph.scale(x, grad_output) for x in ctx.saved_tensors]
+        elif _torch_graph.is_ordinary(grad_output):
             wanted = ctx.needs_input_grad[2:]
             _, grads = _loss_and_grads(ctx.saved_tensors, ctx.dtype, ctx.options, wanted, grad_output)
         else:

@@ -18,13 +18,13 @@ Design
 
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import torch
-from torch.autograd import forward_ad
 
 from fastce import CrossEntropyLoss
 from fastce._torch_arrays import HALVES, Tensors, loss_and_grad, loss_of
+from fastce._torch_graph import is_batched, is_transformed, no_gradient, untraced
 
 _VALUE_OF_NOTHING = {"nan": float("nan"), "zero": 0.0}
 
@@ -39,14 +39,6 @@ ONCE = (
     "the gradient of fastce.torch.cross_entropy cannot be differentiated again: call backward or torch.autograd.grad "
     "without create_graph=True and torch.func.grad or jvp once, or use torch.nn.functional.cross_entropy"
 )
-
-# Whether backward runs with retain_graph=True. Nothing public tells; where this is missing, assume so: it costs a copy.
-_is_graph_retained = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
-# What nothing public tells either. Where one of these is missing, so is what it tells of.
-_are_transforms_active = getattr(torch._C, "_are_functorch_transforms_active", lambda: False)
-_is_batched = getattr(torch._C._functorch, "is_legacy_batchedtensor", lambda tensor: False)
-_untraced = getattr(torch, "_disable_dynamo", lambda function: function)  # public, but for what is imported at once
-_count_modes = getattr(torch._C, "_len_torch_dispatch_stack", lambda: 0)
 
 
 class Options(NamedTuple):
@@ -77,49 +69,6 @@ def _split(inputs: tuple[Any, ...]) -> tuple[Tensors, Options]:
     return inputs[:n_tensors], Options(*inputs[n_tensors:])
 
 
-_Result = TypeVar("_Result")
-
-
-def untraced_if_compiling(function: Callable[..., _Result]) -> Callable[..., _Result]:
-    """Keep compilers out of a function that asks what they cannot follow.
-
-    PyTorch's own means to do so imports the compiler when it is first called, for which training should not wait.
-    """
-    untraced: Callable[..., _Result] = _untraced(function)
-
-    @functools.wraps(function)
-    def call(*arguments: Any) -> _Result:
-        return (untraced if torch.compiler.is_dynamo_compiling() else function)(*arguments)
-
-    return call
-
-
-def is_ordinary(*tensors: torch.Tensor | None) -> bool:
-    """Return True if the tensors' numbers may be read now, and nothing intercepts or records operators."""
-    return not (
-        torch.compiler.is_compiling()
-        or is_transformed()
-        or _count_modes() > 0
-        or torch.jit.is_tracing()
-        or any(
-            type(tensor).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ or _is_batched(tensor)
-            for tensor in tensors
-            if tensor is not None
-        )
-    )
-
-
-def is_transformed() -> bool:
-    """Return True if a transform of `torch.func` or forward mode is active."""
-    return bool(_are_transforms_active()) or forward_ad._current_level >= 0
-
-
-def is_gradient_made_forward(tensors: Tensors, options: dict[str, Any]) -> bool:
-    """Return True if the forward pass makes the gradient: see the design of `fastce.torch`."""
-    input = tensors[0]  # noqa: A001
-    return input.device.type == "cpu" and input.dtype != torch.float16 and options["reduction"] in ("mean", "sum")
-
-
 def differentiable_loss(tensors: Tensors, dtype: torch.dtype, options: dict[str, Any]) -> torch.Tensor:
     """Return the loss, in the way that is not the ordinary one."""
     if torch.compiler.is_dynamo_compiling():
@@ -144,7 +93,7 @@ def differentiable_loss(tensors: Tensors, dtype: torch.dtype, options: dict[str,
 def gradient(grad_output: torch.Tensor, tensors: Tensors, options: dict[str, Any]) -> torch.Tensor:
     """Return the gradient, in the way that is not the ordinary one."""
     input, numbers = tensors[0], _numbers(tensors[0], options)  # noqa: A001
-    if _is_batched(grad_output):  # its numbers cannot be read
+    if is_batched(grad_output):  # its numbers cannot be read
         factor = grad_output.unsqueeze(numbers.axis) if numbers.reduction == "none" else grad_output
         return _multiply_gradient(_gradient_operator, tensors, numbers, factor).to(input.dtype)
     return _apply_gradient(grad_output, *tensors, *numbers)
@@ -163,38 +112,11 @@ def _multiply_gradient(
 
 def _numbers(input: torch.Tensor, options: dict[str, Any]) -> Options:  # noqa: A002
     """Return options as the operators' schemas want them."""
-    kinds: dict[str, Callable[[Any], Any]] = {"ignore_index": int, "n_threads": int}
-    numbers: dict[str, Any] = dict(options)
-    for name, x in options.items():
-        if x is not None and not isinstance(x, str):
-            numbers[name] = kinds.get(name, float)(x)
+    kinds = {"ignore_index": int, "n_threads": int}
+    numbers: dict[str, Any] = {
+        name: x if x is None or isinstance(x, str) else kinds.get(name, float)(x) for name, x in options.items()
+    }
     return Options(axis=max(0, min(input.ndim - 1, 1)), **numbers)
-
-
-def scale(grad: torch.Tensor, grad_output: torch.Tensor) -> torch.Tensor:
-    """Multiply a gradient, where it is if nobody will ask for it again."""
-    if not is_ordinary(grad_output):
-        return grad * grad_output
-    factor = float(grad_output)
-    if _is_graph_retained():
-        return grad * factor
-    return grad if factor == 1 else grad.mul_(factor)
-
-
-def check_constants(options: dict[str, Any], leaves: tuple[str, ...], **tensors: torch.Tensor | None) -> None:
-    """Refuse gradients of anything but the leaves; turn options that are tensors into numbers."""
-    for name, value in {**tensors, **options}.items():
-        if not isinstance(value, torch.Tensor):
-            continue
-        if value.requires_grad and torch.is_grad_enabled():
-            raise NotImplementedError(no_gradient(name, leaves))
-        if name in options:
-            if not is_ordinary(value):
-                raise TypeError(
-                    f"{name} must be a number where torch.func, forward mode, a tracer or a compiler is at work, got a "
-                    f"tensor: pass float({name}), taken outside"
-                )
-            options[name] = value.detach()  # a number as well, but PyTorch warns where it could have a gradient
 
 
 # The operators, which see numbers, or fake tensors that have a shape only.
@@ -236,15 +158,6 @@ def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> Non
     ctx.save_for_backward(*tensors)
 
 
-def no_gradient(name: str, leaves: tuple[str, ...] = ("input",)) -> str:
-    """Return the message for a derivative that nobody makes."""
-    function = "cross_entropy" if len(leaves) == 1 else "linear_cross_entropy"
-    return (
-        f"{name} must not require a gradient, which is made for {', '.join(leaves)} alone (pass {name}.detach(), or "
-        f"use torch.nn.functional.{function}), got a tensor that does"
-    )
-
-
 def _refuse(*_: Any) -> None:
     raise NotImplementedError(ONCE)
 
@@ -265,7 +178,7 @@ _gradient_operator.register_autograd(_refuse)
 
 
 def _map_loss(call: Callable[..., torch.Tensor], options: Options, tensors: Tensors) -> torch.Tensor:
-    rows, tensors, total = _as_rows_of_batch(options, tensors)
+    rows, tensors, total = _as_one_call(options, tensors)
     losses = call(*tensors, *rows)
     if options.reduction == "none":
         return losses
@@ -277,7 +190,7 @@ def _map_loss(call: Callable[..., torch.Tensor], options: Options, tensors: Tens
 
 def _map_gradient(call: Callable[..., torch.Tensor], options: Options, tensors: Tensors) -> torch.Tensor:
     grad_output = tensors[0]
-    rows, others, total = _as_rows_of_batch(options, tensors[1:])
+    rows, others, total = _as_one_call(options, tensors[1:])
     if options.reduction != "none":
         grad_output = grad_output.double()
         if total is not None:
@@ -306,7 +219,7 @@ def _map(rule: Callable[..., Any], call: Any, info: Any, in_dims: tuple[Any, ...
     return rule(call, options, tuple(batched)), 0
 
 
-def _as_rows_of_batch(options: Options, tensors: Tensors) -> tuple[Options, Tensors, torch.Tensor | None]:
+def _as_one_call(options: Options, tensors: Tensors) -> tuple[Options, Tensors, torch.Tensor | None]:
     """Return the options and tensors of one call for all samples; for a mean also what each divides by."""
     rows = options._replace(axis=options.axis + 1, reduction="none")
     if options.reduction != "mean":
@@ -367,7 +280,7 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
         ctx.save_for_forward(*inputs[: len(_TENSORS)])
 
     @staticmethod
-    @_untraced  # type: ignore[untyped-decorator]
+    @untraced  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
         return _backward_by(_Gradient.apply)(ctx, grad_output)  # which is never None: there is one output
 
@@ -404,8 +317,8 @@ class _Gradient(torch.autograd.Function):  # type: ignore[misc]
 
 
 # Nothing of these functions is for `torch.compile`, which meets them where it has given up on the caller.
-_apply_loss = _untraced(lambda *inputs: _Loss.apply(*inputs))
-_apply_gradient = _untraced(lambda *inputs: _Gradient.apply(*inputs))
+_apply_loss = untraced(lambda *inputs: _Loss.apply(*inputs))
+_apply_gradient = untraced(lambda *inputs: _Gradient.apply(*inputs))
 
 
 def _arithmetic(input: torch.Tensor) -> torch.dtype:  # noqa: A002

@@ -33,7 +33,7 @@ except ImportError as error:
     ) from error
 
 import fastce
-from fastce import _torch_arrays, _torch_operators
+from fastce import _torch_arrays, _torch_graph, _torch_operators
 from fastce._torch_arrays import check_tensors
 from fastce._torch_linear import linear_cross_entropy
 
@@ -163,9 +163,9 @@ def cross_entropy(
     if target.is_floating_point() and ignore_index < 0:
         ignore_index = _DEFAULT_IGNORE_INDEX  # PyTorch refuses only those that could be classes
     options = {"ignore_index": ignore_index, "reduction": reduction, "label_smoothing": label_smoothing, **options}
-    _torch_operators.check_constants(options, ("input",), target=target, weight=weight, sample_weight=sample_weight)
+    _torch_graph.check_constants(options, ("input",), target=target, weight=weight, sample_weight=sample_weight)
     dtype = _torch_arrays.loss_dtype(input)
-    if not _torch_operators.is_ordinary(*tensors):
+    if not _torch_graph.is_ordinary(*tensors):
         return _torch_operators.differentiable_loss(tensors, dtype, options)
     if torch.is_grad_enabled() and input.requires_grad:
         return _CrossEntropy.apply(dtype, options, *tensors)
@@ -286,7 +286,7 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     def forward(ctx: Any, dtype: torch.dtype, options: dict[str, Any], *tensors: torch.Tensor | None) -> torch.Tensor:
         ctx.dtype, ctx.options = dtype, options
-        ctx.has_grad = _torch_operators.is_gradient_made_forward(tensors, options)
+        ctx.has_grad = _torch_graph.is_gradient_made_forward(tensors, options)
         if not ctx.has_grad:
             ctx.save_for_backward(*tensors)
             return _torch_arrays.loss_of(tensors, dtype, options)
@@ -295,7 +295,7 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         return loss
 
     @staticmethod
-    @_torch_operators.untraced_if_compiling
+    @_torch_graph.untraced_if_compiling
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         if torch.is_grad_enabled():
             # Not once_differentiable's business: it looks at grad_output only, which is a constant as a rule, and would
@@ -304,8 +304,8 @@ class _CrossEntropy(torch.autograd.Function):  # type: ignore[misc]
         # The arguments, or the gradient alone. Asked for once: a checkpoint gives them out no second time.
         saved = ctx.saved_tensors
         if ctx.has_grad:
-            grad = _torch_operators.scale(saved[0], grad_output)
-        elif _torch_operators.is_ordinary(grad_output):
+            grad = _torch_graph.scale(saved[0], grad_output)
+        elif _torch_graph.is_ordinary(grad_output):
             _, grad = _torch_arrays.loss_and_grad(saved, ctx.dtype, ctx.options, grad_output)
         else:
             grad = _torch_operators.gradient(grad_output, saved, ctx.options)

@@ -17,7 +17,7 @@ from cases import make_logits, make_target, options_for, row_shape
 torch = pytest.importorskip("torch")
 
 import fastce.torch  # noqa: E402 - it cannot be imported without
-from fastce import _torch_arrays, _torch_operators  # noqa: E402
+from fastce import _torch_arrays, _torch_graph  # noqa: E402
 
 F = torch.nn.functional
 ours = fastce.torch.cross_entropy
@@ -391,7 +391,7 @@ def test_a_retained_graph_gives_the_same_again(reduction, dtype, rng):
 
 
 def test_without_the_private_hook_graphs_count_as_retained(monkeypatch, rng):
-    monkeypatch.setattr(_torch_operators, "_is_graph_retained", lambda: True)
+    monkeypatch.setattr(_torch_graph, "_is_graph_retained", lambda: True)
     logits, target = simple(rng)
     (0.5 * ours(logits, target)).backward()
     expected = leaf(logits)
