@@ -112,9 +112,9 @@ def _check_tensor(name: str, value: Any, input: torch.Tensor) -> None:  # noqa: 
         raise TypeError(f"{name} must be {kinds}, got {value.dtype}{hint}")
 
 
-def call(function: Callable[..., Any], names: tuple[str, ...], tensors: Tensors, **options: Any) -> Any:
+def call(function: Callable[..., Any], names: tuple[str, ...], tensors: Tensors, options: dict[str, Any]) -> Any:
     """Call one of the functions for arrays, which has its names; its messages are told in PyTorch's words."""
-    arrays = {name: as_array(tensor) for name, tensor in zip(names, tensors, strict=True)}
+    arrays = dict(zip(names, map(as_array, tensors), strict=True))
     try:
         return function(**arrays, **options)
     except (TypeError, ValueError, IndexError) as error:
@@ -129,7 +129,7 @@ def call(function: Callable[..., Any], names: tuple[str, ...], tensors: Tensors,
 def loss_of(tensors: Tensors, dtype: torch.dtype, options: dict[str, Any]) -> torch.Tensor:
     """Return the loss of input, target, weight and sample_weight."""
     with stream_of(tensors[0]):
-        return as_tensor(call(fastce.cross_entropy, _ARRAYS, tensors, **options), dtype)
+        return as_tensor(call(fastce.cross_entropy, _ARRAYS, tensors, options), dtype)
 
 
 def loss_and_grad(
@@ -139,7 +139,7 @@ def loss_and_grad(
     grad = empty_like(tensors[0])
     with stream_of(grad):
         names = (*_ARRAYS, "grad_output", "out")
-        loss, _ = call(fastce.cross_entropy_with_grad, names, (*tensors, grad_output, grad), **options)
+        loss, _ = call(fastce.cross_entropy_with_grad, names, (*tensors, grad_output, grad), options)
         return as_tensor(loss, dtype), grad
 
 

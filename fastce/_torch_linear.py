@@ -226,7 +226,7 @@ class _LinearCrossEntropy(torch.autograd.Function):  # type: ignore[misc]
 
 
 def _loss(tensors: Tensors, dtype: torch.dtype, options: dict[str, Any]) -> torch.Tensor:
-    return as_tensor(call(fastce.linear_cross_entropy, _ARRAYS, tensors, **options), dtype)
+    return as_tensor(call(fastce.linear_cross_entropy, _ARRAYS, tensors, options), dtype)
 
 
 def _loss_and_grads(
@@ -239,7 +239,8 @@ def _loss_and_grads(
     """Return the loss and the gradients that are wanted."""
     names = (*_ARRAYS, "grad_output")
     wrt = [name for name, is_wanted in zip(_ARRAYS, wanted, strict=True) if is_wanted]
-    loss, *arrays = call(fastce.linear_cross_entropy_with_grad, names, (*tensors, grad_output), wrt=wrt, **options)
+    function = fastce.linear_cross_entropy_with_grad
+    loss, *arrays = call(function, names, (*tensors, grad_output), {"wrt": wrt, **options})
     grads: list[torch.Tensor | None] = []
     for leaf in tensors[: len(_LEAVES)]:
         array = arrays.pop(0)  # so that no two copies of a gradient are held longer than need be
