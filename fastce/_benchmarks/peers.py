@@ -55,14 +55,10 @@ def refuse_more_than_a_matrix(logits: Array) -> None:
         raise ValueError(f"takes matrices only, got {logits.ndim} dimensions")
 
 
-def prepare_fastce(logits: Array, target: Array, n_threads: int | None) -> Call:
-    """Write the gradient over the logits."""
-    return lambda: fastce.cross_entropy_with_grad(logits, target, out=logits, n_threads=n_threads)
-
-
-def prepare_fastce_new(logits: Array, target: Array, n_threads: int | None) -> Call:
-    """Write the gradient into a new array."""
-    return lambda: fastce.cross_entropy_with_grad(logits, target, n_threads=n_threads)
+def prepare_fastce(logits: Array, target: Array, n_threads: int | None, *, new: bool = False) -> Call:
+    """Write the gradient over the logits, or into a new array."""
+    out = None if new else logits
+    return lambda: fastce.cross_entropy_with_grad(logits, target, out=out, n_threads=n_threads)
 
 
 def prepare_numpy(logits: Array, target: Array, _n_threads: int | None) -> Call:
@@ -189,7 +185,7 @@ def prepare_numba(logits: Array, target: Array, n_threads: int | None) -> Call:
 
 PEERS = {
     "fastce": Peer(prepare_fastce),
-    "fastce, new": Peer(prepare_fastce_new, n_matrices=1),
+    "fastce, new": Peer(functools.partial(prepare_fastce, new=True), n_matrices=1),
     "NumPy": Peer(prepare_numpy, n_matrices=2),
     "SciPy": Peer(prepare_scipy, ("scipy",), n_matrices=3),
     "scikit-learn": Peer(prepare_sklearn, ("sklearn",)),
