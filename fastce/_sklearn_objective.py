@@ -114,8 +114,8 @@ class Layer(NamedTuple):
 
     def _options(self, chunk: Rows) -> dict[str, Any]:
         # "none", for its losses are summed in float64.
-        options: dict[str, Any] = {"reduction": "none", "label_smoothing": self.label_smoothing, "n_threads": 1}
-        return options | {"sample_weight": chunk.weight}
+        options = {"reduction": "none", "label_smoothing": self.label_smoothing, "n_threads": 1}
+        return {"sample_weight": chunk.weight, **options}
 
     def _logits(self, theta: Floats, x: Any, buffer: Array) -> Array:
         """Return the logits, in the buffer; of two classes those of the first are 0."""

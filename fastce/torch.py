@@ -172,6 +172,7 @@ def cross_entropy(
     return _torch_arrays.loss_of(tensors, dtype, options)
 
 
+# The options, which a module keeps, and their defaults.
 _PARAMETERS = inspect.signature(cross_entropy).parameters.values()
 _DEFAULTS = {x.name: x.default for x in _PARAMETERS if x.name in _torch_operators.Options._fields}
 
