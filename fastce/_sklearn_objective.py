@@ -15,8 +15,6 @@ Design
 import contextlib
 import functools
 import itertools
-import os
-import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Self, TypeVar
@@ -24,9 +22,9 @@ from typing import Any, NamedTuple, Self, TypeVar
 import numpy as np
 import scipy.sparse
 from numpy.typing import NDArray
-from threadpoolctl import ThreadpoolController
 
 import fastce
+from fastce._sklearn_blas import one_blas_thread
 
 Floats = NDArray[np.float64]
 Array = NDArray[Any]
@@ -180,7 +178,7 @@ class Objective:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as resources:
-            resources.enter_context(_blas_limit)
+            resources.enter_context(one_blas_thread)
             self._map: Callable[..., Iterable[Any]] = map
             if len(self._spans) > 1:
                 self._map = resources.enter_context(ThreadPoolExecutor(len(self._spans))).map
@@ -234,65 +232,6 @@ class Objective:
 def _in_thread(call: Callable[..., T], chunks: Any, workspace: Array) -> T:
     """Call it. Small products may round to 0; at a step that is too long all may overflow, which the solvers expect."""
     return call(chunks, workspace)  # the caller's settings are unknown to other threads
-
-
-class _BlasLimit:
-    """A context in which BLAS has one thread: how many objectives are in it, and the numbers of threads otherwise.
-
-    The number is the process's: each objective that saved and restored it for itself would, if another ended first,
-    leave what the other had set.
-    """
-
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self._n_users = 0
-        self._before: dict[Any, int] = {}
-
-    def __enter__(self) -> None:
-        """Limit BLAS; a number that somebody has set since the last call is the one to come back to."""
-        with self.lock:
-            if self._n_users == 0:
-                self._before = {}
-            self._n_users += 1
-            for library in _find_blas():
-                n_threads = library.num_threads
-                if n_threads != 1:
-                    self._before[library] = n_threads
-                    library.set_num_threads(1)
-
-    def __exit__(self, *exception: object) -> None:
-        """Undo it if nobody else needs it; but what somebody else has set since then stays."""
-        with self.lock:
-            self._n_users -= 1
-            if self._n_users == 0:
-                self._restore()
-
-    def start_child(self) -> None:
-        """Undo it in a forked process, where none but the thread that holds the lock lives on."""
-        if self._n_users:
-            self._n_users = 0
-            self._restore()
-        self.lock.release()
-
-    def _restore(self) -> None:
-        for library, n_threads in self._before.items():
-            if library.num_threads == 1:
-                library.set_num_threads(n_threads)
-
-
-_blas_limit = _BlasLimit()
-if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(
-        before=_blas_limit.lock.acquire,
-        after_in_parent=_blas_limit.lock.release,
-        after_in_child=_blas_limit.start_child,
-    )
-
-
-@functools.cache
-def _find_blas() -> list[Any]:
-    """Return threadpoolctl's controllers: it looks through all loaded libraries, which takes some milliseconds."""
-    return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
 def _sum_rows(chunks: Iterable[Rows], _workspace: Array) -> tuple[Any, Any]:

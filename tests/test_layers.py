@@ -82,7 +82,8 @@ PROGRAMS = {
     "_sklearn_loss": {"_labels"},
     "_labels": set(),
     "_sklearn_solvers": {"_sklearn_objective"},
-    "_sklearn_objective": set(),
+    "_sklearn_objective": {"_sklearn_blas"},
+    "_sklearn_blas": set(),
 }
 
 
