@@ -33,7 +33,7 @@ except ImportError as error:
     ) from error
 
 import fastce
-from fastce import _torch_arrays, _torch_graph, _torch_operators
+from fastce import _torch_arrays, _torch_graph, _torch_memory, _torch_operators
 from fastce._torch_arrays import check_tensors
 from fastce._torch_linear import linear_cross_entropy
 
@@ -193,7 +193,7 @@ def empty_cache() -> None:
     >>> from fastce.torch import empty_cache
     >>> empty_cache()
     """
-    _torch_arrays.kept.clear()
+    _torch_memory.kept.clear()
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):  # type: ignore[misc]

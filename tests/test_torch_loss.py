@@ -17,7 +17,7 @@ from cases import make_logits, make_target, options_for, row_shape
 torch = pytest.importorskip("torch")
 
 import fastce.torch  # noqa: E402 - it cannot be imported without
-from fastce import _torch_arrays, _torch_graph  # noqa: E402
+from fastce import _torch_arrays, _torch_graph, _torch_memory  # noqa: E402
 
 F = torch.nn.functional
 ours = fastce.torch.cross_entropy
@@ -162,7 +162,7 @@ def test_memory_formats_and_strides(reduction, rng):
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 def test_large_gradients_are_tensors_like_others(dtype, monkeypatch):
     """Although their memory may have been another's before."""
-    monkeypatch.setattr(_torch_arrays, "LARGE", 0)
+    monkeypatch.setattr(_torch_memory, "LARGE", 0)
     wide = torch.randn(2, 5, 3, 8).to(dtype)
     for x in (
         wide,
@@ -172,22 +172,22 @@ def test_large_gradients_are_tensors_like_others(dtype, monkeypatch):
         wide[:1, :, :, :1].expand(3, -1, -1, 2),
         wide[:0],
     ):
-        expected, actual = torch.empty_like(x), _torch_arrays.empty_like(x)
+        expected, actual = torch.empty_like(x), _torch_memory.empty_like(x)
         assert (actual.shape, actual.stride(), actual.dtype) == (expected.shape, expected.stride(), expected.dtype)
         assert not actual._is_view()
         assert actual.untyped_storage().resizable() and actual.storage_offset() == 0
         target = torch.randint(5, (x.shape[0], *x.shape[2:]))
         leaves = x.detach().requires_grad_(), x.detach().requires_grad_()
         ours(leaves[0], target, reduction="sum").backward()
-        monkeypatch.setattr(_torch_arrays, "LARGE", 1 << 22)
+        monkeypatch.setattr(_torch_memory, "LARGE", 1 << 22)
         ours(leaves[1], target, reduction="sum").backward()
-        monkeypatch.setattr(_torch_arrays, "LARGE", 0)
+        monkeypatch.setattr(_torch_memory, "LARGE", 0)
         assert torch.equal(leaves[0].grad, leaves[1].grad)
 
 
 def make_large(n_rows):
     """Return a gradient of so many times 1 MiB."""
-    return _torch_arrays.empty_like(torch.empty(n_rows, 1 << 18))
+    return _torch_memory.empty_like(torch.empty(n_rows, 1 << 18))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_memory_that_another_process_may_read_is_not_used_again():
 
 def test_memory_is_not_kept_for_ever():
     def kept():
-        return [memory.untyped_storage().nbytes() >> 20 for memory in _torch_arrays.kept]
+        return [memory.untyped_storage().nbytes() >> 20 for memory in _torch_memory.kept]
 
     fastce.torch.empty_cache()
     first, held = make_large(8), make_large(8)
@@ -403,7 +403,7 @@ def test_without_the_private_hook_graphs_count_as_retained(monkeypatch, rng):
 @pytest.mark.parametrize("factor", [1.0, 0.5])
 def test_one_sweep_and_one_matrix(factor, large, monkeypatch, rng):
     """What the forward sweep made is what a leaf's gradient becomes; the logits are not kept."""
-    monkeypatch.setattr(_torch_arrays, "LARGE", large)
+    monkeypatch.setattr(_torch_memory, "LARGE", large)
     made = []
     real = _torch_arrays.loss_and_grad
 
