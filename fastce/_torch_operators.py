@@ -17,7 +17,7 @@ Design
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import torch
@@ -150,27 +150,29 @@ def _fake_gradient(grad_output: torch.Tensor, input: torch.Tensor, *_: Any) -> t
 
 
 def _keep_inputs(ctx: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> None:
-    """Save what the gradient is made of, which is for the input alone."""
-    for name, needs_grad in zip(_TENSORS[1:], ctx.needs_input_grad[1 : len(_TENSORS)], strict=True):
-        if needs_grad:
-            raise NotImplementedError(no_gradient(name))
+    """Save what the gradient is made of."""
+    _check_leaves(ctx.needs_input_grad)
     tensors, ctx.options = _split(inputs)
     ctx.save_for_backward(*tensors)
+
+
+def _check_leaves(have_derivatives: Iterable[bool]) -> None:
+    """Refuse derivatives by anything but the input."""
+    for name, has_derivative in zip(_TENSORS, have_derivatives, strict=False):
+        if has_derivative and name != "input":
+            raise NotImplementedError(no_gradient(name))
 
 
 def _refuse(*_: Any) -> None:
     raise NotImplementedError(ONCE)
 
 
-def _backward_by(gradient: Callable[..., Any]) -> Callable[..., tuple[Any, ...]]:
-    def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
-        grad = gradient(grad_output, *ctx.saved_tensors, *ctx.options)
-        return (grad, *(None,) * (len(_TENSORS) - 1 + len(ctx.options)))
-
-    return backward
+def _backward(call: Callable[..., torch.Tensor], ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
+    grad = call(grad_output, *ctx.saved_tensors, *ctx.options)
+    return (grad, *(None,) * (len(_TENSORS) - 1 + len(ctx.options)))
 
 
-_loss_operator.register_autograd(_backward_by(_gradient_operator), setup_context=_keep_inputs)
+_loss_operator.register_autograd(functools.partial(_backward, _gradient_operator), setup_context=_keep_inputs)
 _gradient_operator.register_autograd(_refuse)
 
 
@@ -282,13 +284,11 @@ class _Loss(torch.autograd.Function):  # type: ignore[misc]
     @staticmethod
     @untraced  # type: ignore[untyped-decorator]
     def backward(ctx: Any, grad_output: torch.Tensor) -> tuple[Any, ...]:
-        return _backward_by(_Gradient.apply)(ctx, grad_output)  # which is never None: there is one output
+        return _backward(_Gradient.apply, ctx, grad_output)  # which is never None: there is one output
 
     @staticmethod
     def jvp(ctx: Any, *tangents: torch.Tensor | None) -> torch.Tensor:
-        for name, tangent in zip(_TENSORS, tangents, strict=False):
-            if tangent is not None and name != "input":
-                raise NotImplementedError(no_gradient(name))
+        _check_leaves(tangent is not None for tangent in tangents)
         # The first is never None: no other may have one.
         product = _multiply_gradient(_Gradient.apply, ctx.saved_tensors, ctx.options, tangents[0])
         return product.sum(ctx.options.axis) if ctx.options.reduction == "none" else product.sum()
