@@ -9,8 +9,10 @@ Design
 """
 
 
+cdef extern from "host/rules.h":
+    int break_rule "fastce_break"(object rule, object name, double value, object other) except -1
+
+
 cdef inline int fail(str rule, str name, double value=0, str other=None) except -1:
     """Raise the error for a rule: with where or by which number it is broken, or which argument a result overlaps."""
-    from fastce._cpu._rules import RuleError
-
-    raise RuleError(rule, name, value, other)
+    return break_rule(rule, name, value, other)

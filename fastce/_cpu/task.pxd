@@ -65,10 +65,7 @@ cdef struct Task:
     Py_ssize_t n_rows
     Py_ssize_t n_classes
     Py_ssize_t n_dims
-    Py_ssize_t row_shape[MAX_DIMS]
     # operands
-    Matrix logits
-    Matrix prob            # class probabilities
     const int64_t* target  # class indices; at most one of the two is there
     const void* weight     # per class, in the arithmetic's type
     double weight_sum      # W
@@ -101,11 +98,8 @@ cdef struct Task:
     int n_sums
     int sums[N_OPTION_SUMS]  # which these are
     # outputs
-    Matrix out
     OutKind out_kind
     # what the curvature kernel is asked for
-    Matrix v               # the vector of a product
-    Matrix hess            # where the diagonal goes
     bint is_product
     bint by_rows           # a row fills the vector, or 16 rows do
     Py_ssize_t unit_size   # numbers of a row, or of 16 side by side, with the gap after them
@@ -119,6 +113,13 @@ cdef struct Task:
     int64_t* argmax
     double* loss_parts     # sums over part_rows rows each
     Py_ssize_t part_rows
+    # what is long, and comes last: a new task has zeros in all but this
+    Py_ssize_t row_shape[MAX_DIMS]
+    Matrix logits
+    Matrix prob            # class probabilities
+    Matrix out
+    Matrix v               # the vector of a product
+    Matrix hess            # where the diagonal goes
 
 
 cdef inline bint is_curvature(const Task* task) noexcept nogil:
