@@ -21,8 +21,8 @@ class CrossEntropyLoss:
     Parameters
     ----------
     axis, weight, sample_weight, ignore_index, label_smoothing, reduction, on_empty
-        As for `cross_entropy`, with the same defaults. All options are keyword-only, and attributes of the object. They
-        are checked here as far as possible without logits.
+        As for `cross_entropy`, with the same defaults. All options are keyword-only, and attributes of the object.
+        Numbers and names are checked here, arrays when it is called.
     logit_scale, softcap, z_loss, n_threads
         As for `cross_entropy`.
 

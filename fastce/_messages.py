@@ -67,12 +67,12 @@ def exception_for(
             )
         case "scale":
             return ValueError(
-                f"{name} must be positive and finite in {computed()}, in which these logits are computed with; "
+                f"{name} must be positive and finite in {computed()}, which these logits are computed in; "
                 f"got {float(got)!r}, which is {value} there"
             )
         case "quotient":
             return ValueError(
-                f"logit_scale / softcap must be finite in {computed()}, in which these logits are computed with; "
+                f"logit_scale / softcap must be finite in {computed()}, which these logits are computed in; "
                 f"got {float(given['logit_scale'])!r} / {float(got)!r}"
             )
         case "ignored probabilities":

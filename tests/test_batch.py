@@ -74,6 +74,24 @@ def test_a_row_has_the_same_bits_in_every_batch(n_classes, layout, rng):
 
 
 @pytest.mark.every_isa
+@pytest.mark.parametrize("n_classes", CLASSES)
+def test_a_row_has_the_same_bits_in_compact_batches_of_one_memory_order(n_classes, rng):
+    """A copy of few rows in Fortran order, or of few positions of an image, has its classes nearer to each other."""
+    for i, dtype in enumerate((np.float32, np.float64, np.float16, np.float32, np.float64)):
+        x = np.asfortranarray(make_logits(rng, (20, n_classes), dtype))
+        v = rng.standard_normal(x.shape).astype(dtype)
+        target = make_target(rng, ("index", "prob")[i % 2], x.shape)
+        whole = results(x, target, v, **OPTIONS[i])
+        for n in (2, 3, 4, 5, 17):
+            few = np.asfortranarray(x[:n])
+            for name, values in results(few, target[:n], v[:n], **OPTIONS[i]).items():
+                assert_equal(values, whole[name][:n], f"{name} {np.dtype(dtype)} {OPTIONS[i]} {n} rows")
+        images = np.ascontiguousarray(x.T)[None]
+        for n in (2, 3, 4, 5, 17):
+            assert_equal(fastce.softmax(images[:, :, :n].copy(), axis=1), fastce.softmax(images, axis=1)[:, :, :n])
+
+
+@pytest.mark.every_isa
 @pytest.mark.parametrize("n_classes", [10, 130])
 def test_probabilities_and_indices_in_batches_of_any_size(n_classes, rng):
     x = make_logits(rng, (40, n_classes), np.float32)

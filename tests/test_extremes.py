@@ -31,6 +31,35 @@ def test_full_smoothing_forgets_the_target(problem, n_classes, dtype, kind):
     np.testing.assert_allclose(grad, expected_grad, rtol=0, atol=eps)
 
 
+@pytest.mark.parametrize("n_classes", [2, 3, 40, 127, 300, 5000])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_differences_that_overflow_unless_they_are_scaled(n_classes, dtype):
+    """The largest logits of both signs, and a scale that makes 4 of the largest."""
+    largest, scale = float(np.finfo(dtype).max), float(np.finfo(dtype).smallest_normal)
+    target = np.array([0, n_classes // 2, n_classes - 1])
+    logits = np.full((3, n_classes), -largest, dtype)
+    logits[:, n_classes // 2] = 0
+    logits[:, 0] = largest
+    # Multiplied beforehand, which is exact: the scale is a power of two.
+    x = logits.astype(np.longdouble) * scale
+    rows = np.arange(3)
+    log_probs = x - np.log(np.exp(x).sum(1, keepdims=True))
+    probs = np.exp(log_probs)
+    eps = 8 * float(np.finfo(dtype).eps)
+    options = {"reduction": "none", "logit_scale": scale}
+    # The scale is a factor of the gradient, too, and is taken out again.
+    loss, grad = with_grad(logits, target, grad_output=np.full(3, 1 / scale), **options)
+    np.testing.assert_allclose(loss, -log_probs[rows, target], rtol=eps)
+    stats = fastce.cross_entropy_stats(logits, target, logit_scale=scale)
+    np.testing.assert_allclose(stats.log_prob, log_probs[rows, target], rtol=eps)
+    np.testing.assert_allclose(stats.entropy, -(probs * log_probs).sum(1), rtol=eps)
+    probs[rows, target] -= 1
+    np.testing.assert_allclose(grad, probs, rtol=2 * eps, atol=eps / n_classes)
+    smooth = fastce.cross_entropy(logits, target, label_smoothing=0.1, **options)
+    expected = -0.9 * log_probs[rows, target] - 0.1 * log_probs.mean(1)
+    np.testing.assert_allclose(smooth, expected, rtol=eps)
+
+
 @pytest.mark.parametrize("size", [1e4, 1e30, 3e38])
 @pytest.mark.parametrize("kind", KINDS)
 def test_large_logits(problem, n_classes, dtype, kind, size):

@@ -2,6 +2,7 @@
 
 cdef extern from "simd/math.h" nogil:
     double exp "fastce_exp_double"(double x)  # times exp_unit
+    double difference "fastce_difference_double"(double x, double y, double scale)
     # The same functions for float and double: C chooses by the first argument.
     double log1p "fastce_log1p"(double x, double inverse)  # `inverse` is 1 / (1 + x)
     double sech2 "fastce_sech2"(double x)

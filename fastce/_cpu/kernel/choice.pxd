@@ -13,17 +13,15 @@ cdef enum:
     # kernel's vectors: 100 floats take 0.46 (AVX-512) and 0.86 (AVX2) of the row kernel's time, with options 0.67 and
     # 0.93; 128 take 0.78 and 1.39, with options 1.10 and 1.45. Doubles: 0.77 and 0.75, then 1.16 and 1.14.
     FEW_CLASSES = 127
-    # Classes so many numbers apart share cache lines, and rows read each line a few times while it is in L1. Farther
-    # apart, it is 16 rows that share a line.
-    NEAR_CLASSES = 4
 
 
 cdef inline bint goes_by_rows(const Task* task, Py_ssize_t itemsize) noexcept nogil:
     """Return True if the row kernel is to do a task: choose between rows and columns.
 
-    By classes, their stride and the type alone: a row must have the same bits in every batch.
+    By classes, whether they lie side by side, and the type alone: a row must have the same bits in every batch. Classes
+    two numbers apart would be faster by rows, but so lie those of two rows in Fortran order.
     """
-    return task.n_classes > FEW_CLASSES and magnitude(task.logits.class_stride) <= NEAR_CLASSES * itemsize
+    return task.n_classes > FEW_CLASSES and magnitude(task.logits.class_stride) == itemsize
 
 
 cdef inline KernelSpec choose_kernel(Task* task, real like) noexcept nogil:

@@ -8,7 +8,7 @@ from fastce._cpu.kernel.blocks cimport combine_gradient, multiply, multiply_by
 from fastce._cpu.kernel.row_view cimport weight_block
 from fastce._cpu.kernel.scalars cimport Scalars, unscaled_exp
 from fastce._cpu.lanes cimport LANES, fill
-from fastce._cpu.math cimport exp_unit, real
+from fastce._cpu.math cimport difference, exp_unit, real
 from fastce._cpu.task cimport Task
 
 
@@ -34,7 +34,7 @@ cdef inline void find_alpha(
         return
     for j in range(n):
         if block_max[j] != rows.row_max[lane + j]:
-            alpha[j] *= unscaled_exp(task.scale * (block_max[j] - rows.row_max[lane + j]))
+            alpha[j] *= unscaled_exp(difference(block_max[j], rows.row_max[lane + j], task.scale))
 
 
 cdef inline double write_gradient(

@@ -23,7 +23,7 @@ from fastce._cpu.formula cimport (
 from fastce._cpu.kernel.blocks cimport cap
 from fastce._cpu.lanes cimport D_UNIT, LANES, fill, wide_lane_sum
 from fastce._cpu.layout.convert cimport read_converted
-from fastce._cpu.math cimport exp, exp_unit, log1p, real, sech2
+from fastce._cpu.math cimport difference, exp, exp_unit, log1p, real, sech2
 from fastce._cpu.platform cimport read_once
 from fastce._cpu.task cimport E_D, N_SUMS, T, T_D, W_D, WT, WT_D, Task, is_curvature, row_offset, vector_item, weight_of
 
@@ -34,7 +34,7 @@ cdef extern from "simd/compiler.h" nogil:
 cdef struct Scalars:
     int64_t kept[LANES]             # 0 for rows that are skipped and lanes without a row
     double sample_weight[LANES]
-    # what the sweep found: sums over all classes as named in `task`, with d in D_UNIT
+    # what the sweep found: sums over all classes as named in `task`
     double row_max[LANES]
     double sumexp_excl_max[LANES]   # sum of exp(d) without the largest term
     double sums[N_SUMS][LANES]
@@ -140,9 +140,9 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
 
 
 cdef inline double sum_factor(int k, real scale) noexcept nogil:
-    """Return what is missing to a sum: the logits' scale to those of d, and `exp_unit`."""
+    """Return what is missing to a sum: the logits' scale to those of d, or `exp_unit`."""
     if k == E_D:
-        return scale / exp_unit(scale)
+        return 1 / exp_unit(scale)
     return <real>1 if k == WT or k == T else scale
 
 
@@ -171,7 +171,7 @@ cdef inline void merge(
     const Task* task, Scalars* rows, Py_ssize_t lane, const Scalars* block, Py_ssize_t n, Py_ssize_t b
 ) noexcept nogil:
     """Add the b-th block of classes to what is known of the n rows from `lane` on."""
-    cdef double factor, shift, factor_block, shift_block
+    cdef double factor, d, shift, factor_block, d_block, shift_block
     cdef double scale = task.scale
     cdef double w = task.block_weights[b] if task.sum_weight else 0  # of the classes before this block
     cdef double w_block = task.block_weights[b + 1] - w if task.sum_weight else 0
@@ -179,19 +179,21 @@ cdef inline void merge(
     for j in range(n):
         i = lane + j
         factor = factor_block = 1
-        shift = shift_block = 0
+        d = d_block = shift = shift_block = 0
         if block.row_max[j] > rows.row_max[i]:
-            factor = unscaled_exp(scale * (rows.row_max[i] - block.row_max[j]))
+            d = difference(rows.row_max[i], block.row_max[j], scale)
+            factor = unscaled_exp(d)
             shift = scale * (rows.row_max[i] * D_UNIT - block.row_max[j] * D_UNIT)
         elif block.row_max[j] < rows.row_max[i]:
-            factor_block = unscaled_exp(scale * (block.row_max[j] - rows.row_max[i]))
+            d_block = difference(block.row_max[j], rows.row_max[i], scale)
+            factor_block = unscaled_exp(d_block)
             shift_block = scale * (block.row_max[j] * D_UNIT - rows.row_max[i] * D_UNIT)
         for c in range(task.n_sums):
             k = task.sums[c]
             if k == E_D:
                 rows.sums[k][i] = (
-                    shift_exp_sum(rows.sums[k][i], 1 + rows.sumexp_excl_max[i], shift, factor)
-                    + shift_exp_sum(block.sums[k][j], 1 + block.sumexp_excl_max[j], shift_block, factor_block))
+                    shift_exp_sum(rows.sums[k][i], 1 + rows.sumexp_excl_max[i], d, factor)
+                    + shift_exp_sum(block.sums[k][j], 1 + block.sumexp_excl_max[j], d_block, factor_block))
             elif k == W_D:
                 rows.sums[k][i] = (
                     shift_sum(rows.sums[k][i], w, shift) + shift_sum(block.sums[k][j], w_block, shift_block))
@@ -321,7 +323,7 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         put(rows, lse, <real*>task.lse)
         return
     for j in range(LANES):
-        d[j] = scale * (rows.x_patch[j] - rows.row_max[j])
+        d[j] = difference(rows.x_patch[j], rows.row_max[j], scale)
     if with_gradient:
         for j in range(LANES):
             e[j] = unscaled_exp(d[j])
@@ -382,7 +384,7 @@ cdef inline void finish(const Task* task, Scalars* rows, real like) noexcept nog
         put_kept(rows, values, <real*>task.log_prob)
     if task.entropy != NULL:
         for j in range(LANES):
-            values[j] = row_entropy(rows.sums[E_D][j] / D_UNIT, inverse[j], rows.log_sumexp[j])
+            values[j] = row_entropy(rows.sums[E_D][j], inverse[j], rows.log_sumexp[j])
         put_kept(rows, values, <real*>task.entropy)
     if task.argmax != NULL:
         for j in range(rows.n):

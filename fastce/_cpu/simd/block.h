@@ -215,7 +215,7 @@ FASTCE_NOINLINE void F(find_in_lanes)(const REAL* x, ptrdiff_t n, const REAL* va
 /* By rows the terms that are 1 are not left out, see `sum_excl_max`. */
 FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_entropy, int is_long, fastce_block* b,
     const REAL* row_max, REAL scale) {
-    VEC m[VECTORS], shift[VECTORS], all[VECTORS], excl_max[VECTORS], x[4];
+    VEC m[VECTORS], all[VECTORS], excl_max[VECTORS], x[4];
     REAL lanes[16], sums[16];
     /* Copies, for compilers must assume that stores to e change the block. */
     const void* const given = b->x;
@@ -226,10 +226,7 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
     ptrdiff_t k;
     F(load_lanes)(by_rows, row_max, m);
     for (int j = 0; j < 16; j++) sums[j] = 0;
-    for (int v = 0; v < VECTORS; v++) {
-        shift[v] = m[v] * (REAL)FASTCE_D_UNIT;
-        all[v] = excl_max[v] = F(fill)(0);
-    }
+    for (int v = 0; v < VECTORS; v++) all[v] = excl_max[v] = F(fill)(0);
     for (k = 0; k + 64 <= n; k += 64) {
         /* Of 16 bits some lines twice: a variable count took half a cycle more per 16 numbers. */
         for (int j = 0; by_rows && j < (format == FASTCE_NATIVE ? 64 * (int)sizeof(REAL) : 128); j += 64)
@@ -238,7 +235,7 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
             for (int j = 0; j < 64; j += 16) FASTCE_PREFETCH_L1(e + k + 256 + j);
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++) {
             F(load_groups)(format, given, k + j, x);
-            F(exp_some)(x, 4, 0, m[v], scale, e + k + j, &all[v], by_rows ? NULL : &excl_max[v], shift[v],
+            F(exp_some)(x, 4, 0, m[v], scale, e + k + j, &all[v], by_rows ? NULL : &excl_max[v],
                 sums_entropy ? sums + j : NULL);
         }
     }
@@ -246,16 +243,15 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
     for (; !by_rows && k < n; k += 16)
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++) {
             x[0] = F(load)((const REAL*)given + k + j);
-            F(exp_some)(
-                x, 1, 0, m[v], scale, e + k + j, &all[v], &excl_max[v], shift[v], sums_entropy ? sums + j : NULL);
+            F(exp_some)(x, 1, 0, m[v], scale, e + k + j, &all[v], &excl_max[v], sums_entropy ? sums + j : NULL);
         }
     for (; k + WIDTH <= n; k += WIDTH) {
         x[0] = F(load_as)(format, given, k);
-        F(exp_some)(x, 1, 0, m[0], scale, e + k, all, NULL, shift[0], sums_entropy ? sums : NULL);
+        F(exp_some)(x, 1, 0, m[0], scale, e + k, all, NULL, sums_entropy ? sums : NULL);
     }
     if (k < n)
-        F(exp_some)(&last, 1, (int)(WIDTH - (n - k)), m[0], scale, e + n - WIDTH, all, NULL, shift[0],
-            sums_entropy ? sums : NULL);
+        F(exp_some)(
+            &last, 1, (int)(WIDTH - (n - k)), m[0], scale, e + n - WIDTH, all, NULL, sums_entropy ? sums : NULL);
     F(store_lanes)(all, lanes);
     F(put_sum)(by_rows, lanes, b->sums[FASTCE_ALL]);
     F(store_lanes)(excl_max, lanes);
@@ -494,14 +490,16 @@ FASTCE_INLINE void F(write_gradient)(int by_rows, REAL* e, ptrdiff_t n, const RE
 /* scale * (x - row_max) - log_sum; `out` may be x. */
 FASTCE_NOINLINE void F(write_log)(
     const REAL* x, ptrdiff_t n, const REAL* row_max, REAL scale, const REAL* log_sum, REAL* out) {
+    const VEC last = F(load)(x + n - WIDTH); /* before stores to `out` */
     VEC m[VECTORS], s[VECTORS];
     ptrdiff_t k;
     F(load_lanes)(0, row_max, m);
     F(load_lanes)(0, log_sum, s);
     for (k = 0; k + 16 <= n; k += 16)
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++)
-            F(store)(out + k + j, scale * (F(load)(x + k + j) - m[v]) - s[v]);
-    for (; k < n; k++) out[k] = scale * (x[k] - row_max[0]) - log_sum[0];
+            F(store)(out + k + j, F(difference)(F(load)(x + k + j), m[v], scale) - s[v]);
+    for (; k + WIDTH <= n; k += WIDTH) F(store)(out + k, F(difference)(F(load)(x + k), m[0], scale) - s[0]);
+    if (k < n) F(store)(out + n - WIDTH, F(difference)(last, m[0], scale) - s[0]);
 }
 
 #undef VECTORS

@@ -127,6 +127,12 @@ FASTCE_INLINE VEC F(exp)(VEC x) { return F(exp_in_range)(F(max_or_nan)(F(fill)(F
 FASTCE_INLINE VEC F(exp_unless)(INTS number, INT k, VEC x) { return F(unless)(number, k, F(exp)(x)); }
 #endif
 
+/* scale * (x - y). That difference may overflow where the scaled one does not: halves are exact and do not. */
+FASTCE_INLINE VEC F(difference)(VEC x, VEC y, REAL scale) {
+    const REAL half = scale < 1 ? (REAL)0.5 : 1;
+    return (scale / half) * (half * x - half * y);
+}
+
 /* tanh(x) within 3 ulp. */
 FASTCE_INLINE VEC F(tanh)(VEC x) {
     VEC power, fraction, t = F(max_or_nan)(F(fill)(-30), F(negative)(x)); /* tanh is 1 to the last bit long before */

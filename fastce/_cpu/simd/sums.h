@@ -30,7 +30,7 @@ FASTCE_INLINE double fastce_wide_lane_sum(const double* lanes) {
 }
 
 /* Sums over the classes of a row. d is the shifted logit x - row_max, to be multiplied by the logits' scale; sums of it
-   are those of d * FASTCE_D_UNIT, so that a block of 3e38 in one lane does not overflow. */
+   are those of d * FASTCE_D_UNIT, so that a block of 3e38 in one lane does not overflow. Times exp(d) it is scaled. */
 enum {
     FASTCE_ALL,      /* exp(d) */
     FASTCE_EXCL_MAX, /* exp(d), but for terms that are 1 */
@@ -96,11 +96,6 @@ FASTCE_INLINE void F(narrow)(const double* wide, REAL* lanes) {
 
 /* ---- exponentials and sums; e is exp(scale * (x - row_max)) * EXP_UNIT, and the largest term is exactly EXP_UNIT ---- */
 
-FASTCE_INLINE VEC F(exp_of)(VEC x, VEC row_max, REAL scale) {
-    const VEC d = x - row_max;
-    return F(exp)(scale == 1 ? d : scale * d);
-}
-
 /* The sum of 4, 2 or 1 groups. */
 FASTCE_INLINE VEC F(total)(const VEC* y, int n_groups) {
     VEC total = y[0];
@@ -116,14 +111,17 @@ FASTCE_INLINE VEC F(unless_largest)(VEC e) { return F(keep)(F(differs)(e, F(fill
 FASTCE_INLINE VEC F(times)(VEC a, VEC d) { return F(keep)(F(differs)(a, F(fill)(0)), a * d); }
 
 /* Writes the exponentials of n vectors, 4, 2 or 1, 16 numbers apart, and adds them to sums that are not NULL: to
-   `excl_max` without the terms that are 1, to `ed` times d, see FASTCE_D_UNIT. Lanes before `first` are in the sums already.
+   `excl_max` without the terms that are 1, to `ed` times the scaled d. Lanes before `first` are in the sums already.
    */
 FASTCE_INLINE void F(exp_some)(
-    const VEC* x, int n, int first, VEC row_max, REAL scale, REAL* e, VEC* all, VEC* excl_max, VEC shift, REAL* ed) {
+    const VEC* x, int n, int first, VEC row_max, REAL scale, REAL* e, VEC* all, VEC* excl_max, REAL* ed) {
     const VEC zero = F(fill)(0);
-    VEC y[4], z[4];
+    VEC d[4], y[4], z[4];
     FASTCE_UNROLL
-    for (int g = 0; g < n; g++) y[g] = F(exp_of)(x[g], row_max, scale);
+    for (int g = 0; g < n; g++) {
+        d[g] = F(difference)(x[g], row_max, scale);
+        y[g] = F(exp)(d[g]);
+    }
     FASTCE_UNROLL
     for (int g = 0; g < n; g++) F(store)(e + 16 * g, y[g]);
     if (first > 0) y[0] = F(from_lane)(first, y[0], zero);
@@ -135,7 +133,7 @@ FASTCE_INLINE void F(exp_some)(
     }
     if (ed != NULL) {
         FASTCE_UNROLL
-        for (int g = 0; g < n; g++) z[g] = F(times)(y[g], x[g] * (REAL)FASTCE_D_UNIT - shift);
+        for (int g = 0; g < n; g++) z[g] = F(times)(y[g], d[g]);
         F(add_to)(ed, F(total)(z, n));
     }
 }
