@@ -220,13 +220,17 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
     /* Copies, for compilers must assume that stores to e change the block. */
     const void* const given = b->x;
     REAL* const e = (REAL*)b->e;
+    const REAL half = F(half)(scale);
     const char* const ahead = b->ahead;
     const ptrdiff_t n = b->n, size = b->ahead_size;
     const VEC last = F(load_as)(format, given, n - WIDTH); /* before stores to e, which may be x */
     ptrdiff_t k;
     F(load_lanes)(by_rows, row_max, m);
     for (int j = 0; j < 16; j++) sums[j] = 0;
-    for (int v = 0; v < VECTORS; v++) all[v] = excl_max[v] = F(fill)(0);
+    for (int v = 0; v < VECTORS; v++) {
+        m[v] = m[v] * half;
+        all[v] = excl_max[v] = F(fill)(0);
+    }
     for (k = 0; k + 64 <= n; k += 64) {
         /* Of 16 bits some lines twice: a variable count took half a cycle more per 16 numbers. */
         for (int j = 0; by_rows && j < (format == FASTCE_NATIVE ? 64 * (int)sizeof(REAL) : 128); j += 64)
@@ -235,7 +239,7 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
             for (int j = 0; j < 64; j += 16) FASTCE_PREFETCH_L1(e + k + 256 + j);
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++) {
             F(load_groups)(format, given, k + j, x);
-            F(exp_some)(x, 4, 0, m[v], scale, e + k + j, &all[v], by_rows ? NULL : &excl_max[v],
+            F(exp_some)(x, 4, 0, m[v], half, scale, e + k + j, &all[v], by_rows ? NULL : &excl_max[v],
                 sums_entropy ? sums + j : NULL);
         }
     }
@@ -243,15 +247,15 @@ FASTCE_INLINE void F(sum_exps_of)(fastce_format format, int by_rows, int sums_en
     for (; !by_rows && k < n; k += 16)
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++) {
             x[0] = F(load)((const REAL*)given + k + j);
-            F(exp_some)(x, 1, 0, m[v], scale, e + k + j, &all[v], &excl_max[v], sums_entropy ? sums + j : NULL);
+            F(exp_some)(x, 1, 0, m[v], half, scale, e + k + j, &all[v], &excl_max[v], sums_entropy ? sums + j : NULL);
         }
     for (; k + WIDTH <= n; k += WIDTH) {
         x[0] = F(load_as)(format, given, k);
-        F(exp_some)(x, 1, 0, m[0], scale, e + k, all, NULL, sums_entropy ? sums : NULL);
+        F(exp_some)(x, 1, 0, m[0], half, scale, e + k, all, NULL, sums_entropy ? sums : NULL);
     }
     if (k < n)
         F(exp_some)(
-            &last, 1, (int)(WIDTH - (n - k)), m[0], scale, e + n - WIDTH, all, NULL, sums_entropy ? sums : NULL);
+            &last, 1, (int)(WIDTH - (n - k)), m[0], half, scale, e + n - WIDTH, all, NULL, sums_entropy ? sums : NULL);
     F(store_lanes)(all, lanes);
     F(put_sum)(by_rows, lanes, b->sums[FASTCE_ALL]);
     F(store_lanes)(excl_max, lanes);

@@ -128,8 +128,9 @@ FASTCE_INLINE VEC F(exp_unless)(INTS number, INT k, VEC x) { return F(unless)(nu
 #endif
 
 /* scale * (x - y). That difference may overflow where the scaled one does not: halves are exact and do not. */
+FASTCE_INLINE REAL F(half)(REAL scale) { return scale < 1 ? (REAL)0.5 : 1; }
 FASTCE_INLINE VEC F(difference)(VEC x, VEC y, REAL scale) {
-    const REAL half = scale < 1 ? (REAL)0.5 : 1;
+    const REAL half = F(half)(scale);
     return (scale / half) * (half * x - half * y);
 }
 

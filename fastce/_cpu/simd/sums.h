@@ -111,15 +111,15 @@ FASTCE_INLINE VEC F(unless_largest)(VEC e) { return F(keep)(F(differs)(e, F(fill
 FASTCE_INLINE VEC F(times)(VEC a, VEC d) { return F(keep)(F(differs)(a, F(fill)(0)), a * d); }
 
 /* Writes the exponentials of n vectors, 4, 2 or 1, 16 numbers apart, and adds them to sums that are not NULL: to
-   `excl_max` without the terms that are 1, to `ed` times the scaled d. Lanes before `first` are in the sums already.
-   */
+   `excl_max` without the terms that are 1, to `ed` times the scaled d. Lanes before `first` are in the sums already. The
+   maximum comes times `half`, see `difference`. */
 FASTCE_INLINE void F(exp_some)(
-    const VEC* x, int n, int first, VEC row_max, REAL scale, REAL* e, VEC* all, VEC* excl_max, REAL* ed) {
+    const VEC* x, int n, int first, VEC half_max, REAL half, REAL scale, REAL* e, VEC* all, VEC* excl_max, REAL* ed) {
     const VEC zero = F(fill)(0);
     VEC d[4], y[4], z[4];
     FASTCE_UNROLL
     for (int g = 0; g < n; g++) {
-        d[g] = F(difference)(x[g], row_max, scale);
+        d[g] = (scale / half) * (half * x[g] - half_max);
         y[g] = F(exp)(d[g]);
     }
     FASTCE_UNROLL
