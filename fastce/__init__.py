@@ -3,7 +3,7 @@
 Loss, gradient and statistics of softmax cross-entropy on NumPy arrays, computed in one sweep and in place if wanted.
 """
 
-from importlib.metadata import version
+from importlib.metadata import version as _version
 
 from fastce._config import show_config
 from fastce._curvature import cross_entropy_grad_hess, cross_entropy_hvp
@@ -18,7 +18,7 @@ from fastce._nll_loss import nll_loss
 from fastce._softmax import log_softmax, softmax
 from fastce._stats import CrossEntropyStats, cross_entropy_stats
 
-__version__ = version("fastce")
+__version__ = _version("fastce")
 
 __all__ = [
     "CrossEntropyLoss",

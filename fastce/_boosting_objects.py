@@ -60,6 +60,8 @@ class _Softmax:
         self._own = own
         self._soft_labels = None if soft_labels is None else check_soft_labels(soft_labels)
         self._options = options
+        if num_class is not None and not hasattr(num_class, "__index__"):
+            raise TypeError(f"num_class must be None or an integer, got {num_class!r}")
         self._num_class = None if num_class is None else operator.index(num_class)
         if self._num_class is not None and self._num_class < 2:
             raise ValueError(f"num_class must be at least 2, got {self._num_class}")

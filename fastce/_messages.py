@@ -93,7 +93,7 @@ def exception_for(
                 f"{target.dtype.name} of shape {target.shape}: exchange them"
             )
         case "no classes":
-            return ValueError(f"logits must have at least one class, got shape {logits.shape} with class axis {axis()}")
+            return ValueError(f"{like} must have at least one class, got shape {logits.shape} with class axis {axis()}")
         case "alignment":
             return ValueError(f"{name} must be aligned to its numbers' size on a GPU, got strides {got.strides}")
         # target
@@ -112,7 +112,7 @@ def exception_for(
         case "index shape":
             hint = ": remove its last axis" if target.shape == (*rows(), 1) else ""
             return ValueError(
-                f"target of class indices must have shape {rows()} for logits of shape {logits.shape} with class axis "
+                f"target of class indices must have shape {rows()} for {like} of shape {logits.shape} with class axis "
                 f"{axis()}, got {target.shape}{hint}"
             )
         case "probability shape":

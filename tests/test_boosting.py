@@ -625,7 +625,7 @@ def test_the_number_of_classes_is_checked(factory):
         factory(3, soft_labels=np.eye(2))
     with pytest.raises(ValueError, match="num_class must be at least 2, got 1"):
         factory(1)
-    with pytest.raises(TypeError):
+    with pytest.raises(TypeError, match="num_class must be None or an integer, got 'multiclass'"):
         factory("multiclass")
 
 

@@ -363,7 +363,8 @@ def test_the_softmax_family_refuses(name):
     [
         ({"target": changed(TARGET, 17, 12)}, IndexError, [no_class("[17]", 12)]),
         ({"target": ONE_HOT}, TypeError, ["target", "one-hot"]),
-        ({"target": TARGET[:3]}, ValueError, ["target", "(20,)", "(3,)"]),
+        ({"target": TARGET[:3]}, ValueError, ["target", "(20,)", "(3,)", "log_probs of shape"]),
+        ({"log_probs": LOGITS[:, :0]}, ValueError, ["log_probs must have at least one class"]),
         ({"weight": np.full(10, np.nan)}, ValueError, ["weight", "nan"]),
         ({"reduction": "avg"}, ValueError, ["reduction", "'avg'"]),
         ({"log_probs": LOGITS.astype(int)}, TypeError, ["int64"]),
