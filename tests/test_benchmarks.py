@@ -229,9 +229,10 @@ def test_the_tables_of_ratios_are_printed(scripts, capsys, option):
     chosen = [case for case in ratios.TABLES[option][0] if case.is_supported()]
     assert len(chosen) + output.err.count("not supported") == len(ratios.TABLES[option][0]) > 0
     assert [row[:3] for row in rows] == [[case.name, isa, n] for case in chosen for n in "13"]
+    # Two places are printed. One round on a machine with other work may be hundreds of times as long as another.
     for *_, floor, seconds, floors, float32 in rows:
-        assert float(floors) == pytest.approx(float(seconds) / float(floor), rel=0.1)
-        assert float32 == "-" or float(float32) > 0
+        assert float(floors) == pytest.approx(float(seconds) / float(floor), rel=0.1, abs=0.01)
+        assert float32 == "-" or float(float32) >= 0
     assert all((row[-1] != "-") == ("float16" in row[0]) for row in rows)
 
 
