@@ -6,7 +6,8 @@ Design
    module with functions marked for several instruction sets. The marks differ between compilers, the loader of musl
    cannot choose among them, and no test can force one.
 2. Cython runs inside build_ext, into the temporary build folder: the extensions keep their .pyx as source, so the sdist
-   carries it, and no generated C lands in the source tree.
+   carries it, and no generated C lands in the source tree. It runs as a program for each module, at the same time as
+   the others: calls of one Cython exclude each other, and took a quarter of the build.
 3. What the compiler can do is asked of the compiler, by compiling a few lines, never guessed from the platform's name.
 4. Every build is a whole build (`force`): the result depends on the environment (CC, CFLAGS, FASTCE_OPENMP), of which
    time stamps know nothing.
@@ -17,12 +18,12 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 import tomllib
 from pathlib import Path
 
 import numpy
-from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 from setuptools.command.sdist import sdist
@@ -100,7 +101,7 @@ class BuildKernels(build_ext):
         super().finalize_options()
         self.force = True
         if self.parallel is None:
-            self.parallel = min(len(ISA_FLAGS), os.cpu_count() or 1)
+            self.parallel = len(ISA_FLAGS)  # also by fewer cores, which would else wait for the last; 0.4 GB each
 
     def build_extensions(self):
         """Build one module for each instruction set that the compiler builds for."""
@@ -119,10 +120,14 @@ class BuildKernels(build_ext):
                 continue
             extension.extra_compile_args = [*common, *ISA_FLAGS[isa], *openmp_compile]
             extension.extra_link_args = [*openmp_link]
-            extension.sources = self.make_c(extension)
             built.append(extension)
         self.extensions = built
         super().build_extensions()
+
+    def build_extension(self, ext):
+        """Build one module."""
+        ext.sources = [self.make_c(ext)]
+        super().build_extension(ext)
 
     def choose_isas(self):
         """Return the instruction sets that GCC or Clang builds for, the architecture's own among them."""
@@ -135,12 +140,14 @@ class BuildKernels(build_ext):
 
     def make_c(self, extension):
         """Return the C source for one module. Cython builds the module's name into it, so each module has its own."""
-        # Without `depends`: Cython would copy those files next to its output.
-        alone = Extension(extension.name, extension.sources)
-        folder = Path(self.build_temp, extension.name.rpartition(".")[2])
-        return cythonize(
-            [alone], build_dir=str(folder), force=True, quiet=not self.verbose, compiler_directives=DIRECTIVES
-        )[0].sources
+        source = Path(self.build_temp, extension.name.rpartition(".")[2], SOURCE.name).with_suffix(".c")
+        source.parent.mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "cython", "--module-name", extension.name, "--output-file", str(source)]
+        for directive, value in DIRECTIVES.items():
+            command += ["--directive", f"{directive}={value}"]
+        if subprocess.run([*command, str(SOURCE)], check=False).returncode:
+            raise CompileError("Cython found errors in the kernels' source, see above")
+        return str(source)
 
     def require_compiler(self):
         """Raise if there is no working C compiler, or if it does not find Python's headers."""

@@ -7,7 +7,7 @@ from libc.string cimport memcpy
 from fastce._cpu.kernel.blocks cimport combine_gradient, multiply, multiply_by
 from fastce._cpu.kernel.row_view cimport weight_block
 from fastce._cpu.kernel.scalars cimport Scalars, unscaled_exp
-from fastce._cpu.lanes cimport LANES, fill
+from fastce._cpu.lanes cimport LANES, fill, narrow
 from fastce._cpu.math cimport difference, exp_unit, real
 from fastce._cpu.task cimport Task
 
@@ -16,12 +16,10 @@ cdef inline void fill_lanes_of(
     bint by_rows, const double* values, Py_ssize_t lane, real* lanes
 ) noexcept nogil:
     """Write the numbers of 16 rows, or that of one row 16 times."""
-    cdef Py_ssize_t j
     if by_rows:
         fill(lanes, 0, LANES, <real>values[lane])
     else:
-        for j in range(LANES):
-            lanes[j] = <real>values[j]
+        narrow(values, lanes)
 
 
 cdef inline void find_alpha(

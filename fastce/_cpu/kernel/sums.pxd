@@ -10,7 +10,7 @@ from fastce._cpu.kernel.blocks cimport (
 )
 from fastce._cpu.kernel.row_view cimport weight_block
 from fastce._cpu.kernel.scalars cimport Scalars, sum_factor
-from fastce._cpu.lanes cimport LANES, NO_CLASS, asked_sums, choose_excl_max, fill, needs_excl_max, widen
+from fastce._cpu.lanes cimport LANES, NO_CLASS, asked_sums, choose_excl_max, fill, needs_excl_max, narrow, widen
 from fastce._cpu.layout.convert cimport NATIVE, Format
 from fastce._cpu.math cimport exp_unit, real
 from fastce._cpu.task cimport ALL, EXCL_MAX, LEAST_BLOCK, N_SUMS, Task
@@ -49,8 +49,7 @@ cdef inline void find_argmax(
         j = -1 if rows.row_max[lane] == -INFINITY else find(x, n, rows.row_max[lane])
         rows.argmax[lane] = -1 if j < 0 else start + j
         return
-    for j in range(LANES):
-        row_max[j] = <real>rows.row_max[j]
+    narrow(rows.row_max, row_max)
     find_in_lanes(x, n, row_max, found)
     for j in range(LANES):
         rows.argmax[j] = -1 if found[j] == NO_CLASS or row_max[j] == -INFINITY else start + found[j]

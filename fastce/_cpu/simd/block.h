@@ -311,7 +311,7 @@ FASTCE_INLINE void F(sum_exps)(fastce_block* b, const REAL* row_max, REAL scale)
 
 /* ---- the other sums: a loop before that of the exponentials, which may take the place of the logits ---- */
 
-/* n vectors, 4 or 1 groups of 16 apart, of class weights, and of numbers; 1 where there are none. */
+/* Class weights for n vectors, 4 or 1, whose numbers are 16 apart; 1 where there are none. */
 FASTCE_INLINE void F(load_weights)(int by_rows, const REAL* w, ptrdiff_t k, int n, VEC* some) {
     FASTCE_UNROLL
     for (int g = 0; g < n; g++)
