@@ -21,7 +21,7 @@ from fastce._cpu.kernel.sums cimport (
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport NATIVE
 from fastce._cpu.layout.row_groups cimport (
-    MAX_GROUPS, RowGroupView, load_classes, load_groups, locate, store_classes, store_groups
+    ASKED, MAX_GROUPS, RowGroupView, load_classes, load_groups, locate, prefetch_classes, store_classes, store_groups
 )
 from fastce._cpu.math cimport real, sech2
 from fastce._cpu.task cimport LEAST_BLOCK, LOG_SOFTMAX, Task, block_size
@@ -65,8 +65,8 @@ cdef inline void note_patch_logits(
 
 
 cdef inline void sweep_classes(
-    const Task* task, const RowGroupView* prob, Py_ssize_t start, Py_ssize_t stop, bint keep_logits, real* scratch,
-    Scalars* block
+    const Task* task, const RowGroupView* logits, const RowGroupView* prob, Py_ssize_t start, Py_ssize_t stop,
+    bint keep_logits, real* scratch, Scalars* block
 ) noexcept nogil:
     """Sum up a block of classes from scratch memory; leave the exponentials there, or the logits."""
     cdef real exps[PIECE * LANES]
@@ -86,6 +86,7 @@ cdef inline void sweep_classes(
     begin_totals(task, False, &totals)
     while k < n:
         b.n = min(n - k, <Py_ssize_t>PIECE * LANES)
+        prefetch_classes(logits, ASKED, LANES - ASKED, start + k // LANES, start + (k + b.n) // LANES)
         b.x = b.e = scratch + k
         if keep_logits:
             b.e = exps
@@ -169,7 +170,7 @@ cdef inline void process_group(
     begin(task, &rows, start, n, scratch[0])
     note_patch_logits(task, &rows, 0, task.n_classes, scratch)
     if task.has_option_sums or not task.normalized:
-        sweep_classes(task, &prob, 0, task.n_classes, keeps_logits(task), scratch, &rows)
+        sweep_classes(task, logits, &prob, 0, task.n_classes, keeps_logits(task), scratch, &rows)
     choose_argmax_patches(task, &rows, scratch[0])
     finish(task, &rows, scratch[0])
     if task.out.data != NULL:
@@ -195,7 +196,7 @@ cdef inline void process_blocks(
         stop = k + block_size(task, k)
         load_classes(&logits, k, stop, scratch)
         note_patch_logits(task, &rows, k, stop, scratch)
-        sweep_classes(task, &prob, k, stop, keep_logits, scratch, &block)
+        sweep_classes(task, &logits, &prob, k, stop, keep_logits, scratch, &block)
         for j in range(LANES):
             block_max[k // task.block * LANES + j] = block.row_max[j]
         if k == 0:
@@ -232,7 +233,7 @@ cdef inline void process_columns(
     if task.n_classes > column_block(scratch[0]):
         process_blocks(task, start, n, scratch, block_max)
         return
-    load_groups(task, &task.logits, start, n, lanes, scratch)
+    load_groups(task, &task.logits, start, n, ASKED, lanes, scratch)
     for g in range((n + LANES - 1) // LANES):
         process_group(task, start + g * LANES, &lanes[g], scratch + g * task.n_classes * LANES)
     if task.out.data != NULL:

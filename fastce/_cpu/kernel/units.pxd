@@ -157,7 +157,7 @@ cdef inline void load_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t 
     matrices[0], matrices[1], matrices[2] = &task.logits, &task.prob, &task.v
     places[0], places[1], places[2] = EXPS if task.softcap == 0 else CAPPED, PROB, SECOND
     for k in range(n_operands(task)):
-        load_groups(task, matrices[k], start, n, lanes, arrays + places[k] * size)
+        load_groups(task, matrices[k], start, n, LANES, lanes, arrays + places[k] * size)
 
 
 cdef inline void store_all_groups(const Task* task, Py_ssize_t start, Py_ssize_t n, const real* arrays) noexcept nogil:
