@@ -26,8 +26,7 @@ from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
     MAX_GROUPS = 16  # of 16 rows, in scratch memory
-    WIDENED = 128  # classes of 16 rows that pass through the buffer at once
-    LOADED = 64  # classes of 16 rows that are loaded at once, and asked for
+    WIDENED = 128  # classes of 16 rows that are loaded at once, and asked for
     ASKED = 8  # of 16 later rows, while these are loaded; the others while sums are formed
 
 
@@ -295,7 +294,7 @@ cdef inline void load_groups(
     for g in range(n_groups):
         k = 0
         while k < task.n_classes:
-            stop = min(k + LOADED, task.n_classes)
+            stop = min(k + WIDENED, task.n_classes)
             prefetch_classes(&lanes[g], 0, n_asked, k, stop)
             load_classes(&lanes[g], k, stop, scratch + g * size + k * LANES)
             k = stop
