@@ -5,6 +5,7 @@ import inspect
 import os
 import pkgutil
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -347,6 +348,54 @@ def test_rounds_of_boosting_are_printed(scripts, capsys):
             for line, who in zip(lines[start:], ("built-in", "fastce", "NumPy"), strict=False):
                 tail = "" if who == "built-in" else others
                 assert re.fullmatch(rf"  \w+ {re.escape(version)}, {who}:{time}{tail}", line)
+
+
+def compile_program(compiler, source, program):
+    """Compile a C program with OpenMP; return the process when it has ended."""
+    options = ["-O3", "-Wall", "-Wextra", "-Werror", "-fopenmp", "-x", "c", "-", "-x", "none", "-o", program, "-lm"]
+    return subprocess.run([*compiler, *options], input=source, capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.mark.parametrize("compiler", [os.environ.get("CC", "cc"), "clang"])
+def test_the_floors_of_a_machine_are_printed(scripts, tmp_path, compiler):
+    """On arrays that are in a cache: what is measured says nothing, but the tables agree with themselves."""
+    compiler, program = shlex.split(compiler), tmp_path / "floor"
+    if shutil.which(compiler[0]) is None:
+        pytest.skip("needs a C compiler")
+    if compile_program(compiler, "#include <omp.h>\nint main(void) { return 0; }", program).returncode:
+        pytest.skip("the compiler has no OpenMP")
+    done = compile_program(compiler, (FOLDER / "floor.c").read_text(), program)
+    assert done.returncode == 0, done.stderr
+    assert subprocess.run([program, "0"], capture_output=True, timeout=60, check=False).returncode == 2
+
+    done = subprocess.run([program, "3", "1"], capture_output=True, text=True, timeout=60, check=True)
+    of_floors, _, of_overlaps = done.stdout.partition("\n\nns for a line of 64 bytes, with its exponentials\n")
+    machine, rounds, _, _, head, _, *floors = of_floors.splitlines()
+    assert re.fullmatch(r"\d+ processors; caches of \d+, \d+ and \d+ KiB; two arrays of 1 MiB in DRAM", machine)
+    match = re.fullmatch(r"vectors of (16|32|64) bytes; exponentials within (\S+) of .*; .* of \d+ rounds", rounds)
+    # The term that is missing is 0.35**7 / 5040, and to round 10 * log2(e) costs up to 3.3e-7.
+    assert 0 < float(match[2]) < 1e-6
+    assert split_row(head) == ["threads", "place", "reading", "x *= 1", "copy", "non-temporal copy"]
+    rows = [split_row(line) for line in floors]
+    assert [row[:2] for row in rows] == [[n, place] for n in "123" for place in ("L1", "L2", "L3", "DRAM")]
+    times = {}  # those that the other table repeats
+    for n, place, *cells in rows:
+        assert place == "L3" or cells[2] != "not available"
+        for cell, n_moved in zip(cells, (1, 2, 2, 2), strict=True):
+            if cell != "not available":
+                ns, rate = map(float, re.fullmatch(r"(\S+) \( *(\S+)\)", cell).groups())
+                assert ns > 0 and rate == pytest.approx(n_moved * 64 / ns, rel=0.02, abs=0.1)
+        if place == "DRAM":
+            times[n] = [cell.partition(" ")[0] for cell in cells[:2]]
+
+    head, _, *overlaps = of_overlaps.splitlines()
+    assert split_row(head) == ["threads", "while", "memory", "arithmetic", "both", "floors", "overlap"]
+    for n, what, *cells in map(split_row, overlaps):
+        assert cells[0] == times[n][what.startswith("x *= 1")]
+        memory, arithmetic, both, multiple, overlap = map(float, cells)
+        assert multiple == pytest.approx(both / memory, rel=0.02, abs=0.01)
+        assert overlap == pytest.approx((memory + arithmetic - both) / min(memory, arithmetic), rel=0.02, abs=0.03)
+    assert len(overlaps) == 3 * 16
 
 
 def split_row(line):
