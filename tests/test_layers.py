@@ -26,7 +26,7 @@ LAYERS = {
         "_softmax",
         "_stats",
     },  # the public API
-    "_loss_object": {"_arguments", "_curvature", "_dispatch", "_loss", "_options", "_stats"},  # functions
+    "_loss_object": {"_arguments", "_array", "_curvature", "_dispatch", "_loss", "_options", "_stats"},  # functions
     "_loss": {"_arguments", "_dispatch", "_options", "_stats"},
     "_stats": {"_arguments", "_array", "_dispatch"},
     "_curvature": {"_arguments", "_dispatch", "_options"},
