@@ -31,7 +31,8 @@ class CallKind(NamedTuple):
 CALLS = {
     "loss": CallKind("cross_entropy", READ, 1),
     "loss+gradient": CallKind("cross_entropy_with_grad", IN_PLACE, 2),  # over the logits
-    "new gradient": CallKind("cross_entropy_with_grad", COPY, 2),
+    "new gradient": CallKind("cross_entropy_with_grad", COPY, 2),  # in new memory each time
+    "into out": CallKind("cross_entropy_with_grad", COPY, 2),  # in another array that is there
     "product": CallKind("cross_entropy_hvp", IN_PLACE, 3),  # of the Hessian and an array, over the logits
     "gradient+diagonal": CallKind("cross_entropy_grad_hess", IN_PLACE, 3),  # over the logits, and into an array
 }
@@ -140,18 +141,23 @@ QUICK_CASES = [
     Case((64, 100), "float16"),
 ]
 # What a change of the kernels is measured by.
-MAP = CASES + combine(
-    [Case((32, 10))],
-    {"option": "losses"},
-    {"option": "probabilities"},
-    {"call": "product"},
-    {"call": "gradient+diagonal"},
-)
+MAP = [
+    *CASES,
+    Case((3000, 50257)),  # a vocabulary of an odd size: most rows begin within a cache line
+    *combine(
+        [Case((32, 10))],
+        {"option": "losses"},
+        {"option": "probabilities"},
+        {"call": "product"},
+        {"call": "gradient+diagonal"},
+    ),
+]
 TABLE = combine(
     [*map(Case, SHAPES[:3]), Case((4096, 16000), "float64")],
     {"call": "loss"},
     {},
     {"call": "new gradient"},
+    {"call": "into out"},
     {"option": "four"},
     {"option": "probabilities"},
 )

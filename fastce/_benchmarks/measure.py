@@ -77,6 +77,8 @@ def make_operands(case: Case, logits: Array) -> dict[str, Any]:
     operands = {**make_arguments(case), "n_threads": case.n_threads}
     if CALLS[case.call].floor == IN_PLACE:
         operands["out"] = logits
+    if case.call == "into out":
+        operands["out"] = np.zeros_like(logits)
     if case.call == "product":
         operands["v"] = logits.copy(order="K")
     if case.call == "gradient+diagonal":
