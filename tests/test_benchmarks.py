@@ -23,7 +23,7 @@ from fastce._benchmarks.cases import Case
 
 FOLDER = Path(__file__).parent.parent / "asv_bench"
 KINDS = ("time_", "timeraw_", "peakmem_", "mem_", "track_")  # asv's prefixes
-SCRIPTS = ("boosting", "compare", "linear", "logistic", "ratios", "steps", "training")
+SCRIPTS = ("boosting", "compare", "gradients", "linear", "logistic", "ratios", "steps", "training")
 
 
 def shrink(shape):
@@ -321,6 +321,27 @@ def test_the_cost_of_a_linear_layer_is_printed(scripts, capsys):
     assert head == "300 x 8 x 2000, 1 rounds, with bias"
     pattern = r"  {} MiB: \d+\.\d+ s, products \d+\.\d+ s, ratio \d+\.\d+(, peak -?\d+ MiB)?{}"
     assert re.fullmatch(pattern.format(1, ""), rows[0]) and re.fullmatch(pattern.format(64, r" \(default\)"), rows[1])
+
+
+def test_the_cost_of_new_gradients_is_printed(scripts, capsys):
+    gradients = importlib.import_module("gradients")
+    gradients.main(["--shapes", "12x30", "5x7", "--rounds", "1", "--n-threads", "1"])
+    head, _, *rows = map(split_row, capsys.readouterr().out.splitlines())
+    assert head == ["logits", "new array", "out=grad", "reuse_grad", "out=logits"]
+    assert [row[0] for row in rows] == ["12x30", "5x7"]
+    assert all(re.fullmatch(r"\d+\.\d\d", cell) for row in rows for cell in row[1:])
+
+
+def test_the_ways_to_new_gradients_agree(scripts):
+    gradients = importlib.import_module("gradients")
+    logits, target = make_logits(np.random.default_rng(0), (12, 30), np.float32), np.arange(12)
+    expected = _reference.cross_entropy(logits, target)
+    grads = {}
+    for name, call in gradients.make_calls(logits, target, 2).items():  # the last one overwrites the logits
+        loss, grads[name] = call()
+        np.testing.assert_allclose(loss, expected.loss, rtol=1e-6)
+        np.testing.assert_allclose(grads[name], expected.grad, atol=1e-7)
+    assert grads["out=logits"] is logits
 
 
 def test_steps_of_training_are_printed(scripts, capsys):
