@@ -101,16 +101,19 @@ def test_second_derivatives_match_the_definition(problem, data, seed):
 @settings
 @hypothesis.given(problems(), st.integers(1, 4))
 def test_the_ways_to_ask_agree(problem, n_threads):
-    """In place, with other threads, as an object: the same bits."""
+    """In place, with other threads, as an object, over the last gradient: the same bits."""
     logits, target, options = problem
     loss, grad = fastce.cross_entropy_with_grad(logits, target, **options)
     work = logits.copy(order="K")
     other_loss, _ = fastce.cross_entropy_with_grad(work, target, out=work, n_threads=n_threads, **options)
     assert_equal(other_loss, loss)
     assert_equal(work, grad)
-    other_loss, other = fastce.CrossEntropyLoss(**options).with_grad(logits, target)
-    assert_equal(other_loss, loss)
-    assert_equal(other, grad)
+    for reuse_grad in (False, True):
+        as_object = fastce.CrossEntropyLoss(**options, reuse_grad=reuse_grad)
+        as_object.with_grad(np.negative(logits), target)
+        other_loss, other = as_object.with_grad(logits, target)
+        assert_equal(other_loss, loss)
+        assert_equal(other, grad)
 
 
 @settings
