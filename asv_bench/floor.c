@@ -181,16 +181,21 @@ static size_t choose_size(const Way* way, int n_threads) {
 /* Return nanoseconds for a line; NaN if that is not available. */
 static double sample(const Way* way, int n_threads) {
     size_t share = power_of_two(n_bytes / n_threads), size = choose_size(way, n_threads);
-    size_t n = way->place == DRAM || way->ahead == ANOTHER_ARRAY ? share : smaller(share, 16 * MIB);
+    size_t n = way->place == DRAM || way->ahead == ANOTHER_ARRAY ? share : smaller(share, 64 * MIB);
     if (!size) return NAN;
 #ifdef LACKS_STORE_PAST_CACHES
     if (way->kind == COPY_PAST_CACHES) return NAN;
 #endif
-    double start = omp_get_wtime();
+    double start = 0;
 #pragma omp parallel num_threads(n_threads)
     {
-        char *x = large_x + omp_get_thread_num() * share, *y = large_y + omp_get_thread_num() * share;
-        sink = way->loop(&(Run){x, y, way->ahead == ANOTHER_ARRAY ? y : x + way->ahead, size, n, one});
+        char* x = large_x + omp_get_thread_num() * share;
+        char* y = large_y + omp_get_thread_num() * share;
+        Run run = {x, y, way->ahead == ANOTHER_ARRAY ? y : x + way->ahead, size, n, one};
+#pragma omp barrier /* to wake threads is not timed */
+#pragma omp master
+        start = omp_get_wtime();
+        sink = way->loop(&run);
     }
     return 1e9 * (omp_get_wtime() - start) * LINE / n / n_threads;
 }
