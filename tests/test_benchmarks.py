@@ -389,7 +389,8 @@ def test_the_floors_of_a_machine_are_printed(scripts, tmp_path, compiler):
     assert done.returncode == 0, done.stderr
     assert subprocess.run([program, "0"], capture_output=True, timeout=60, check=False).returncode == 2
 
-    done = subprocess.run([program, "3", "1"], capture_output=True, text=True, timeout=60, check=True)
+    environment = os.environ | {"OMP_WAIT_POLICY": "passive"}  # there need not be three processors
+    done = subprocess.run([program, "3", "1"], env=environment, capture_output=True, text=True, timeout=60, check=True)
     of_floors, _, of_overlaps = done.stdout.partition("\n\nns for a line of 64 bytes, with its exponentials\n")
     machine, rounds, _, _, head, _, *floors = of_floors.splitlines()
     assert re.fullmatch(r"\d+ processors; caches of \d+, \d+ and \d+ KiB; two arrays of 1 MiB in DRAM", machine)
