@@ -103,6 +103,11 @@ def test_other_logits_have_another_gradient(loss, change, rng):
     assert (grad_of(loss, others, rows) is grad) is not isinstance(others, list)
 
 
+def test_types_of_one_size_are_told_apart(loss, rng):
+    for dtype in (np.float16, ml_dtypes.bfloat16, np.float16):
+        assert_matches_reference(loss.with_grad, *make_problem(rng, dtype=dtype))
+
+
 def test_a_last_batch_of_another_size_comes_in_between(loss, rng):
     """Only the last gradient is kept."""
     logits, target = make_problem(rng)
