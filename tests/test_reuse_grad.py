@@ -10,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+import fake_cupy
 import fastce
 import fastce.cuda
 from cases import LAYOUTS, make_logits, make_target
@@ -286,3 +287,13 @@ def test_on_a_gpu(xp, loss, rng):
     assert_equal(kept.get(), before)
     assert grad_of(loss, x, y) is kept
     assert not isinstance(grad_of(loss, logits, target), xp.ndarray)
+
+
+def test_each_of_several_gpus_has_its_own(xp, loss, rng, monkeypatch):
+    if xp is not fake_cupy:
+        pytest.skip("the stand-in has as many devices as it is told")
+    logits, target = make_problem(rng)
+    x, y = xp.asarray(logits), xp.asarray(target)
+    first = grad_of(loss, x, y)
+    monkeypatch.setattr(fake_cupy.ndarray, "device", property(lambda array: fake_cupy.Device(int(array is not first))))
+    assert grad_of(loss, x, y) is not first
