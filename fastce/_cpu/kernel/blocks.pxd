@@ -1,4 +1,6 @@
-"""Loops over a block of classes in C, of one row or of 16 side by side: see `simd/block.h` and `simd/curvature.h`.
+"""Loops over a block of classes in C, of one row or of 16 side by side.
+
+See `simd/row_sweep.h`, `simd/block.h` and `simd/curvature.h`.
 
 Arrays are of the arithmetic's type, which C knows by their pointers' types.
 """
@@ -15,23 +17,31 @@ cdef extern from "simd/sums.h" nogil:
         const void* x          # logits: of the arithmetic's type, or of 16 bits; under a softcap tanh of them
         Py_ssize_t n           # numbers: as many as classes, or 16 times as many
         void* e                # where the exponentials go; may be x
-        const char* ahead      # what is asked for meanwhile, numbers of so many bytes
-        Py_ssize_t ahead_size
         const void* w          # class weights; NULL: all are 1
         const void* t          # class probabilities, or NULL
+        # of one row: the block that comes next, whose maximum is found meanwhile; NULL: none
+        const void* next
+        Py_ssize_t n_next
+        double next_max        # result
+        # of one row: what is asked for meanwhile, numbers of so many bytes
+        const char* ahead_l1
+        const char* ahead_l2
+        Py_ssize_t ahead_size
         const char* ahead_t
         Py_ssize_t ahead_t_size
         double sums[N_SUMS][LANES]  # result; of one row in the first lane
         Format format          # of x
-        bint is_long           # more blocks follow
         AskedSums asked
         bint sums_entropy
 
-cdef extern from "simd/block.h" nogil:
+cdef extern from "simd/row_sweep.h" nogil:
     # of a row; the type is that of `like`
     double find_row_max "fastce_row_max"(Format format, const void* x, Py_ssize_t n, double like)
     Py_ssize_t find "fastce_find"(const void* x, Py_ssize_t n, double value)
     double sum_excl_max "fastce_sum_excl_max"(const void* e, Py_ssize_t n)
+    void multiply "fastce_multiply"(void* e, Py_ssize_t n, double factor)
+
+cdef extern from "simd/block.h" nogil:
     # of 16 rows
     void find_lane_maxima "fastce_lane_maxima"(const void* x, Py_ssize_t n, void* row_max)
     void find_in_lanes "fastce_find_in_lanes"(const void* x, Py_ssize_t n, const void* values, int32_t* found)
@@ -41,7 +51,6 @@ cdef extern from "simd/block.h" nogil:
     void cap "fastce_cap"(const void* x, Py_ssize_t n, double factor, void* out)
     void multiply_slopes "fastce_multiply_slopes"(
         const void* g, Py_ssize_t n, const void* x, double factor, void* out)
-    void multiply "fastce_multiply"(void* e, Py_ssize_t n, double factor)
     void combine_gradient "fastce_write_gradient"(
         bint by_rows, void* e, Py_ssize_t n, const void* alpha, const void* beta, const void* w, const void* gamma,
         const void* t)

@@ -21,7 +21,7 @@ from fastce._cpu.kernel.curvature_sums cimport Moments, sweep_unit
 from fastce._cpu.kernel.curvature_writes cimport Factors, find_factors, write_unit
 from fastce._cpu.kernel.rows cimport row_block
 from fastce._cpu.kernel.scalars cimport (
-    Scalars, begin, describe_argmax_patches, finish, needs_gradient, read_patch_logits
+    Scalars, begin, cap_patch_logits, describe_argmax_patches, finish, needs_gradient, read_patch_logits
 )
 from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec
 from fastce._cpu.kernel.units cimport (
@@ -50,6 +50,7 @@ cdef inline void process_units(
     moments.is_scaled = False
     if by_rows and task.target != NULL and needs_gradient(task):
         read_patch_logits(task, &rows, like)
+        cap_patch_logits(task, &rows, like)
     for i in range(n_units):
         locate_unit(task, start + i, u + i, arrays, &units[i])
         if not by_rows or rows.kept[i] != 0:

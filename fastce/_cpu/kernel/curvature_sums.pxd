@@ -72,7 +72,6 @@ cdef inline void sum_unit(
     cdef bint by_rows = task.by_rows
     cdef Totals totals
     cdef Block b = describe_block(task, by_rows)
-    b.is_long = True  # by L2: L1 has no room for two operands; 65536 x 1000 took a fifth longer
     b.ahead_size = b.ahead_t_size = size
     narrow_maxima(by_rows, &rows.row_max[lane], row_max)
     fill_lanes_of(by_rows, moments.w_at_max, lane, w_at_max)
@@ -83,7 +82,9 @@ cdef inline void sum_unit(
         b.n = block_size(task, k) if by_rows else min(task.n_classes - k, <Py_ssize_t>PIECE) * LANES
         b.x = <const real*>unit.capped + at
         b.e = <real*>unit.exps + at
-        b.ahead = unit.ahead_x + at * size
+        # L2 alone: L1 has no room for two operands; 65536 x 1000 took a fifth longer.
+        b.ahead_l1 = <const char*>b.x
+        b.ahead_l2 = unit.ahead_x + at * size
         if task.sum_prob:
             b.t = <const real*>unit.prob + at
             b.ahead_t = unit.prob + at * size

@@ -2,18 +2,22 @@
 from fastce._cpu.layout.convert cimport NATIVE, Format, is_array
 from fastce._cpu.layout.copied_rows cimport load_block
 from fastce._cpu.math cimport real
+from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.task cimport LEAST_BLOCK, Matrix, Task, block_size, row_offset
 
 
-# Where the operands of a row start, NULL if absent, and its block that is to be swept next.
+# Where the operands of a row start, NULL if absent, and one of its blocks.
 cdef struct RowView:
     const char* given    # the logits as the caller has them
     char* logits         # of the arithmetic's type: there, or a copy
     const char* prob
     char* out
-    const void* x        # the block
-    Format format        # of its numbers
+    Py_ssize_t start     # the block's first class
+    Py_ssize_t n         # how many it has
+    const void* x        # their logits
+    Format format        # of these numbers
     double block_max
+    void* capped         # scratch memory for the block under a softcap
 
 
 cdef inline const Task* given_by_caller(const Task* task) noexcept nogil:
@@ -32,15 +36,17 @@ cdef inline RowView locate_row(const Task* task, Py_ssize_t i) noexcept nogil:
     row.logits = start_of_row(task, &task.logits, i)
     row.prob = start_of_row(task, &task.prob, i)
     row.out = start_of_row(task, &task.out, i)
+    row.start = row.n = 0
     row.x = row.logits
     row.format = NATIVE
     row.block_max = 0
+    row.capped = NULL
     return row
 
 
 cdef inline Py_ssize_t scratch_size(const Task* task) noexcept nogil:
-    """Return how many numbers there must be room for where a block is kept."""
-    return task.block + LEAST_BLOCK
+    """Return how many numbers there must be room for where a block is kept, wherever in a cache line it starts."""
+    return task.block + LEAST_BLOCK + CACHE_LINE // 4
 
 
 cdef inline const real* prob_block(

@@ -36,7 +36,7 @@ cdef inline void find_capped_exps(
     cdef real row_max[LANES]
     cdef Block b = describe_block(task, True)
     b.n = block_size(task, start)
-    b.ahead = row.logits + start * <Py_ssize_t>sizeof(real)
+    b.ahead_l1 = b.ahead_l2 = <const char*>scratch  # nothing
     b.ahead_size = sizeof(real)
     b.x = b.e = scratch
     b.sums_entropy = False

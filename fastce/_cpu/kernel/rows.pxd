@@ -5,18 +5,17 @@ Design
 1. A row is swept in blocks of 8 KiB, which stay in L1: maximum, then exp relative to the largest so far. So a row of
    any length is read from memory once by the sweep; a row-wide maximum first would read a long row twice. A second pass
    turns exponentials into the gradient, with one factor per block. (Relative to each block's own maximum, two
-   exponentials of scalars per block took a tenth of the time.)
+   exponentials of scalars per block took a tenth of the time.) The maximum of the block that comes next, of this row or
+   the next one, is found while this one's exponentials are computed, see `simd/row_sweep.h`.
 2. The exponentials wait in `out`, which may be the logits themselves: no N x C memory besides. Under a softcap, whose
    slope needs the logit again, they go into scratch memory, and the second pass computes them anew.
 3. Up to 16 short rows go through the first pass, the scalars and the second pass together: the scalars of one row are a
-   chain of 300 cycles, those of 16 rows hide each other's. And the maximum of the next row is found before this row's
-   exponentials, so that these need not wait for theirs.
+   chain of 300 cycles, those of 16 rows hide each other's.
 4. Every block is an array of the arithmetic's type when C gets it: it lies there, or was copied (see `copied_rows`), or
    the softcap was applied to it on the way into scratch memory. Only the loop for rows of 16 bits without options reads
    them as they are.
 """
 from libc.math cimport NAN
-from libc.string cimport memset
 
 from fastce._cpu.kernel.blocks cimport Block, cap, find
 from fastce._cpu.kernel.row_view cimport (
@@ -24,7 +23,8 @@ from fastce._cpu.kernel.row_view cimport (
 )
 from fastce._cpu.kernel.row_writes cimport write_lane
 from fastce._cpu.kernel.scalars cimport (
-    Scalars, add, begin, describe_argmax_patches, finish, merge, read_patch_logits, take
+    Scalars, add, begin, cap_patch_logits, describe_argmax_patches, finish, merge, read_patch_logit,
+    read_patch_logits, take
 )
 from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec, process_t
 from fastce._cpu.kernel.sums cimport (
@@ -37,11 +37,15 @@ from fastce._cpu.layout.copied_rows cimport (
 )
 from fastce._cpu.math cimport exp_unit, real
 from fastce._cpu.platform cimport not_inlined
+from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, block_size
 
 cdef enum:
-    BLOCK_BYTES = 8192   # logits, what is prefetched for the next block, and as much of class probabilities fit into L1
-    AHEAD_BYTES = 8192   # how far ahead memory is asked for; half of it was too late for logits of 16 bits
+    BLOCK_BYTES = 8192   # this block of logits, the next, and as much of class probabilities fit into L1
+    # How far ahead memory is asked for: beyond the next block to L1, and farther to L2. Half of either was too late.
+    L1_AHEAD_BYTES = 12288
+    L2_AHEAD_BYTES = 24576
+    AHEAD_BYTES = 8192   # the same for a second operand, to L2
     GROUP_BYTES = 65536  # a small part of any L2 cache, where the rows wait for their second pass
     # Blocks of scratch memory: for exponentials or capped logits of this row, capped logits of the next, probabilities.
     N_SCRATCH = 3
@@ -72,27 +76,32 @@ cdef inline Py_ssize_t scratch_bytes(const Task* task, real like) noexcept nogil
 
 
 cdef inline void begin_block(const Task* task, RowView* row, Py_ssize_t start, real* capped) noexcept nogil:
-    """Find the block that starts with class `start`, which may be copied and capped for that, and its maximum."""
+    """Find the block that starts with class `start`, which may be copied and capped for that."""
     cdef const Matrix* given = &given_by_caller(task).logits
     cdef const char* first = row.given + start * given.class_stride
     cdef real* x = <real*>row.logits + start
     cdef Py_ssize_t n = block_size(task, start)
+    row.start = start
+    row.n = n
     row.x = x
     row.format = NATIVE
+    row.capped = capped
     if task.copies_logits and sweeps_16_bits(task, capped[0]) and is_array(
             first, given.format, given.class_stride, capped[0]):
         row.x = first
         row.format = given.format
     elif task.copies_logits:
         if not task.copies_out and task.softcap == 0 and task.out_kind == GRADIENT:
-            # Nothing comes back to these logits: each block may overwrite the one before.
-            row.x = x = <real*>row.logits
+            # Nothing comes back to these logits: each block may overwrite the one before the last.
+            row.x = x = <real*>row.logits + start // task.block % 2 * task.block
         load_block(first, given.format, given.class_stride, n, x)
     if task.softcap != 0:
         cap(x, n, task.cap_factor, capped)
         row.x = capped
-    if not task.normalized:
-        find_maxima(True, row.format, row.x, n, &row.block_max, capped[0])
+
+
+cdef inline void find_block_max(RowView* row, real like) noexcept nogil:
+    find_maxima(True, row.format, row.x, row.n, &row.block_max, like)
 
 
 cdef inline Py_ssize_t find_argmax_patch(
@@ -118,10 +127,17 @@ cdef inline Py_ssize_t find_argmax_patch(
 
 
 cdef inline const char* ahead_of(
-    const char* here, const char* after, const Matrix* matrix, Py_ssize_t k, Py_ssize_t n_classes
+    const Task* task, const Matrix* matrix, Py_ssize_t i, Py_ssize_t k, Py_ssize_t n_ahead
 ) noexcept nogil:
-    """Return where class k of a row is, or, beyond the last, where the row after it starts."""
-    return here + k * matrix.class_stride if k < n_classes else after
+    """Return what lies so many classes after class k of row i: within rows that are long, else where one starts."""
+    if task.n_classes <= task.block:
+        i += n_ahead // task.n_classes + 1
+    else:
+        k += n_ahead
+        if k >= task.n_classes:
+            k -= task.n_classes
+            i += 1
+    return start_of_row(task, matrix, min(i, task.n_rows - 1)) + k * matrix.class_stride
 
 
 cdef inline Block describe_blocks(const Task* task, real like) noexcept nogil:
@@ -130,61 +146,60 @@ cdef inline Block describe_blocks(const Task* task, real like) noexcept nogil:
     cdef Block b = describe_block(task, True)
     b.ahead_size = size_of(given.logits.format, like)
     b.ahead_t_size = size_of(task.prob.format, like)
-    b.is_long = task.n_classes > task.block and given.logits.format == NATIVE
     return b
 
 
-cdef inline void sweep_row(
-    const Task* task, Scalars* rows, Py_ssize_t lane, RowView* row, Block* b, real* scratch, real* capped,
+cdef inline void sweep_block(
+    const Task* task, Scalars* rows, Py_ssize_t lane, const RowView* row, RowView* next_row, Block* b, real* scratch,
     double* block_max
 ) noexcept nogil:
-    """Do the first pass over the row of a lane, whose first block has been begun."""
+    """Do the first pass over a block; find the maximum of the next one, unless `next_row` is NULL."""
     cdef real shift[LANES]
     cdef Scalars block
     cdef Totals totals
     cdef const Task* given = given_by_caller(task)
-    cdef Py_ssize_t i = rows.start + lane
-    cdef Py_ssize_t k = 0, after
-    cdef Py_ssize_t far = (2 if b.is_long else 1) * AHEAD_BYTES // b.ahead_size
-    cdef bint in_out = task.out.data != NULL and task.softcap == 0 and task.out_kind == GRADIENT
-    cdef double known = NAN
-    cdef bint is_lower
-    # After short rows one more: the next one has been read already.
-    after = min(i + (1 if task.n_classes > task.block else max(2, far // task.n_classes + 1)), task.n_rows - 1)
-    while k < task.n_classes:
-        if k > 0:
-            begin_block(task, row, k, capped)
-        # Relative to the maximum of the blocks before, unless that is smaller (or NaN).
-        is_lower = row.block_max <= known
-        block.row_max[0] = known if is_lower else row.block_max
-        block.argmax[0] = -1
-        b.n = block_size(task, k)
-        if task.find_argmax and not is_lower:
-            find_argmax(True, <const real*>row.x, b.n, k, &block, 0)
-        b.x = row.x
-        b.format = row.format
-        b.e = <real*>row.out + k if in_out else capped if task.softcap != 0 else scratch
-        b.ahead = ahead_of(
-            row.given, start_of_row(given, &given.logits, after), &given.logits, k + far, task.n_classes)
-        if row.prob != NULL:
-            b.t = prob_block(task, row.prob, k, scratch + 2 * scratch_size(task))
-            b.ahead_t = ahead_of(
-                row.prob, start_of_row(task, &task.prob, after), &task.prob, k + far, task.n_classes)
-        narrow_maxima(True, block.row_max, shift)
-        begin_totals(task, True, &totals)
-        add_piece(task, True, b, k, shift, &totals)
-        take_totals(task, True, is_lower, &totals, <const real*>b.e, b.n, &block, 0)
-        block_max[k // task.block] = block.row_max[0]
-        if k == 0:
-            take(task, rows, lane, &block, 1)
-        elif is_lower:
-            add(task, rows, lane, &block)
+    cdef Py_ssize_t i = rows.start + lane, k = row.start
+    cdef double known = rows.row_max[lane] if k > 0 else NAN
+    # Relative to the maximum of the blocks before, unless that is smaller (or NaN).
+    cdef bint is_lower = row.block_max <= known
+    block.row_max[0] = known if is_lower else row.block_max
+    block.argmax[0] = -1
+    if task.find_argmax and not is_lower:
+        find_argmax(True, <const real*>row.x, row.n, k, &block, 0)
+    b.n = row.n
+    b.x = row.x
+    b.format = row.format
+    b.e = <real*>row.capped
+    if task.softcap == 0:
+        # Without a place for them as far from a line as the logits: see `row_sweep.h`.
+        b.e = scratch + <size_t>row.x % CACHE_LINE // sizeof(real)
+        if task.out.data != NULL and task.out_kind == GRADIENT:
+            b.e = <real*>row.out + k
+    b.ahead_l1 = ahead_of(given, &given.logits, i, k, L1_AHEAD_BYTES // b.ahead_size)
+    b.ahead_l2 = ahead_of(given, &given.logits, i, k, L2_AHEAD_BYTES // b.ahead_size)
+    if row.prob != NULL:
+        b.t = prob_block(task, row.prob, k, scratch + 2 * scratch_size(task))
+        b.ahead_t = ahead_of(task, &task.prob, i, k, AHEAD_BYTES // b.ahead_t_size)
+    b.next = NULL
+    if next_row != NULL and next_row.format == NATIVE:
+        b.next = next_row.x
+        b.n_next = next_row.n
+    narrow_maxima(True, block.row_max, shift)
+    begin_totals(task, True, &totals)
+    add_piece(task, True, b, k, shift, &totals)
+    take_totals(task, True, is_lower, &totals, <const real*>b.e, b.n, &block, 0)
+    block_max[k // task.block] = block.row_max[0]
+    if k == 0:
+        take(task, rows, lane, &block, 1)
+    elif is_lower:
+        add(task, rows, lane, &block)
+    else:
+        merge(task, rows, lane, &block, 1, k // task.block)
+    if next_row != NULL and not task.normalized:
+        if b.next == NULL:
+            find_block_max(next_row, scratch[0])
         else:
-            merge(task, rows, lane, &block, 1, k // task.block)
-        known = rows.row_max[lane]
-        k += b.n
-    if task.needs_argmax_patch:
-        rows.patch_class[lane] = find_argmax_patch(task, rows, lane, row, block_max, capped)
+            next_row.block_max = b.next_max
 
 
 cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept nogil:
@@ -195,24 +210,33 @@ cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept 
 
 
 cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, double* block_max) noexcept nogil:
-    """Do the first pass over all rows that are not skipped."""
+    """Do the first pass over all rows that are not skipped, block by block."""
     cdef Block b = describe_blocks(task, scratch[0])
     cdef RowView row, next_row
-    cdef real* capped = scratch
     cdef real* next_capped = scratch + scratch_size(task)
     cdef Py_ssize_t lane, next_lane = next_kept(rows, 0)
-    memset(&next_row, 0, sizeof(next_row))  # for compilers that do not see that it is never read before
-    if next_lane < rows.n:
-        next_row = locate_row(task, rows.start + next_lane)
-        begin_block(task, &next_row, 0, next_capped)
+    if next_lane == rows.n:
+        return
+    next_row = locate_row(task, rows.start + next_lane)
+    begin_block(task, &next_row, 0, scratch)
+    if not task.normalized:
+        find_block_max(&next_row, scratch[0])
     while next_lane < rows.n:
         lane, row = next_lane, next_row
-        capped, next_capped = next_capped, capped
-        next_lane = next_kept(rows, lane + 1)
-        if next_lane < rows.n:
-            next_row = locate_row(task, rows.start + next_lane)
-            begin_block(task, &next_row, 0, next_capped)
-        sweep_row(task, rows, lane, &row, &b, scratch, capped, block_max)
+        if row.start + row.n < task.n_classes:
+            begin_block(task, &next_row, row.start + row.n, next_capped)
+        else:
+            next_lane = next_kept(rows, lane + 1)
+            if next_lane < rows.n:
+                next_row = locate_row(task, rows.start + next_lane)
+                begin_block(task, &next_row, 0, next_capped)
+        next_capped = <real*>row.capped
+        if row.start == 0 and rows.patch_class[lane] >= 0:
+            read_patch_logit(task, rows, lane, scratch[0])
+        sweep_block(
+            task, rows, lane, &row, &next_row if next_lane < rows.n else NULL, &b, scratch, block_max)
+        if next_lane != lane and task.needs_argmax_patch:
+            rows.patch_class[lane] = find_argmax_patch(task, rows, lane, &row, block_max, <real*>row.capped)
 
 
 cdef inline void process_rows(
@@ -222,10 +246,12 @@ cdef inline void process_rows(
     cdef Scalars rows
     cdef Py_ssize_t lane
     begin(task, &rows, start, n, scratch[0])
-    if task.target != NULL:
-        read_patch_logits(task, &rows, scratch[0])
     if task.has_option_sums or not task.normalized:
         sweep_rows(task, &rows, scratch, block_max)
+    elif task.target != NULL:
+        read_patch_logits(task, &rows, scratch[0])
+    if task.target != NULL:
+        cap_patch_logits(task, &rows, scratch[0])
     if task.needs_argmax_patch:
         describe_argmax_patches(task, &rows, scratch[0])
     finish(task, &rows, scratch[0])

@@ -67,14 +67,24 @@ cdef inline real read_logit(const Task* task, Py_ssize_t i, Py_ssize_t k, real l
         given.logits.format, like)
 
 
+cdef inline void read_patch_logit(const Task* task, Scalars* rows, Py_ssize_t lane, real like) noexcept nogil:
+    """Read the logit of a row's patch class, before anything is stored into `out`, which may be the logits."""
+    rows.x_patch[lane] = read_logit(task, rows.start + lane, rows.patch_class[lane], like)
+
+
 cdef inline void read_patch_logits(const Task* task, Scalars* rows, real like) noexcept nogil:
-    """Read the logits of the patch classes, before anything is stored into `out`, which may be the logits."""
-    cdef real x[LANES]
-    cdef real factor = <real>task.cap_factor
+    """Read those of all rows."""
     cdef Py_ssize_t j
     for j in range(rows.n):
         if rows.patch_class[j] >= 0:
-            rows.x_patch[j] = read_logit(task, rows.start + j, rows.patch_class[j], like)
+            read_patch_logit(task, rows, j, like)
+
+
+cdef inline void cap_patch_logits(const Task* task, Scalars* rows, real like) noexcept nogil:
+    """Apply the softcap, if there is one, to the logits that were read."""
+    cdef real x[LANES]
+    cdef real factor = <real>task.cap_factor
+    cdef Py_ssize_t j
     if factor == 0:
         return
     fill(x, 0, LANES, <real>0)

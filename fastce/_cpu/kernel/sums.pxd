@@ -70,10 +70,11 @@ cdef inline Block describe_block(const Task* task, bint by_rows) noexcept nogil:
     cdef Block b
     b.by_rows = by_rows
     b.format = NATIVE
-    b.is_long = False
-    b.ahead = b.ahead_t = NULL
+    b.ahead_l1 = b.ahead_l2 = b.ahead_t = NULL
     b.ahead_size = b.ahead_t_size = 0
-    b.x = b.w = b.t = NULL
+    b.x = b.w = b.t = b.next = NULL
+    b.n_next = 0
+    b.next_max = 0
     b.e = NULL
     b.n = 0
     b.asked = asked_sums(task)

@@ -54,19 +54,24 @@ typedef struct {
 
 /* A block of classes, of one row or of 16 rows side by side, and what is asked of it. */
 typedef struct {
-    int by_rows;       /* of one row */
-    const void* x;     /* logits: REAL, or of 16 bits; under a softcap tanh of them */
-    ptrdiff_t n;       /* numbers: as many as classes, or 16 times as many */
-    void* e;           /* where the exponentials go; may be x */
-    const char* ahead; /* what is asked for meanwhile, numbers of so many bytes */
-    ptrdiff_t ahead_size;
+    int by_rows;   /* of one row */
+    const void* x; /* logits: REAL, or of 16 bits; under a softcap tanh of them */
+    ptrdiff_t n;   /* numbers: as many as classes, or 16 times as many */
+    void* e;       /* where the exponentials go; may be x */
     const void* w; /* class weights; NULL: all are 1 */
     const void* t; /* class probabilities, or NULL */
+    /* of one row: the block that comes next, whose maximum is found meanwhile, and NaN left out; NULL: none */
+    const void* next;
+    ptrdiff_t n_next;
+    double next_max; /* result */
+    /* of one row: what is asked for meanwhile, numbers of so many bytes */
+    const char* ahead_l1;
+    const char* ahead_l2;
+    ptrdiff_t ahead_size;
     const char* ahead_t;
     ptrdiff_t ahead_t_size;
     double sums[FASTCE_N_SUMS][FASTCE_LANES]; /* result; of one row in the first lane */
     fastce_format format;                     /* of x */
-    int is_long;                              /* more blocks follow */
     fastce_asked_sums asked;
     int sums_entropy; /* E_D */
 } fastce_block;
@@ -81,6 +86,17 @@ typedef struct {
 #elif defined(REAL)
 
 /* ---- copies ---- */
+
+/* The numbers of a row in memory: of REAL, or floats of 16 bits. */
+FASTCE_INLINE VEC F(load_as)(fastce_format format, const void* x, ptrdiff_t k) {
+#if IS_FLOAT && FASTCE_SWEEPS_16_BITS
+    if (format == FASTCE_HALF) return fastce_load_halves((const uint16_t*)x + k);
+    if (format == FASTCE_BFLOAT16) return fastce_load_bfloat16s((const uint16_t*)x + k);
+#else
+    (void)format;
+#endif
+    return F(load)((const REAL*)x + k);
+}
 
 FASTCE_INLINE void F(fill_range)(REAL* x, ptrdiff_t start, ptrdiff_t stop, REAL value) {
     for (ptrdiff_t j = start; j < stop; j++) x[j] = value;
@@ -110,31 +126,12 @@ FASTCE_INLINE VEC F(unless_largest)(VEC e) { return F(keep)(F(differs)(e, F(fill
 /* a * d, where nothing of an infinite d is nothing. */
 FASTCE_INLINE VEC F(times)(VEC a, VEC d) { return F(keep)(F(differs)(a, F(fill)(0)), a * d); }
 
-/* Writes the exponentials of n vectors, 4, 2 or 1, 16 numbers apart, and adds them to sums that are not NULL: to
-   `excl_max` without the terms that are 1, to `ed` times the scaled d. Lanes before `first` are in the sums already. The
-   maximum comes times `half`, see `difference`. */
-FASTCE_INLINE void F(exp_some)(
-    const VEC* x, int n, int first, VEC half_max, REAL half, REAL scale, REAL* e, VEC* all, VEC* excl_max, REAL* ed) {
-    const VEC zero = F(fill)(0);
-    VEC d[4], y[4], z[4];
+/* The exponentials y of n vectors, 4, 2 or 1, and the scaled d. The maximum comes times `half`, see `difference`. */
+FASTCE_INLINE void F(exps)(const VEC* x, int n, VEC half_max, REAL half, REAL scale, VEC* d, VEC* y) {
     FASTCE_UNROLL
     for (int g = 0; g < n; g++) {
         d[g] = (scale / half) * (half * x[g] - half_max);
         y[g] = F(exp)(d[g]);
-    }
-    FASTCE_UNROLL
-    for (int g = 0; g < n; g++) F(store)(e + 16 * g, y[g]);
-    if (first > 0) y[0] = F(from_lane)(first, y[0], zero);
-    if (all != NULL) *all = *all + F(total)(y, n);
-    if (excl_max != NULL) {
-        FASTCE_UNROLL
-        for (int g = 0; g < n; g++) z[g] = F(unless_largest)(y[g]);
-        *excl_max = *excl_max + F(total)(z, n);
-    }
-    if (ed != NULL) {
-        FASTCE_UNROLL
-        for (int g = 0; g < n; g++) z[g] = F(times)(y[g], d[g]);
-        F(add_to)(ed, F(total)(z, n));
     }
 }
 
