@@ -42,6 +42,7 @@ from fastce._cpu.task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, block_size
 
 cdef enum:
     BLOCK_BYTES = 8192   # this block of logits, the next, and as much of class probabilities fit into L1
+    LONG_BLOCK_BYTES = 4096
     # How far ahead memory is asked for: beyond the next block to L1, and farther to L2. Half of either was too late.
     L1_AHEAD_BYTES = 12288
     L2_AHEAD_BYTES = 24576
@@ -61,7 +62,8 @@ cdef inline bint sweeps_16_bits(const Task* task, real like) noexcept nogil:
 cdef inline Py_ssize_t row_block(const Task* task, real like) noexcept nogil:
     """Return how many of the caller's classes make a block."""
     cdef bint narrow = is_16_bit(task.logits.format) and sweeps_16_bits(task, like)
-    return BLOCK_BYTES // (2 if narrow else <Py_ssize_t>sizeof(real))
+    cdef Py_ssize_t size = 2 if narrow else <Py_ssize_t>sizeof(real)
+    return (BLOCK_BYTES if task.n_classes * size <= BLOCK_BYTES else LONG_BLOCK_BYTES) // size
 
 
 cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
