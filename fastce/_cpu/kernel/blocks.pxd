@@ -23,6 +23,10 @@ cdef extern from "simd/sums.h" nogil:
         const void* next
         Py_ssize_t n_next
         double next_max        # result
+        # of one row: an earlier block of exponentials, multiplied by its factor meanwhile
+        void* done
+        Py_ssize_t n_done
+        double factor
         # of one row: what is asked for meanwhile, numbers of so many bytes
         const char* ahead_l1
         const char* ahead_l2

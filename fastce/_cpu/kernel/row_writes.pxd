@@ -4,13 +4,13 @@ from libc.string cimport memset
 from fastce._cpu.kernel.blocks cimport Block, cap, multiply, multiply_slopes, sum_exps, write_log
 from fastce._cpu.kernel.gradient cimport fill_lanes_of, find_alpha, write_gradient
 from fastce._cpu.kernel.row_view cimport RowView, locate_row, prob_block, scratch_size, start_of_row
-from fastce._cpu.kernel.scalars cimport Scalars
+from fastce._cpu.kernel.scalars cimport Scalars, next_kept
 from fastce._cpu.kernel.sums cimport describe_block, narrow_maxima
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport size_of, write_converted
 from fastce._cpu.layout.copied_rows cimport store_block
 from fastce._cpu.math cimport real
-from fastce._cpu.task cimport LOG_SOFTMAX, Task, block_size
+from fastce._cpu.task cimport GRADIENT, LOG_SOFTMAX, Task, block_size
 
 
 cdef inline void write_log_softmax(
@@ -82,6 +82,14 @@ cdef inline void write_row(
         k += n
 
 
+cdef inline void write_patch(const Task* task, const Scalars* rows, Py_ssize_t lane, char* result, real like) noexcept nogil:
+    """Write the gradient that is stored by itself, if the row has one."""
+    cdef const Task* holder = task.source if task.stores_rows else task
+    if rows.patch_class[lane] >= 0:
+        write_converted(
+            result + rows.patch_class[lane] * holder.out.class_stride, holder.out.format, <real>rows.grad_patch[lane])
+
+
 cdef inline void write_zeros(const Task* task, char* out, real like) noexcept nogil:
     cdef Py_ssize_t k
     if task.out.class_stride == size_of(task.out.format, like):
@@ -103,6 +111,68 @@ cdef inline void write_lane(
         write_zeros(holder, result, scratch[0])
         return
     write_row(task, rows, lane, &row, block_max, scratch, result if task.stores_rows else NULL)
-    if rows.patch_class[lane] >= 0:
-        write_converted(
-            result + rows.patch_class[lane] * holder.out.class_stride, holder.out.format, <real>rows.grad_patch[lane])
+    write_patch(task, rows, lane, result, scratch[0])
+
+
+# Rows that have been swept and wait for the second pass, which is a product: it is done block by block within the sweep
+# of the rows after them.
+cdef struct WaitingRows:
+    Scalars rows
+    double* block_max
+    Py_ssize_t lane   # of the row whose block is next; beyond the last when all are done
+    Py_ssize_t start  # the block's first class
+
+
+cdef inline bint can_wait(const Task* task) noexcept nogil:
+    """Return True if the second pass multiplies each block by a factor, and nothing else."""
+    return (
+        task.out.data != NULL and task.out_kind == GRADIENT and task.softcap == 0
+        and not (task.sum_weight or task.sum_prob or task.stores_rows))
+
+
+cdef inline void begin_waiting(const Task* task, WaitingRows* waiting, real like) noexcept nogil:
+    """Start with the second pass over rows whose scalars are there; those that are skipped get zeros at once."""
+    cdef Py_ssize_t lane
+    for lane in range(waiting.rows.n):
+        if waiting.rows.kept[lane] == 0:
+            write_zeros(task, start_of_row(task, &task.out, waiting.rows.start + lane), like)
+    waiting.lane = next_kept(&waiting.rows, 0)
+    waiting.start = 0
+
+
+cdef inline void take_waiting_block(const Task* task, WaitingRows* waiting, Block* b, real like) noexcept nogil:
+    """Describe the block that is to be multiplied next; of no numbers if none waits."""
+    cdef Py_ssize_t lane = waiting.lane, k = waiting.start
+    cdef const double* row_max
+    cdef double alpha
+    cdef real* out
+    b.n_done = 0
+    if lane >= waiting.rows.n:
+        return
+    out = <real*>start_of_row(task, &task.out, waiting.rows.start + lane) + k
+    row_max = waiting.block_max + k // task.block if task.n_classes > task.block else waiting.rows.row_max + lane
+    find_alpha(task, True, &waiting.rows, lane, row_max, &alpha)
+    b.done = out
+    b.n_done = block_size(task, k)
+    b.factor = write_gradient(task, True, &waiting.rows, lane, &alpha, k, b.n_done, out, NULL)
+
+
+cdef inline void end_waiting_block(const Task* task, WaitingRows* waiting, const Block* b, real like) noexcept nogil:
+    """Go on after a block that has been multiplied."""
+    if b.n_done == 0:
+        return
+    waiting.start += b.n_done
+    if waiting.start == task.n_classes:
+        write_patch(
+            task, &waiting.rows, waiting.lane, start_of_row(task, &task.out, waiting.rows.start + waiting.lane), like)
+        waiting.lane = next_kept(&waiting.rows, waiting.lane + 1)
+        waiting.start = 0
+
+
+cdef inline void finish_waiting(const Task* task, WaitingRows* waiting, real like) noexcept nogil:
+    """Multiply what still waits."""
+    cdef Block b
+    while waiting.lane < waiting.rows.n:
+        take_waiting_block(task, waiting, &b, like)
+        multiply(<real*>b.done, b.n_done, b.factor)
+        end_waiting_block(task, waiting, &b, like)

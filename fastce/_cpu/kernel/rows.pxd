@@ -21,10 +21,12 @@ from fastce._cpu.kernel.blocks cimport Block, cap, find
 from fastce._cpu.kernel.row_view cimport (
     RowView, given_by_caller, locate_row, prob_block, scratch_size, start_of_row
 )
-from fastce._cpu.kernel.row_writes cimport write_lane
+from fastce._cpu.kernel.row_writes cimport (
+    WaitingRows, begin_waiting, can_wait, end_waiting_block, finish_waiting, take_waiting_block, write_lane
+)
 from fastce._cpu.kernel.scalars cimport (
-    Scalars, add, begin, cap_patch_logits, describe_argmax_patches, finish, merge, read_patch_logit,
-    read_patch_logits, take
+    Scalars, add, begin, cap_patch_logits, describe_argmax_patches, finish, merge, next_kept,
+    read_patch_logit, read_patch_logits, take
 )
 from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec, process_t
 from fastce._cpu.kernel.sums cimport (
@@ -75,6 +77,10 @@ cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
 
 cdef inline Py_ssize_t scratch_bytes(const Task* task, real like) noexcept nogil:
     return N_SCRATCH * scratch_size(task) * <Py_ssize_t>sizeof(real)
+
+
+cdef inline Py_ssize_t maxima_bytes(const Task* task) noexcept nogil:
+    return align((task.n_classes // task.block + 1) * <Py_ssize_t>sizeof(double))
 
 
 cdef inline void begin_block(const Task* task, RowView* row, Py_ssize_t start, real* capped) noexcept nogil:
@@ -152,10 +158,13 @@ cdef inline Block describe_blocks(const Task* task, real like) noexcept nogil:
 
 
 cdef inline void sweep_block(
-    const Task* task, Scalars* rows, Py_ssize_t lane, const RowView* row, RowView* next_row, Block* b, real* scratch,
-    double* block_max
+    const Task* task, Scalars* rows, Py_ssize_t lane, const RowView* row, RowView* next_row, WaitingRows* waiting,
+    Block* b, real* scratch, double* block_max
 ) noexcept nogil:
-    """Do the first pass over a block; find the maximum of the next one, unless `next_row` is NULL."""
+    """Do the first pass over a block, and the second over one that waits.
+
+    Find the maximum of the block that comes next, unless `next_row` is NULL.
+    """
     cdef real shift[LANES]
     cdef Scalars block
     cdef Totals totals
@@ -186,9 +195,12 @@ cdef inline void sweep_block(
     if next_row != NULL and next_row.format == NATIVE:
         b.next = next_row.x
         b.n_next = next_row.n
+    if not task.normalized:
+        take_waiting_block(task, waiting, b, scratch[0])
     narrow_maxima(True, block.row_max, shift)
     begin_totals(task, True, &totals)
     add_piece(task, True, b, k, shift, &totals)
+    end_waiting_block(task, waiting, b, scratch[0])
     take_totals(task, True, is_lower, &totals, <const real*>b.e, b.n, &block, 0)
     block_max[k // task.block] = block.row_max[0]
     if k == 0:
@@ -204,14 +216,9 @@ cdef inline void sweep_block(
             next_row.block_max = b.next_max
 
 
-cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept nogil:
-    """Return the first lane from `lane` on whose row is not skipped; beyond the last one if there is none."""
-    while lane < rows.n and rows.kept[lane] == 0:
-        lane += 1
-    return lane
-
-
-cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, double* block_max) noexcept nogil:
+cdef inline void sweep_rows(
+    const Task* task, Scalars* rows, WaitingRows* waiting, real* scratch, double* block_max
+) noexcept nogil:
     """Do the first pass over all rows that are not skipped, block by block."""
     cdef Block b = describe_blocks(task, scratch[0])
     cdef RowView row, next_row
@@ -236,40 +243,51 @@ cdef inline void sweep_rows(const Task* task, Scalars* rows, real* scratch, doub
         if row.start == 0 and rows.patch_class[lane] >= 0:
             read_patch_logit(task, rows, lane, scratch[0])
         sweep_block(
-            task, rows, lane, &row, &next_row if next_lane < rows.n else NULL, &b, scratch, block_max)
+            task, rows, lane, &row, &next_row if next_lane < rows.n else NULL, waiting, &b, scratch, block_max)
         if next_lane != lane and task.needs_argmax_patch:
             rows.patch_class[lane] = find_argmax_patch(task, rows, lane, &row, block_max, <real*>row.capped)
 
 
 cdef inline void process_rows(
-    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, double* block_max
+    const Task* task, Py_ssize_t start, Py_ssize_t n, WaitingRows* before, WaitingRows* group, real* scratch
 ) noexcept nogil:
-    """Do n <= 16 rows, at most `row_group` of them; there is room for a number of `block_max` for each block."""
-    cdef Scalars rows
+    """Do n <= 16 rows, at most `row_group` of them, but what can wait; there is room for `block_max` of all blocks."""
+    cdef Scalars* rows = &group.rows
     cdef Py_ssize_t lane
-    begin(task, &rows, start, n, scratch[0])
+    begin(task, rows, start, n, scratch[0])
+    group.lane = n
     if task.has_option_sums or not task.normalized:
-        sweep_rows(task, &rows, scratch, block_max)
+        sweep_rows(task, rows, before, scratch, group.block_max)
     elif task.target != NULL:
-        read_patch_logits(task, &rows, scratch[0])
+        read_patch_logits(task, rows, scratch[0])
     if task.target != NULL:
-        cap_patch_logits(task, &rows, scratch[0])
+        cap_patch_logits(task, rows, scratch[0])
     if task.needs_argmax_patch:
-        describe_argmax_patches(task, &rows, scratch[0])
-    finish(task, &rows, scratch[0])
-    if task.out.data != NULL:
+        describe_argmax_patches(task, rows, scratch[0])
+    finish(task, rows, scratch[0])
+    finish_waiting(task, before, scratch[0])
+    if can_wait(task):
+        begin_waiting(task, group, scratch[0])
+    elif task.out.data != NULL:
         for lane in range(n):
-            write_lane(task, &rows, lane, scratch, block_max)
+            write_lane(task, rows, lane, scratch, group.block_max)
 
 
 cdef inline void process_by_rows(
     const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
 ) noexcept nogil:
-    cdef Py_ssize_t i = start
+    cdef WaitingRows groups[2]
+    cdef real* scratch = <real*>workspace
+    cdef Py_ssize_t i = start, which = 0
     cdef Py_ssize_t step = row_group(task, like)
+    for which in range(2):
+        groups[which].block_max = <double*>(workspace + scratch_bytes(task, like) + which * maxima_bytes(task))
+        groups[which].rows.n = groups[which].lane = 0
     while i < stop:
-        process_rows(task, i, min(stop - i, step), <real*>workspace, <double*>(workspace + scratch_bytes(task, like)))
+        which = 1 - which
+        process_rows(task, i, min(stop - i, step), &groups[1 - which], &groups[which], scratch)
         i += step
+    finish_waiting(task, &groups[which], like)
 
 
 cdef inline void do_rows(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
@@ -280,8 +298,8 @@ cdef inline void do_rows(const Task* task, Py_ssize_t start, Py_ssize_t stop, ch
 
 
 cdef inline Py_ssize_t scratch_and_maxima(const Task* task, real like) noexcept nogil:
-    """Return what a thread needs: scratch memory and a maximum for each block."""
-    return scratch_bytes(task, like) + align((task.n_classes // task.block + 1) * <Py_ssize_t>sizeof(double))
+    """Return what a thread needs: scratch memory, and a maximum for each block of the rows of two groups."""
+    return scratch_bytes(task, like) + 2 * maxima_bytes(task)
 
 
 cdef inline void process_copied_rows(

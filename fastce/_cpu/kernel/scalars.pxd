@@ -149,6 +149,13 @@ cdef inline void begin(const Task* task, Scalars* rows, Py_ssize_t start, Py_ssi
                 rows.weight_patch[j] = weight_of(task, rows.patch_class[j], like)
 
 
+cdef inline Py_ssize_t next_kept(const Scalars* rows, Py_ssize_t lane) noexcept nogil:
+    """Return the first lane from `lane` on whose row is not skipped; beyond the last one if there is none."""
+    while lane < rows.n and rows.kept[lane] == 0:
+        lane += 1
+    return lane
+
+
 cdef inline double sum_factor(int k, real scale) noexcept nogil:
     """Return what is missing to a sum: the logits' scale to those of d, or `exp_unit`."""
     if k == E_D:

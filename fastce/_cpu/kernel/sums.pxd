@@ -75,6 +75,9 @@ cdef inline Block describe_block(const Task* task, bint by_rows) noexcept nogil:
     b.x = b.w = b.t = b.next = NULL
     b.n_next = 0
     b.next_max = 0
+    b.done = NULL
+    b.n_done = 0
+    b.factor = 1
     b.e = NULL
     b.n = 0
     b.asked = asked_sums(task)
