@@ -12,3 +12,4 @@ cdef extern from "host/platform.h" nogil:
     void read_once "fastce_read_once"(const void* copy)
     void* not_inlined "fastce_own_function"(void* function)
     void end_vectors "fastce_end_vectors"()
+    Py_ssize_t cache_bytes "fastce_cache_bytes"()

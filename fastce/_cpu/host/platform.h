@@ -2,9 +2,13 @@
 #ifndef FASTCE_PLATFORM_H
 #define FASTCE_PLATFORM_H
 
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+#include <cpuid.h>
+#endif
 #if defined(__AVX__)
 #include <immintrin.h>
 #endif
+#include <stddef.h>
 #include <stdint.h>
 
 #include "simd/compiler.h"
@@ -49,6 +53,26 @@ FASTCE_NOINLINE int fastce_has_avx512(void) {
 FASTCE_NOINLINE int fastce_has_avx2(void) { return 0; }
 FASTCE_NOINLINE int fastce_has_avx512(void) { return 0; }
 #endif
+/* The size of the last cache: what the CPU says, or else what most have. */
+#if (defined(__x86_64__) || defined(__i386__)) && defined(__GNUC__)
+FASTCE_NOINLINE ptrdiff_t fastce_find_cache_bytes(void) {
+    unsigned a, b, c, d, leaf = 4;
+    ptrdiff_t n_bytes = 0;
+    /* AMD has a leaf of its own for what Intel's says. */
+    if (__get_cpuid(0x80000001, &a, &b, &c, &d) && (c & 1 << 22)) leaf = 0x8000001D;
+    for (unsigned i = 0; i < 8 && __get_cpuid_count(leaf, i, &a, &b, &c, &d) && (a & 31) != 0; i++)
+        n_bytes = (ptrdiff_t)((b >> 22) + 1) * ((b >> 12 & 1023) + 1) * ((b & 4095) + 1) * (c + 1);
+    return n_bytes;
+}
+#else
+FASTCE_NOINLINE ptrdiff_t fastce_find_cache_bytes(void) { return 0; }
+#endif
+FASTCE_INLINE ptrdiff_t fastce_cache_bytes(void) {
+    static ptrdiff_t n_bytes = 0; /* as much for every thread that asks */
+    if (n_bytes == 0) n_bytes = fastce_find_cache_bytes();
+    if (n_bytes == 0) n_bytes = 32 << 20;
+    return n_bytes;
+}
 /* How many of n threads, this one included, can be there at once: libgomp ends the process where it cannot start
    one. So as many as it will start are started here first, for nothing but that, unless this thread had as many
    before. */

@@ -8,7 +8,7 @@ from fastce._cpu.kernel.scalars cimport Scalars, next_kept
 from fastce._cpu.kernel.sums cimport describe_block, narrow_maxima
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport size_of, write_converted
-from fastce._cpu.layout.copied_rows cimport store_block
+from fastce._cpu.layout.copied_rows cimport store_block, stream_block
 from fastce._cpu.math cimport real
 from fastce._cpu.task cimport GRADIENT, LOG_SOFTMAX, Task, block_size
 
@@ -74,7 +74,10 @@ cdef inline void write_row(
             find_alpha(task, True, rows, lane, row_max, &alpha)
             factor = write_gradient(
                 task, True, rows, lane, &alpha, k, n, out, prob_block(task, row.prob, k, probs))
-        if target != NULL:
+        if task.streams:
+            stream_block(
+                <real*>row.out, <real>factor, rows.patch_class[lane], <real>rows.grad_patch[lane], k, n, target)
+        elif target != NULL:
             # An exponential that is NaN makes the row's factor NaN.
             store_block(task.source, <real*>row.out, <real>factor, may_be_nan or factor != factor, k, n, target)
         elif factor != 1:
@@ -111,7 +114,8 @@ cdef inline void write_lane(
         write_zeros(holder, result, scratch[0])
         return
     write_row(task, rows, lane, &row, block_max, scratch, result if task.stores_rows else NULL)
-    write_patch(task, rows, lane, result, scratch[0])
+    if not task.streams:
+        write_patch(task, rows, lane, result, scratch[0])
 
 
 # Rows that have been swept and wait for the second pass, which is a product: it is done block by block within the sweep

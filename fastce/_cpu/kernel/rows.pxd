@@ -35,7 +35,7 @@ from fastce._cpu.kernel.sums cimport (
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
 from fastce._cpu.layout.copied_rows cimport (
-    place_copies, load_block, needs_copies, row_bytes, copied_group, store_columns, task_of_copies
+    end_streams, place_copies, load_block, needs_copies, row_bytes, copied_group, store_columns, task_of_copies
 )
 from fastce._cpu.math cimport exp_unit, real
 from fastce._cpu.platform cimport not_inlined
@@ -317,6 +317,8 @@ cdef inline void process_copied_rows(
         if copy_task.copies_out and not copy_task.stores_rows:
             store_columns(&copy_task, i, n, like)
         i += step
+    if copy_task.streams:
+        end_streams()
 
 
 cdef inline void do_copied_rows(const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace) noexcept nogil:
@@ -335,5 +337,5 @@ cdef inline KernelSpec plan_rows(Task* task, real like) noexcept nogil:
     if needs_copies(task, like):
         spec.process = do_copied_rows
         spec.share = copied_group(task, group, like)
-        spec.workspace += align(spec.share * row_bytes(task, like))
+        spec.workspace += align(spec.share * row_bytes(task, like)) + CACHE_LINE
     return spec
