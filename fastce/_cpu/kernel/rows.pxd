@@ -192,7 +192,7 @@ cdef inline void sweep_block(
         b.t = prob_block(task, row.prob, k, scratch + 2 * scratch_size(task))
         b.ahead_t = ahead_of(task, &task.prob, i, k, AHEAD_BYTES // b.ahead_t_size)
     b.next = NULL
-    if next_row != NULL and next_row.format == NATIVE:
+    if next_row != NULL and next_row.format == row.format:
         b.next = next_row.x
         b.n_next = next_row.n
     if not task.normalized:

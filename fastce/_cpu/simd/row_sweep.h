@@ -28,20 +28,38 @@
 /* Whether rows are swept by whole lines. */
 #define FASTCE_BY_LINES (FASTCE_VECTOR_BYTES == 64)
 
-#define FASTCE_TEMPLATE "simd/row_sweep.h"
-#include "simd/for_types.h"
-
-#define fastce_row_max(format, x, n, like) FASTCE_OF_VECTORS(row_max, like)(format, x, n)
-#define fastce_find(x, n, value) FASTCE_OF_VECTORS(find, *(x))(x, n, value)
-#define fastce_sum_excl_max(e, n) FASTCE_OF_VECTORS(sum_excl_max, *(e))(e, n)
-#define fastce_multiply(e, n, factor) FASTCE_OF_VECTORS(multiply, *(e))(e, n, factor)
-
 #if FASTCE_IS_WIDE
 #if FASTCE_VECTOR_BYTES == 64
 typedef __m512i fastce_words;
 #else
 typedef __m256i fastce_words;
 #endif
+
+/* The maximum of numbers of 16 bits, taken for integers: 2 instructions for a register of them. With a sign, the largest
+   is the maximum unless all are negative; then it is the smallest without. */
+enum { FASTCE_WORDS = FASTCE_VECTOR_BYTES / 2, FASTCE_OF_WORDS = 64 / FASTCE_WORDS };
+typedef struct {
+    fastce_words high[FASTCE_OF_WORDS], low[FASTCE_OF_WORDS];
+} fastce_largest_words;
+
+FASTCE_INLINE void fastce_begin_words(fastce_largest_words* largest) {
+    FASTCE_UNROLL
+    for (int g = 0; g < FASTCE_OF_WORDS; g++) {
+        largest->high[g] = FASTCE_X86(set1_epi16)(-0x8000);
+        largest->low[g] = FASTCE_X86(set1_epi16)(-1);
+    }
+}
+
+/* Takes in 64 numbers. */
+FASTCE_INLINE void fastce_take_words(fastce_largest_words* largest, const uint16_t* x) {
+    FASTCE_UNROLL
+    for (int g = 0; g < FASTCE_OF_WORDS; g++) {
+        fastce_words words;
+        memcpy(&words, x + FASTCE_WORDS * g, sizeof(words));
+        largest->high[g] = FASTCE_X86(max_epi16)(largest->high[g], words);
+        largest->low[g] = FASTCE_X86(min_epu16)(largest->low[g], words);
+    }
+}
 
 /* The smallest of integers without a sign, the largest of those with one. */
 FASTCE_INLINE uint16_t fastce_min_word(fastce_words x) {
@@ -57,55 +75,15 @@ FASTCE_INLINE uint16_t fastce_min_word(fastce_words x) {
 FASTCE_INLINE uint16_t fastce_max_word(fastce_words x) {
     return 0x7FFF - fastce_min_word(FASTCE_X86(sub_epi16)(FASTCE_X86(set1_epi16)(0x7FFF), x));
 }
-
-/* The maximum of n >= 64 numbers of 16 bits, taken for integers, 2 instructions for a register of them. With a sign,
-   the largest is the maximum unless all are negative; then it is the smallest without. Where that is NaN, NaN must be
-   left out. */
-FASTCE_INLINE float fastce_max_of_16_bits(fastce_format format, const uint16_t* x, ptrdiff_t n) {
-    enum { WORDS = FASTCE_VECTOR_BYTES / 2, N = 64 / WORDS };
-    fastce_words high[N], low[N];
-    uint16_t found;
-    FASTCE_UNROLL
-    for (int g = 0; g < N; g++) {
-        high[g] = FASTCE_X86(set1_epi16)(-0x8000);
-        low[g] = FASTCE_X86(set1_epi16)(-1);
-    }
-    for (ptrdiff_t k = 0; k < n; k += 64) {
-        if (k > n - 64) k = n - 64;
-        FASTCE_UNROLL
-        for (int g = 0; g < N; g++) {
-            fastce_words words;
-            memcpy(&words, x + k + WORDS * g, sizeof(words));
-            high[g] = FASTCE_X86(max_epi16)(high[g], words);
-            low[g] = FASTCE_X86(min_epu16)(low[g], words);
-        }
-    }
-    FASTCE_UNROLL
-    for (int g = 1; g < N; g++) {
-        high[0] = FASTCE_X86(max_epi16)(high[0], high[g]);
-        low[0] = FASTCE_X86(min_epu16)(low[0], low[g]);
-    }
-    found = fastce_max_word(high[0]);
-    if (found & 0x8000) found = fastce_min_word(low[0]);
-    if ((found & 0x7FFF) > (format == FASTCE_HALF ? 0x7C00 : 0x7F80)) return fastce_max_of_floats(format, x, n);
-    return format == FASTCE_HALF ? fastce_float_of_half(found) : fastce_float_of_bfloat16(found);
-}
-#else
-#define fastce_max_of_16_bits fastce_max_of_floats
 #endif
 
-/* The maximum of n classes of a row; NaN is left out. */
-FASTCE_NOINLINE float fastce_row_max_floats(fastce_format format, const void* x, ptrdiff_t n) {
-#if FASTCE_SWEEPS_16_BITS
-    if (format == FASTCE_HALF) return fastce_max_of_16_bits(FASTCE_HALF, (const uint16_t*)x, n);
-    if (format == FASTCE_BFLOAT16) return fastce_max_of_16_bits(FASTCE_BFLOAT16, (const uint16_t*)x, n);
-#endif
-    return fastce_max_of_floats(format, x, n);
-}
+#define FASTCE_TEMPLATE "simd/row_sweep.h"
+#include "simd/for_types.h"
 
-FASTCE_NOINLINE double fastce_row_max_doubles(fastce_format format, const void* x, ptrdiff_t n) {
-    return fastce_max_of_doubles(format, x, n);
-}
+#define fastce_row_max(format, x, n, like) FASTCE_OF_VECTORS(row_max, like)(format, x, n)
+#define fastce_find(x, n, value) FASTCE_OF_VECTORS(find, *(x))(x, n, value)
+#define fastce_sum_excl_max(e, n) FASTCE_OF_VECTORS(sum_excl_max, *(e))(e, n)
+#define fastce_multiply(e, n, factor) FASTCE_OF_VECTORS(multiply, *(e))(e, n, factor)
 
 #elif defined(REAL)
 
@@ -145,6 +123,40 @@ FASTCE_INLINE REAL F(max_of)(fastce_format format, const void* x, ptrdiff_t n) {
     FASTCE_UNROLL
     for (int g = 1; g < N; g++) m[0] = F(max)(m[g], m[0]);
     return F(largest_lane)(m[0]);
+}
+
+#if IS_FLOAT && FASTCE_IS_WIDE
+/* What was found in n numbers; where that is NaN, they are looked at again without it. */
+FASTCE_INLINE float fastce_end_words(
+    const fastce_largest_words* largest, fastce_format format, const uint16_t* x, ptrdiff_t n) {
+    fastce_words high = largest->high[0], low = largest->low[0];
+    uint16_t found;
+    FASTCE_UNROLL
+    for (int g = 1; g < FASTCE_OF_WORDS; g++) {
+        high = FASTCE_X86(max_epi16)(high, largest->high[g]);
+        low = FASTCE_X86(min_epu16)(low, largest->low[g]);
+    }
+    found = fastce_max_word(high);
+    if (found & 0x8000) found = fastce_min_word(low);
+    if ((found & 0x7FFF) > (format == FASTCE_HALF ? 0x7C00 : 0x7F80)) return fastce_max_of_floats(format, x, n);
+    return format == FASTCE_HALF ? fastce_float_of_half(found) : fastce_float_of_bfloat16(found);
+}
+
+FASTCE_INLINE float fastce_max_of_16_bits(fastce_format format, const uint16_t* x, ptrdiff_t n) {
+    fastce_largest_words largest;
+    fastce_begin_words(&largest);
+    for (ptrdiff_t k = 0; k < n; k += 64) fastce_take_words(&largest, x + (k > n - 64 ? n - 64 : k));
+    return fastce_end_words(&largest, format, x, n);
+}
+#endif
+
+/* The maximum of n classes of a row. */
+FASTCE_NOINLINE REAL F(row_max)(fastce_format format, const void* x, ptrdiff_t n) {
+#if IS_FLOAT && FASTCE_IS_WIDE
+    if (format == FASTCE_HALF) return fastce_max_of_16_bits(FASTCE_HALF, (const uint16_t*)x, n);
+    if (format == FASTCE_BFLOAT16) return fastce_max_of_16_bits(FASTCE_BFLOAT16, (const uint16_t*)x, n);
+#endif
+    return F(max_of)(format, x, n);
 }
 
 /* The place of the first of n numbers that is `value`, or -1. */
@@ -263,7 +275,7 @@ FASTCE_INLINE void F(sweep_of)(
     VEC all[N_PARTS], ed[N_PARTS], largest[4], x[4], d[4], y[4];
     /* Copies, for compilers must assume that stores to e change the block. */
     const void* const given = b->x;
-    const REAL* next = (const REAL*)b->next;
+    const void* const next = b->next;
     REAL* const e = (REAL*)b->e;
     const REAL half = F(half)(scale);
     const VEC m = F(fill)(row_max * half);
@@ -274,15 +286,21 @@ FASTCE_INLINE void F(sweep_of)(
     const VEC f = F(fill)(factor);
     const ptrdiff_t n = b->n, size = b->ahead_size, n_done = multiplies ? b->n_done : 0;
     ptrdiff_t k = 0, i = 0, n_next = 0, w = 0;
+#if IS_FLOAT && FASTCE_IS_WIDE
+    fastce_largest_words words; /* of the next block */
+    fastce_begin_words(&words);
+#endif
     for (int v = 0; v < N_PARTS; v++) all[v] = ed[v] = F(fill)(0);
     for (int g = 0; g < 4; g++) largest[g] = F(fill)(-INFINITY);
     if (n_done > 0) w = F(multiply_first)(done, factor);
     if (next != NULL) {
-        const int start = (WIDTH - F(lane_of)(next)) % WIDTH; /* where its first whole line is */
-        largest[0] = F(max)(F(load)(next), largest[0]);
-        largest[1] = F(max)(F(load)(next + b->n_next - WIDTH), largest[1]);
-        next += start;
-        n_next = b->n_next - start;
+        n_next = b->n_next;
+#if IS_FLOAT && FASTCE_IS_WIDE
+        if (format != FASTCE_NATIVE) fastce_take_words(&words, (const uint16_t*)next + n_next - 64);
+#endif
+        largest[0] = F(max)(F(load_as)(format, next, 0), largest[0]);
+        largest[1] = F(max)(F(load_as)(format, next, n_next - WIDTH), largest[1]);
+        if (format == FASTCE_NATIVE) i = (WIDTH - F(lane_of)(next)) % WIDTH; /* where its first whole line is */
     }
 #if FASTCE_BY_LINES
     if (F(lane_of)(e) > 0) {
@@ -317,11 +335,16 @@ FASTCE_INLINE void F(sweep_of)(
             F(add_exps)(d, y, 4, FASTCE_BY_LINES ? 0 : v, sums_entropy, all, ed);
         }
         if (i + STEP <= n_next) {
-            for (int v = 0; v < FOURS; v++) {
-                FASTCE_UNROLL
-                for (int g = 0; g < 4; g++)
-                    largest[g] = F(max)(F(load)(next + i + (4 * v + g) * WIDTH), largest[g]);
-            }
+#if IS_FLOAT && FASTCE_IS_WIDE
+            if (format != FASTCE_NATIVE)
+                fastce_take_words(&words, (const uint16_t*)next + i);
+            else
+#endif
+                for (int v = 0; v < FOURS; v++) {
+                    FASTCE_UNROLL
+                    for (int g = 0; g < 4; g++)
+                        largest[g] = F(max)(F(load_as)(format, next, i + (4 * v + g) * WIDTH), largest[g]);
+                }
             i += STEP;
         }
         if (w + STEP <= n_done) {
@@ -358,7 +381,14 @@ FASTCE_INLINE void F(sweep_of)(
     b->sums[FASTCE_ALL][0] = F(sum_of_parts)(all);
     if (sums_entropy) b->sums[FASTCE_E_D][0] = F(sum_of_parts)(ed);
     if (next == NULL) return;
-    for (; i + WIDTH <= n_next; i += WIDTH) largest[2] = F(max)(F(load)(next + i), largest[2]);
+#if IS_FLOAT && FASTCE_IS_WIDE
+    if (format != FASTCE_NATIVE) {
+        for (; i + 64 <= n_next; i += 64) fastce_take_words(&words, (const uint16_t*)next + i);
+        b->next_max = fastce_end_words(&words, format, (const uint16_t*)next, n_next);
+        return;
+    }
+#endif
+    for (; i + WIDTH <= n_next; i += WIDTH) largest[2] = F(max)(F(load_as)(format, next, i), largest[2]);
     FASTCE_UNROLL
     for (int g = 1; g < 4; g++) largest[0] = F(max)(largest[g], largest[0]);
     b->next_max = F(largest_lane)(largest[0]);
