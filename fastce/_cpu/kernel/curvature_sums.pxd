@@ -82,8 +82,8 @@ cdef inline void sum_unit(
         b.n = block_size(task, k) if by_rows else min(task.n_classes - k, <Py_ssize_t>PIECE) * LANES
         b.x = <const real*>unit.capped + at
         b.e = <real*>unit.exps + at
-        # L2 alone: L1 has no room for two operands; 65536 x 1000 took a fifth longer.
-        b.ahead_l1 = <const char*>b.x
+        # To L1 the next row only: it has no room for more of two operands; 65536 x 1000 took a fifth longer.
+        b.ahead_l1 = unit.next_x + at * size
         b.ahead_l2 = unit.ahead_x + at * size
         if task.sum_prob:
             b.t = <const real*>unit.prob + at

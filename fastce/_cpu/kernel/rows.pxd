@@ -48,7 +48,7 @@ cdef enum:
     # How far ahead memory is asked for: beyond the next block to L1, and farther to L2. Half of either was too late.
     L1_AHEAD_BYTES = 12288
     L2_AHEAD_BYTES = 24576
-    AHEAD_BYTES = 8192   # the same for a second operand, to L2
+    AHEAD_BYTES = 12288   # the same for a second operand, to L2
     GROUP_BYTES = 65536  # a small part of any L2 cache, where the rows wait for their second pass
     # Blocks of scratch memory: for exponentials or capped logits of this row, capped logits of the next, probabilities.
     N_SCRATCH = 3

@@ -6,7 +6,7 @@ An operand of a row that is an array of the arithmetic's type is read and writte
 from fastce._cpu.kernel.columns cimport column_block
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.kernel.row_view cimport start_of_row
-from fastce._cpu.kernel.rows cimport AHEAD_BYTES, GROUP_BYTES, row_group
+from fastce._cpu.kernel.rows cimport GROUP_BYTES, row_group
 from fastce._cpu.layout.convert cimport NATIVE, is_array, store_array
 from fastce._cpu.layout.row_groups cimport MAX_GROUPS, RowGroupView, load_groups, store_groups
 from fastce._cpu.layout.copied_rows cimport load_block
@@ -16,6 +16,7 @@ from fastce._cpu.task cimport Matrix, Task
 
 # Arrays of the workspace, each with room for all units that are done together.
 cdef enum:
+    AHEAD_BYTES = 16384  # how far ahead memory is asked for
     EXPS = 0     # in the end the product, or the diagonal
     SECOND = 1   # v, or in the end the gradient
     PROB = 2
@@ -39,7 +40,8 @@ cdef struct Unit:
     char* w
     char* out          # the product or the gradient, and the diagonal
     char* hess
-    const char* ahead_x  # rows to come, of which memory is asked while this one computes
+    const char* next_x   # rows to come, of which memory is asked while this one computes: the next to L1, others to L2
+    const char* ahead_x
     const char* ahead_v
 
 
@@ -132,11 +134,12 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
             unit.hess = place_row(task, &task.hess, i, unit.hess, arrays[0])
     unit.capped = scratch[CAPPED] if is_capped else unit.x
     unit.w = unit.v
-    unit.ahead_x = unit.x
+    unit.next_x = unit.ahead_x = unit.x
     unit.ahead_v = unit.v
     # The next of the longest rows would push this one out of L2: 32000 floats took 1.3 times as long.
     if task.by_rows and task.unit_size * <Py_ssize_t>sizeof(real) <= GROUP_BYTES:
         ahead = min(i + 1 + AHEAD_BYTES // (task.unit_size * <Py_ssize_t>sizeof(real)), task.n_rows - 1)
+        unit.next_x = start_of_row(task, &task.logits, min(i + 1, task.n_rows - 1))
         unit.ahead_x = start_of_row(task, &task.logits, ahead)
         unit.ahead_v = start_of_row(task, &task.v, ahead)
 

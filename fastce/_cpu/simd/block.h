@@ -185,7 +185,10 @@ FASTCE_INLINE void F(sum_targets_of)(
     for (int j = 0; j < 16 * FASTCE_N_SUMS; j++) sums[j] = 0;
     for (k = 0; k + 64 <= n; k += 64) {
         if (by_rows && t != NULL)
-            for (int j = 0; j < 64 * (int)sizeof(REAL); j += 64) FASTCE_PREFETCH_L2(ahead_t + k * size + j);
+            for (int j = 0; j < 64 * (int)sizeof(REAL); j += 64) {
+                FASTCE_PREFETCH_L1((const char*)(t + k) + 2048 + j);
+                FASTCE_PREFETCH_L2(ahead_t + k * size + j);
+            }
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++) {
             F(load_groups)(given, k + j, x);
             F(load_weights)(by_rows, w, k + j, 4, w_some);

@@ -353,6 +353,10 @@ FASTCE_INLINE void F(sweep_of)(
         }
     }
     if (n_done > 0) F(multiply_rest)(done, w, n_done, factor);
+    for (ptrdiff_t j = k * size; j < n * size; j += 64) {
+        FASTCE_PREFETCH_L1(ahead_l1 + j);
+        FASTCE_PREFETCH_L2(ahead_l2 + j);
+    }
 #if FASTCE_BY_LINES
     FASTCE_UNROLL
     for (int g = 0; g < 4; g++, k += WIDTH)
