@@ -1,7 +1,8 @@
 """Which kernel does a task."""
 from fastce._cpu.kernel.columns cimport plan_columns
 from fastce._cpu.kernel.curvature cimport plan_curvature
-from fastce._cpu.kernel.few_classes cimport fits_few_classes, plan_few_classes
+from fastce._cpu.kernel.few_classes cimport fits_few_classes, has_no_options, plan_few_classes
+from fastce._cpu.kernel.few_registers cimport fits_registers, plan_in_registers
 from fastce._cpu.kernel.rows cimport plan_rows
 from fastce._cpu.kernel.spec cimport KernelSpec
 from fastce._cpu.layout.convert cimport magnitude, size_of
@@ -31,4 +32,6 @@ cdef inline KernelSpec choose_kernel(Task* task, real like) noexcept nogil:
         return plan_curvature(task, by_rows, like)
     if by_rows:
         return plan_rows(task, like)
+    if has_no_options(task) and fits_registers(task):
+        return plan_in_registers(task, like)
     return plan_few_classes(task, like) if fits_few_classes(task, like) else plan_columns(task, like)

@@ -34,6 +34,3 @@ cdef extern from "simd/few.h" nogil:
     void finish_rows "fastce_finish_rows"(
         int n_rows, double scale, double factor, bint with_grad, const int32_t* y, bint has_skipped,
         const void* row_max, const void* x_patch, const void* terms, void* loss, void* alpha, void* grad_patch)
-    void do_pairs "fastce_do_pairs"(
-        void* x, Py_ssize_t pitch, int n_rows, double scale, double factor, bint with_grad, const int32_t* y,
-        bint has_skipped, void* loss)

@@ -19,7 +19,7 @@ from libc.string cimport memcpy
 
 from fastce._cpu.kernel.columns cimport column_block
 from fastce._cpu.kernel.few_blocks cimport (
-    Prefetcher, do_pairs, exp_and_sum, fetch_piece, find_maxima_and_targets, finish_rows, scale_and_patch,
+    Prefetcher, exp_and_sum, fetch_piece, find_maxima_and_targets, finish_rows, scale_and_patch,
     shift_and_scale
 )
 from fastce._cpu.kernel.few_scalars cimport read_targets, sum_losses
@@ -79,11 +79,6 @@ cdef inline void process_tile(
             if y[j] < 0:
                 for k in range(n_classes):
                     scratch[k * pitch + j] = 0
-    if n_classes == 2:
-        do_pairs(scratch, pitch, n_filled, scale, factor, with_grad, y, has_skipped, loss)
-        fetch_piece(prefetcher, sizeof(real))
-        fetch_piece(prefetcher, sizeof(real))
-        return
     find_maxima_and_targets(scratch, pitch, n_classes, y, row_max, x_patch)
     for j in range(TILE):
         shift[j] = <real>0 if row_max[j] == -INFINITY else row_max[j]
@@ -104,7 +99,7 @@ cdef inline void write_rows(
     cdef const Matrix* out = &task.out
     cdef char* first = out.data + row_offset(task, out, start)
     cdef Py_ssize_t j
-    if (task.n_classes != 2 and n == filled and run_length(task, start, n) == n and task.grad_output.data == NULL
+    if (n == filled and run_length(task, start, n) == n and task.grad_output.data == NULL
             and out.format == NATIVE and is_array(first, NATIVE, out.row_strides[task.n_dims - 1], scratch[0])
             and out.class_stride % <Py_ssize_t>sizeof(real) == 0):
         # Where the rows lie side by side, nothing has to be stored twice.
@@ -112,8 +107,7 @@ cdef inline void write_rows(
             scratch, pitch, n, task.n_classes, alpha, y, grad_patch, <real*>first,
             out.class_stride // <Py_ssize_t>sizeof(real))
         return
-    if task.n_classes != 2:
-        scale_and_patch(scratch, pitch, filled, task.n_classes, alpha, y, grad_patch, scratch, pitch)
+    scale_and_patch(scratch, pitch, filled, task.n_classes, alpha, y, grad_patch, scratch, pitch)
     if task.grad_output.data != NULL:
         # Not before: tiny ones, freed of `exp_unit`, would be no normal numbers.
         for j in range(n):

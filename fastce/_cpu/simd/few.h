@@ -19,7 +19,7 @@
 #include <stdint.h>
 #include <string.h>
 
-#include "formula.h"
+#include "simd/few_scalars.h"
 #include "simd/math.h"
 #include "simd/prefetch.h"
 #include "simd/simd.h"
@@ -103,53 +103,26 @@ FASTCE_INLINE int fastce_any_negative(const int32_t* y) {
     n_rows, scale, factor, with_grad, y, has_skipped, row_max, x_patch, terms, loss, alpha, grad_patch)     \
     FASTCE_OF_VECTORS(finish_rows, *(loss))(                                                                \
         n_rows, scale, factor, with_grad, y, has_skipped, row_max, x_patch, terms, loss, alpha, grad_patch)
-#define fastce_do_pairs(x, pitch, n_rows, scale, factor, with_grad, y, has_skipped, loss)               \
-    FASTCE_OF_VECTORS(do_pairs, *(x))(x, pitch, n_rows, scale, factor, with_grad, y, has_skipped, loss)
-
 #elif defined(REAL)
 
-#define FC_VECTORS
-#define FC_REAL VEC
-#define FC_FUNCTION F
-#include "formula.h"
-#undef FC_FUNCTION
-#undef FC_REAL
-#undef FC_VECTORS
-
 enum {
-    /* Classes up to which comparing all with the target is faster than 64 indexed loads. */
-    F(few_to_pick) = 16,
     /* Vectors of rows at a time. */
     F(together) = 4
 };
-#define FEW_TO_PICK F(few_to_pick)
 #define TOGETHER F(together)
 
-/* The maximum of 64 rows and, if `pick`, the logits of their targets, 0 for rows without. */
-FASTCE_INLINE void F(maxima_and_picks)(
-    const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, int pick, REAL* row_max, REAL* x_patch) {
+/* The maximum of 64 rows. */
+FASTCE_INLINE void F(maxima)(const REAL* x, ptrdiff_t pitch, int n_classes, REAL* row_max) {
     for (int i = 0; i < 64; i += TOGETHER * WIDTH) {
-        VEC m[TOGETHER], p[TOGETHER], logit;
-        INTS t[TOGETHER];
+        VEC m[TOGETHER];
         FASTCE_UNROLL
-        for (int g = 0; g < TOGETHER; g++) {
-            t[g] = F(load_ints)(y + i + g * WIDTH);
-            m[g] = F(load)(x + i + g * WIDTH);
-            p[g] = F(fill)(0);
-        }
+        for (int g = 0; g < TOGETHER; g++) m[g] = F(load)(x + i + g * WIDTH);
         for (int k = 0; k < n_classes; k++) {
             FASTCE_UNROLL
-            for (int g = 0; g < TOGETHER; g++) {
-                logit = F(load)(x + k * pitch + i + g * WIDTH);
-                m[g] = F(max)(logit, m[g]);
-                if (pick) p[g] = F(select)(F(is)(t[g], k), logit, p[g]);
-            }
+            for (int g = 0; g < TOGETHER; g++) m[g] = F(max)(F(load)(x + k * pitch + i + g * WIDTH), m[g]);
         }
         FASTCE_UNROLL
-        for (int g = 0; g < TOGETHER; g++) {
-            F(store)(row_max + i + g * WIDTH, m[g]);
-            if (pick) F(store)(x_patch + i + g * WIDTH, p[g]);
-        }
+        for (int g = 0; g < TOGETHER; g++) F(store)(row_max + i + g * WIDTH, m[g]);
     }
 }
 
@@ -157,11 +130,7 @@ FASTCE_INLINE void F(maxima_and_picks)(
 FASTCE_INLINE void F(maxima_and_targets)(
     const REAL* x, ptrdiff_t pitch, int n_classes, const int32_t* y, REAL* row_max, REAL* x_patch) {
     int32_t place[64];
-    if (n_classes <= FEW_TO_PICK) {
-        F(maxima_and_picks)(x, pitch, n_classes, y, 1, row_max, x_patch);
-        return;
-    }
-    F(maxima_and_picks)(x, pitch, n_classes, y, 0, row_max, x_patch);
+    F(maxima)(x, pitch, n_classes, row_max);
     for (int i = 0; i < 64; i++) place[i] = (y[i] > 0 ? y[i] : 0) * (int32_t)pitch + i;
 #if IS_FLOAT && FASTCE_VECTOR_BYTES == 64
     for (int i = 0; i < 64; i += 16) F(store)(x_patch + i, _mm512_i32gather_ps((__m512i)F(load_ints)(place + i), x, 4));
@@ -247,38 +216,6 @@ FASTCE_INLINE void F(scale_and_patch)(const REAL* x, ptrdiff_t pitch, ptrdiff_t 
     }
 }
 
-/* 1 / x within 1 ulp for normal numbers. */
-FASTCE_INLINE VEC F(inverse)(VEC x) {
-#if IS_FLOAT && FASTCE_VECTOR_BYTES == 64
-    /* An estimate of 14 bits and one step of Newton's keep Zen 4 busy for three cycles, a division for ten. */
-    const VEC r = _mm512_rcp14_ps(x);
-    return (1 - x * r) * r + r;
-#else
-    return 1 / x;
-#endif
-}
-
-/* The gradient of the target's class, from the sum of the other terms, times EXP_UNIT: tiny ones are no normal numbers
-   without. That sum is divided by the whole, so that 1 - p is 1 exactly where p is 0. */
-FASTCE_INLINE VEC F(gradient_of_target)(VEC excl_target, VEC whole, VEC inverse, VEC factor) {
-#if FASTCE_HAS_FMA
-    /* The remainder corrects the product with the inverse. */
-    const VEC p = excl_target * inverse;
-    return F(grad_of_only_class)(p + F(fma)(-p, whole, excl_target) * inverse, factor);
-#else
-    (void)inverse;
-    return F(grad_of_only_class)(excl_target / whole, factor);
-#endif
-}
-
-/* The loss of rows from the target's distance from the largest logit, the sum of all terms but the largest, and the
-   inverse of the sum of all. */
-FASTCE_INLINE VEC F(loss)(VEC d, VEC excl_max, VEC inverse) {
-    VEC k, f, lost;
-    F(split_log1p)(excl_max, inverse, &k, &f, &lost);
-    return F(row_loss)(F(fill)(1), d, F(join_log1p)(k, f, f * F(inverse)(2 + f), lost));
-}
-
 /* x, but 0 where the row is skipped. */
 FASTCE_INLINE VEC F(unless_skipped)(INTS y, VEC x) { return F(select)(F(is_less)(y, 0), F(fill)(0), x); }
 
@@ -314,39 +251,5 @@ FASTCE_NOINLINE void F(finish_rows)(int n_rows, REAL scale, double factor, int w
     F(clear_skipped)(n_rows, y, alpha);
 }
 
-/* The losses of 16, 32, 48 or 64 rows of two classes; if asked, their logits become gradients. */
-FASTCE_NOINLINE void F(do_pairs)(REAL* x, ptrdiff_t pitch, int n_rows, REAL scale, double factor, int with_grad,
-    const int32_t* y, int has_skipped, REAL* loss) {
-    const REAL unit = 1 / EXP_UNIT;
-    const VEC unscaled = F(fill)((REAL)(factor * unit));
-    VEC m[64 / WIDTH], d[64 / WIDTH], excl_max[64 / WIDTH],
-        inverse[64 / WIDTH]; /* `excl_max`: the smaller one's term */
-    for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) {
-        const VEC a = F(load)(x + i), b = F(load)(x + pitch + i);
-        const VEC other = F(select)(F(is_greater)(b, a), a, b);
-        m[v] = F(max_or_nan)(b, a);
-        d[v] = scale * (F(select)(F(is)(F(load_ints)(y + i), 1), b, a) - m[v]);
-        excl_max[v] = F(exp)(scale * (other - m[v]));
-    }
-    for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) {
-        const INTS t = F(load_ints)(y + i);
-        const VEC e = excl_max[v] + F(nan_unless_finite)(m[v]);
-        const VEC excl_target =
-            F(select)(F(differs)(d[v], F(fill)(0)), F(fill)(EXP_UNIT), e); /* but the target's term */
-        VEC whole, g;
-        excl_max[v] = e * unit;
-        whole = 1 + excl_max[v];
-        inverse[v] = F(inverse)(whole);
-        if (!with_grad) continue;
-        g = F(gradient_of_target)(excl_target, whole, inverse[v], unscaled);
-        g = F(unless_skipped)(t, F(select)(F(is)(t, 0), g, -g));
-        F(store)(x + i, g);
-        F(store)(x + pitch + i, -g);
-    }
-    for (int i = 0, v = 0; i < n_rows; i += WIDTH, v++) F(store)(loss + i, F(loss)(d[v], excl_max[v], inverse[v]));
-    if (has_skipped) F(clear_skipped)(n_rows, y, loss);
-}
-
 #undef TOGETHER
-#undef FEW_TO_PICK
 #endif

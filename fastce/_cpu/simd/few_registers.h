@@ -1,0 +1,507 @@
+/* The kernel of up to 16 classes: a vector of rows at a time, all classes of them in registers.
+
+   Design
+   ------
+   1. The number of classes is a constant of the code: it is written once and compiled for each number. Numbers do not
+      leave the registers between loading and storing; where there are too few, the compiler puts some on the stack.
+   2. Rows whose classes lie side by side are transposed on the way, 16 bytes of each row at a time: parts of several rows
+      fill a vector, and instructions that stay within 16 bytes do the rest. Of an odd number of classes the last 16 bytes
+      overlap those before. Planes need nothing of that. There is one copy of the arithmetic, between two ways in and
+      two ways out, so that a row has the same bits whatever way it takes.
+   3. Fewer rows than a vector are copied to where others, that are skipped, fill it up. Anything else, numbers of 16 bits or other
+      strides, is copied by the caller to planes.
+   4. A target is only compared with, never an index: it need not be checked again. One comparison finds rows that are
+      skipped, see `fastce_has_plain_ignore_index`.
+   5. The logarithm waits until some vectors of rows are there: it is a chain of instructions, nothing but the loss
+      depends on it, and it need not be compiled for each number of classes.
+   6. Of two classes one is the largest and the other what remains: one exponential does, log(1 + x) has an x of at most
+      1, and one gradient is the other's negative. */
+#ifndef FASTCE_FEW_REGISTERS_H
+#define FASTCE_FEW_REGISTERS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#include "formula.h"
+#include "simd/few_scalars.h"
+#include "simd/math.h"
+#include "simd/prefetch.h"
+#include "simd/simd.h"
+
+#define FASTCE_MOST_IN_REGISTERS 16
+/* Rows whose logarithms are computed together. */
+#ifndef FASTCE_FEW_TILE
+#define FASTCE_FEW_TILE 64
+#endif
+
+/* What is done to n rows. A pitch is the distance of a row's classes, in numbers, where the rows lie side by side; 0 where
+   the classes do, and the rows follow each other. */
+typedef struct {
+    const void* x;
+    void* out; /* where gradients go; may be x; NULL: they are not asked for */
+    ptrdiff_t x_pitch, out_pitch;
+    const int64_t* target;
+    const void* upstream; /* a factor for each row's gradient, or NULL */
+    void* loss;
+    double scale, factor;
+    int64_t ignore_index;
+    ptrdiff_t ahead; /* bytes of one class, or of all where they lie side by side, to what is asked for; 0: nothing is */
+} fastce_few_task;
+
+#define FASTCE_TEMPLATE "simd/few_registers.h"
+#include "simd/for_types.h"
+
+#define fastce_do_few_rows(like, task, n, n_classes) FASTCE_OF_VECTORS(do_few_rows, like)(task, n, n_classes)
+
+#elif defined(REAL)
+
+/* ---- masks ---- */
+
+FASTCE_INLINE int F(any)(MASK mask) {
+#if WIDTH == 1 || FASTCE_VECTOR_BYTES == 64
+    return mask != 0;
+#elif FASTCE_VECTOR_BYTES == 32
+    return _mm256_movemask_ps((__m256)mask) != 0;
+#elif defined(FASTCE_X86)
+    return _mm_movemask_ps((__m128)mask) != 0;
+#else
+    int any = 0;
+    for (int j = 0; j < WIDTH; j++) any |= mask[j] != 0;
+    return any;
+#endif
+}
+
+/* sum + x, but sum where the mask holds. */
+FASTCE_INLINE VEC F(add_unless)(VEC sum, MASK mask, VEC x) {
+#if WIDTH > 1 && FASTCE_VECTOR_BYTES == 64
+    return FASTCE_NAME(_mm512_mask_add, PS, )(sum, (MASK)~mask, sum, x);
+#elif WIDTH > 1 && FASTCE_VECTOR_BYTES == 32
+    return sum + FASTCE_NAME(_mm256_andnot, PS, )((VEC)mask, x);
+#elif WIDTH > 1
+    return sum + F(of_bits)(~(BITS)mask & F(bits_of)(x));
+#else
+    return mask ? sum : sum + x;
+#endif
+}
+
+/* ---- targets ---- */
+
+/* The low halves where numbers have 32 bits. */
+FASTCE_INLINE INTS F(load_targets)(const int64_t* target) {
+    INTS y;
+#if WIDTH == 1
+    y = (INT)*target;
+#elif !IS_FLOAT
+    memcpy(&y, target, sizeof(y));
+#elif FASTCE_VECTOR_BYTES == 64
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    y = (INTS)_mm512_permutex2var_epi32(_mm512_loadu_si512(target), even, _mm512_loadu_si512(target + 8));
+#elif FASTCE_VECTOR_BYTES == 32
+    const __m256 low = _mm256_loadu_ps((const float*)target), high = _mm256_loadu_ps((const float*)(target + 4));
+    y = (INTS)_mm256_permute4x64_epi64((__m256i)_mm256_shuffle_ps(low, high, 0x88), 0xD8);
+#elif defined(FASTCE_X86)
+    y = (INTS)_mm_shuffle_ps(_mm_loadu_ps((const float*)target), _mm_loadu_ps((const float*)(target + 2)), 0x88);
+#else
+    for (int j = 0; j < WIDTH; j++) y[j] = (INT)target[j];
+#endif
+    return y;
+}
+
+/* ---- transposition ---- */
+
+#if WIDTH > 1
+#define SIDE (16 / (int)sizeof(REAL)) /* of a square that is transposed */
+
+/* 16 bytes from each of as many places as fit into a vector, and back. */
+FASTCE_INLINE VEC F(load_parts)(const REAL* x, ptrdiff_t step) {
+#if FASTCE_VECTOR_BYTES == 16
+    (void)step;
+    return F(load)(x);
+#else
+    const __m256 low = _mm256_insertf128_ps(
+        _mm256_castps128_ps256(_mm_loadu_ps((const float*)x)), _mm_loadu_ps((const float*)(x + step)), 1);
+#if FASTCE_VECTOR_BYTES == 32
+    return (VEC)low;
+#else
+    const __m256 high = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps((const float*)(x + 2 * step))),
+        _mm_loadu_ps((const float*)(x + 3 * step)), 1);
+    return (VEC)_mm512_insertf32x8(_mm512_castps256_ps512(low), high, 1);
+#endif
+#endif
+}
+
+FASTCE_INLINE void F(store_parts)(REAL* out, ptrdiff_t step, VEC x) {
+#if FASTCE_VECTOR_BYTES == 16
+    (void)step;
+    F(store)(out, x);
+#elif FASTCE_VECTOR_BYTES == 32
+    _mm_storeu_ps((float*)out, _mm256_castps256_ps128((__m256)x));
+    _mm_storeu_ps((float*)(out + step), _mm256_extractf128_ps((__m256)x, 1));
+#else
+    _mm_storeu_ps((float*)out, _mm512_castps512_ps128((__m512)x));
+    _mm_storeu_ps((float*)(out + step), _mm512_extractf32x4_ps((__m512)x, 1));
+    _mm_storeu_ps((float*)(out + 2 * step), _mm512_extractf32x4_ps((__m512)x, 2));
+    _mm_storeu_ps((float*)(out + 3 * step), _mm512_extractf32x4_ps((__m512)x, 3));
+#endif
+}
+
+/* Within each 16 bytes: numbers i and j of a, and k and l of b. */
+#if IS_FLOAT && defined(FASTCE_X86)
+#define PICK(a, b, i, j, k, l) FASTCE_NAME(FASTCE_X86(shuffle), PS, )(a, b, (i) | (j) << 2 | (k) << 4 | (l) << 6)
+#elif IS_FLOAT && defined(__clang__)
+#define PICK(a, b, i, j, k, l) __builtin_shufflevector(a, b, i, j, k + 4, l + 4)
+#elif IS_FLOAT
+#define PICK(a, b, i, j, k, l) __builtin_shuffle(a, b, (INTS){i, j, k + 4, l + 4})
+#endif
+/* Of doubles i of a and j of b. */
+#if !IS_FLOAT && FASTCE_VECTOR_BYTES == 64
+#define PICK(a, b, i, j) _mm512_shuffle_pd(a, b, ((i) | (j) << 1) * 0x55)
+#elif !IS_FLOAT && FASTCE_VECTOR_BYTES == 32
+#define PICK(a, b, i, j) _mm256_shuffle_pd(a, b, ((i) | (j) << 1) * 5)
+#elif !IS_FLOAT && defined(FASTCE_X86)
+#define PICK(a, b, i, j) _mm_shuffle_pd(a, b, (i) | (j) << 1)
+#elif !IS_FLOAT && defined(__clang__)
+#define PICK(a, b, i, j) __builtin_shufflevector(a, b, i, j + 2)
+#elif !IS_FLOAT
+#define PICK(a, b, i, j) __builtin_shuffle(a, b, (INTS){i, j + 2})
+#endif
+
+/* Squares of numbers become transposed squares. */
+FASTCE_INLINE void F(transpose_square)(VEC* x) {
+#if IS_FLOAT
+    const VEC p = PICK(x[0], x[1], 0, 1, 0, 1), q = PICK(x[0], x[1], 2, 3, 2, 3);
+    const VEC r = PICK(x[2], x[3], 0, 1, 0, 1), s = PICK(x[2], x[3], 2, 3, 2, 3);
+    x[0] = PICK(p, r, 0, 2, 0, 2);
+    x[1] = PICK(p, r, 1, 3, 1, 3);
+    x[2] = PICK(q, s, 0, 2, 0, 2);
+    x[3] = PICK(q, s, 1, 3, 1, 3);
+#else
+    const VEC p = x[0];
+    x[0] = PICK(p, x[1], 0, 0);
+    x[1] = PICK(p, x[1], 1, 1);
+#endif
+}
+
+#if IS_FLOAT
+/* Pairs and triples of 4 rows are taken apart and put together; they fill 2 and 3 times 16 bytes. */
+FASTCE_INLINE void F(split_few)(const int n_classes, VEC* x) {
+    const VEC a = x[0], b = x[1], c = x[n_classes - 1];
+    if (n_classes == 2) {
+        x[0] = PICK(a, b, 0, 2, 0, 2);
+        x[1] = PICK(a, b, 1, 3, 1, 3);
+    } else {
+        const VEC p = PICK(a, b, 1, 2, 0, 1), q = PICK(b, c, 2, 3, 1, 2);
+        x[0] = PICK(a, q, 0, 3, 0, 2);
+        x[1] = PICK(p, q, 0, 2, 1, 3);
+        x[2] = PICK(p, c, 1, 3, 0, 3);
+    }
+}
+
+FASTCE_INLINE void F(join_few)(const int n_classes, VEC* x) {
+    const VEC a = x[0], b = x[1], c = x[n_classes - 1];
+    if (n_classes == 2) {
+        const VEC p = PICK(a, b, 0, 1, 0, 1), q = PICK(a, b, 2, 3, 2, 3);
+        x[0] = PICK(p, p, 0, 2, 1, 3);
+        x[1] = PICK(q, q, 0, 2, 1, 3);
+    } else {
+        const VEC p = PICK(a, b, 0, 2, 0, 2), q = PICK(b, c, 1, 3, 1, 3), r = PICK(c, a, 0, 2, 1, 3);
+        x[0] = PICK(p, r, 0, 2, 0, 2);
+        x[1] = PICK(q, p, 0, 2, 1, 3);
+        x[2] = PICK(r, q, 1, 3, 1, 3);
+    }
+}
+#endif
+#undef PICK
+#endif
+
+/* A vector of rows whose classes lie side by side, and back: x has a vector for each class. */
+FASTCE_INLINE void F(load_few)(const int n_classes, const REAL* rows, VEC* x) {
+#if WIDTH == 1
+    for (int k = 0; k < n_classes; k++) x[k] = rows[k];
+#else
+    if (n_classes < SIDE) {
+#if IS_FLOAT
+        FASTCE_UNROLL
+        for (int k = 0; k < n_classes; k++) x[k] = F(load_parts)(rows + SIDE * k, SIDE * n_classes);
+        F(split_few)(n_classes, x);
+#endif
+        return;
+    }
+    FASTCE_UNROLL
+    for (int k = 0; k < n_classes; k += SIDE) {
+        const int first = k < n_classes - SIDE ? k : n_classes - SIDE;
+        VEC square[SIDE];
+        FASTCE_UNROLL
+        for (int j = 0; j < SIDE; j++)
+            square[j] = F(load_parts)(rows + j * n_classes + first, (ptrdiff_t)SIDE * n_classes);
+        F(transpose_square)(square);
+        FASTCE_UNROLL
+        for (int j = 0; j < SIDE; j++) x[first + j] = square[j];
+    }
+#endif
+}
+
+FASTCE_INLINE void F(store_few)(const int n_classes, VEC* x, REAL* rows) {
+#if WIDTH == 1
+    for (int k = 0; k < n_classes; k++) rows[k] = x[k];
+#else
+    if (n_classes < SIDE) {
+#if IS_FLOAT
+        F(join_few)(n_classes, x);
+        FASTCE_UNROLL
+        for (int k = 0; k < n_classes; k++) F(store_parts)(rows + SIDE * k, SIDE * n_classes, x[k]);
+#endif
+        return;
+    }
+    FASTCE_UNROLL
+    for (int k = 0; k < n_classes; k += SIDE) {
+        const int first = k < n_classes - SIDE ? k : n_classes - SIDE;
+        VEC square[SIDE];
+        FASTCE_UNROLL
+        for (int j = 0; j < SIDE; j++) square[j] = x[first + j];
+        F(transpose_square)(square);
+        FASTCE_UNROLL
+        for (int j = 0; j < SIDE; j++)
+            F(store_parts)(rows + j * n_classes + first, (ptrdiff_t)SIDE * n_classes, square[j]);
+    }
+#endif
+}
+
+/* ---- the arithmetic ---- */
+
+/* Up to 64 rows, whole vectors of them: what passes from one loop to the next. */
+typedef struct {
+    REAL e[FASTCE_MOST_IN_REGISTERS * FASTCE_FEW_TILE]; /* exponentials: of a vector of rows class by class */
+    REAL d[FASTCE_FEW_TILE];           /* the target's distance from the largest logit */
+    REAL excl_target[FASTCE_FEW_TILE]; /* the sum of all terms but the target's */
+    REAL target_e[FASTCE_FEW_TILE];    /* that term */
+    INT y[FASTCE_FEW_TILE];
+    REAL alpha[FASTCE_FEW_TILE]; /* the gradient's factors */
+    REAL patch[FASTCE_FEW_TILE]; /* the gradient of the target */
+} F(few_tile);
+
+FASTCE_INLINE INTS F(load_own_ints)(const INT* source) {
+    INTS x;
+    memcpy(&x, source, sizeof(x));
+    return x;
+}
+
+/* The largest of a few vectors, and the sum, by halves: short chains. x is overwritten. */
+FASTCE_INLINE VEC F(max_of_few)(const int n, VEC* x) {
+    FASTCE_UNROLL
+    for (int step = 1; step < 16; step *= 2) {
+        FASTCE_UNROLL
+        for (int k = 0; k + step < n; k += 2 * step) x[k] = F(max)(x[k + step], x[k]);
+    }
+    return x[0];
+}
+
+/* Exponentials of a vector of rows, and their sums. */
+FASTCE_INLINE void F(exp_few)(const int n_classes, VEC* x, INTS ignored, REAL scale, F(few_tile)* tile, int at) {
+    const VEC zero = F(fill)(0);
+    const INTS y = F(load_own_ints)(tile->y + at);
+    VEC m[FASTCE_MOST_IN_REGISTERS], d = zero, target_e = zero, excl_target[4] = {zero, zero, zero, zero};
+    const MASK skipped = F(equal)(y, ignored);
+    if (F(any)(skipped)) {
+        FASTCE_UNROLL
+        for (int k = 0; k < n_classes; k++) x[k] = F(select)(skipped, zero, x[k]);
+    }
+    FASTCE_UNROLL
+    for (int k = 0; k < n_classes; k++) m[k] = x[k];
+    m[0] = F(max_of_few)(n_classes, m);
+    if (scale != 1) {
+        FASTCE_UNROLL
+        for (int k = 0; k < n_classes; k++) x[k] = scale * (x[k] - m[0]);
+        m[0] = zero;
+    }
+    FASTCE_UNROLL
+    for (int k = 0; k < n_classes; k++) {
+        const MASK is_target = F(is)(y, k);
+        const VEC shifted = x[k] - m[0], e = F(exp)(shifted);
+        d = F(select)(is_target, shifted, d);
+        target_e = F(select)(is_target, e, target_e);
+        excl_target[k % 4] = F(add_unless)(excl_target[k % 4], is_target, e);
+        F(store)(tile->e + at * n_classes + k * WIDTH, e);
+    }
+    F(store)(tile->d + at, d);
+    F(store)(tile->target_e + at, target_e);
+    F(store)(tile->excl_target + at, (excl_target[0] + excl_target[1]) + (excl_target[2] + excl_target[3]));
+}
+
+/* From sums to losses and what makes gradients of exponentials. */
+FASTCE_NOINLINE void F(finish_few)(F(few_tile)* tile, int n, INTS ignored, VEC unscaled, REAL* loss) {
+    const VEC zero = F(fill)(0);
+    const REAL unit = 1 / EXP_UNIT;
+    for (int i = 0; i < n; i += WIDTH) {
+        const VEC excl_target = F(load)(tile->excl_target + i), e = F(load)(tile->target_e + i);
+        const VEC excl_max = F(sumexp_excl)(excl_target, e, F(fill)(EXP_UNIT)) * unit;
+        const VEC whole = (excl_target + e) * unit, inverse = F(inverse)(whole);
+        const MASK skipped = F(equal)(F(load_own_ints)(tile->y + i), ignored);
+        const VEC l = F(loss)(F(load)(tile->d + i), excl_max, inverse);
+        F(store)(loss + i, F(select)(skipped, zero, l));
+        F(store)(tile->alpha + i, F(select)(skipped, zero, F(grad_alpha)(unscaled, F(fill)(1), inverse)));
+        F(store)(tile->patch + i,
+            F(select)(skipped, zero, F(gradient_of_target)(excl_target, whole, inverse, unscaled)));
+    }
+}
+
+/* Rows of two classes. */
+FASTCE_INLINE void F(do_pair)(
+    VEC* x, INTS y, INTS ignored, REAL scale, VEC unscaled, int with_grad, REAL* loss) {
+    const VEC zero = F(fill)(0);
+    const REAL unit = 1 / EXP_UNIT;
+    const MASK skipped = F(equal)(y, ignored), is_first = F(is)(y, 0);
+    const VEC z = scale * (F(select)(is_first, x[0], x[1]) - F(select)(is_first, x[1], x[0])); /* from other to target */
+    /* Infinite logits give NaN unless they are negative. */
+    const VEC largest = F(max_or_nan)(x[0], x[1]);
+    const VEC term = F(exp)(F(negative)(z)) + F(nan_unless_finite)(largest); /* of the smaller one */
+    const VEC excl_target = F(select)(F(is_greater)(zero, z), F(fill)(EXP_UNIT), term);
+    const VEC e = term * unit, whole = 1 + e;
+    VEC l = F(log1p_of_fraction)(e, F(inverse)(2 + e)) + F(max_or_nan)(zero, -z);
+    F(store)(loss, F(select)(skipped, zero, l));
+    if (!with_grad) return;
+    VEC g = F(gradient_of_target)(excl_target, whole, F(inverse)(whole), unscaled);
+    g = F(select)(skipped, zero, F(select)(is_first, g, -g));
+    x[0] = g;
+    x[1] = -g;
+}
+
+/* n rows, whole vectors of them. */
+FASTCE_INLINE void F(few_rows)(const int n_classes, const fastce_few_task* task, ptrdiff_t n) {
+    const REAL* x = task->x;
+    REAL* out = task->out;
+    const REAL scale = (REAL)task->scale;
+    const VEC unscaled = F(fill)((REAL)(task->factor * (1 / EXP_UNIT))); /* the gradient's factor, freed of EXP_UNIT */
+    const INTS ignored = F(fill_ints)((INT)task->ignore_index);
+    const ptrdiff_t x_pitch = task->x_pitch, out_pitch = task->out_pitch, ahead = task->ahead;
+    const ptrdiff_t x_step = x_pitch ? 1 : n_classes, out_step = out_pitch ? 1 : n_classes;
+    const int64_t* target = task->target;
+    const REAL* upstream = task->upstream;
+    REAL* loss = task->loss;
+    F(few_tile) tile;
+    for (; n > 0; n -= FASTCE_FEW_TILE) {
+        const int rows = n < FASTCE_FEW_TILE ? (int)n : FASTCE_FEW_TILE;
+        for (int i = 0; i < rows; i += WIDTH) {
+            VEC classes[FASTCE_MOST_IN_REGISTERS];
+            const INTS y = F(load_targets)(target + i);
+            memcpy(tile.y + i, &y, sizeof(y));
+            if (x_pitch == 0) {
+                F(load_few)(n_classes, x + i * n_classes, classes);
+                if (ahead)
+                    for (int k = 0; k < n_classes * WIDTH * (int)sizeof(REAL); k += 64)
+                        FASTCE_PREFETCH_L1((const char*)(x + i * n_classes) + ahead + k);
+            } else {
+                FASTCE_UNROLL
+                for (int k = 0; k < n_classes; k++) classes[k] = F(load)(x + k * x_pitch + i);
+                if (ahead)
+                    for (int k = 0; k < n_classes; k++) FASTCE_PREFETCH_L1((const char*)(x + k * x_pitch + i) + ahead);
+            }
+            if (n_classes == 2) {
+                F(do_pair)(classes, y, ignored, scale, unscaled, out != NULL, loss + i);
+                F(store)(tile.e + 2 * i, classes[0]);
+                F(store)(tile.e + 2 * i + WIDTH, classes[1]);
+            } else
+                F(exp_few)(n_classes, classes, ignored, scale, &tile, i);
+        }
+        if (n_classes > 2) F(finish_few)(&tile, rows, ignored, unscaled, loss);
+        for (int i = 0; i < rows && out != NULL; i += WIDTH) {
+            VEC classes[FASTCE_MOST_IN_REGISTERS];
+            const INTS y = F(load_own_ints)(tile.y + i);
+            FASTCE_UNROLL
+            for (int k = 0; k < n_classes; k++) classes[k] = F(load)(tile.e + i * n_classes + k * WIDTH);
+            if (n_classes > 2) {
+                const VEC alpha = F(load)(tile.alpha + i), patch = F(load)(tile.patch + i);
+                FASTCE_UNROLL
+                for (int k = 0; k < n_classes; k++) classes[k] = F(select)(F(is)(y, k), patch, classes[k] * alpha);
+            }
+            if (upstream != NULL) {
+                const VEC factor =
+                    F(select)(F(equal)(y, ignored), F(fill)(0), F(load)(upstream + i));
+                FASTCE_UNROLL
+                for (int k = 0; k < n_classes; k++) classes[k] = classes[k] * factor;
+            }
+            if (out_pitch == 0)
+                F(store_few)(n_classes, classes, out + i * n_classes);
+            else {
+                FASTCE_UNROLL
+                for (int k = 0; k < n_classes; k++) F(store)(out + k * out_pitch + i, classes[k]);
+            }
+        }
+        x += FASTCE_FEW_TILE * x_step;
+        if (out != NULL) out += FASTCE_FEW_TILE * out_step;
+        if (upstream != NULL) upstream += FASTCE_FEW_TILE;
+        target += FASTCE_FEW_TILE;
+        loss += FASTCE_FEW_TILE;
+    }
+}
+
+#define FASTCE_FEW(n_classes)                                                                  \
+    FASTCE_NOINLINE void F(few_rows_##n_classes)(const fastce_few_task* task, ptrdiff_t n) { \
+        F(few_rows)(n_classes, task, n);                                                       \
+    }
+FASTCE_FEW(2)
+FASTCE_FEW(3)
+FASTCE_FEW(4)
+FASTCE_FEW(5)
+FASTCE_FEW(6)
+FASTCE_FEW(7)
+FASTCE_FEW(8)
+FASTCE_FEW(9)
+FASTCE_FEW(10)
+FASTCE_FEW(11)
+FASTCE_FEW(12)
+FASTCE_FEW(13)
+FASTCE_FEW(14)
+FASTCE_FEW(15)
+FASTCE_FEW(16)
+#undef FASTCE_FEW
+
+FASTCE_INLINE void F(few_vectors)(const fastce_few_task* task, ptrdiff_t n, int n_classes) {
+    static void (*const kernels[])(const fastce_few_task*, ptrdiff_t) = {F(few_rows_2), F(few_rows_3), F(few_rows_4),
+        F(few_rows_5), F(few_rows_6), F(few_rows_7), F(few_rows_8), F(few_rows_9), F(few_rows_10), F(few_rows_11),
+        F(few_rows_12), F(few_rows_13), F(few_rows_14), F(few_rows_15), F(few_rows_16)};
+    kernels[n_classes - 2](task, n);
+}
+
+/* n rows to another place, which has room for a vector of rows: planes, or rows whose classes lie side by side. */
+FASTCE_INLINE void F(copy_few)(const REAL* from, ptrdiff_t from_pitch, ptrdiff_t n, int n_classes, REAL* to, ptrdiff_t to_pitch) {
+    if (from_pitch == 0)
+        memcpy(to, from, n * n_classes * sizeof(REAL));
+    else
+        for (int k = 0; k < n_classes; k++) memcpy(to + k * to_pitch, from + k * from_pitch, n * sizeof(REAL));
+}
+
+/* n rows. */
+FASTCE_NOINLINE void F(do_few_rows)(const fastce_few_task* task, ptrdiff_t n, int n_classes) {
+    const ptrdiff_t rest = n % WIDTH, whole = n - rest;
+    if (whole > 0) F(few_vectors)(task, whole, n_classes);
+    if (rest > 0) {
+        REAL x[FASTCE_MOST_IN_REGISTERS * WIDTH] = {0}, loss[WIDTH], upstream[WIDTH] = {0};
+        int64_t target[WIDTH];
+        const REAL* first = (const REAL*)task->x + whole * (task->x_pitch ? 1 : n_classes);
+        fastce_few_task part = *task;
+        part.x = x;
+        part.x_pitch = task->x_pitch ? WIDTH : 0;
+        part.ahead = 0;
+        part.target = target;
+        part.loss = loss;
+        F(copy_few)(first, task->x_pitch, rest, n_classes, x, part.x_pitch);
+        for (int j = 0; j < WIDTH; j++) target[j] = j < rest ? task->target[whole + j] : task->ignore_index;
+        if (task->upstream != NULL) {
+            memcpy(upstream, (const REAL*)task->upstream + whole, rest * sizeof(REAL));
+            part.upstream = upstream;
+        }
+        if (task->out != NULL) {
+            part.out = x;
+            part.out_pitch = task->out_pitch ? WIDTH : 0;
+        }
+        F(few_vectors)(&part, WIDTH, n_classes);
+        memcpy((REAL*)task->loss + whole, loss, rest * sizeof(REAL));
+        if (task->out != NULL)
+            F(copy_few)(x, part.out_pitch, rest, n_classes,
+                (REAL*)task->out + whole * (task->out_pitch ? 1 : n_classes), task->out_pitch);
+    }
+}
+#undef SIDE
+#endif
