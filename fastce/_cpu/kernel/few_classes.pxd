@@ -1,4 +1,4 @@
-"""The kernel of few classes: class indices without options, 64 rows at a time.
+"""The kernel of few classes, but more than fit into registers: class indices without options, 64 rows at a time.
 
 Design
 ------

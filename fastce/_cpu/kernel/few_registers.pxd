@@ -36,14 +36,11 @@ cdef extern from "simd/few_registers.h" nogil:
         double scale
         double factor
         int64_t ignore_index
-        Py_ssize_t ahead       # bytes
     void do_few_rows "fastce_do_few_rows"(double like, const FewTask* task, Py_ssize_t n, int n_classes)
 
 cdef enum:
     GROUP = 512         # rows
     GAP = 16            # a cache line of floats, so that planes a power of two apart do not evict each other
-    ROWS_AHEAD = 1024   # bytes
-    PLANE_AHEAD = 512
     FEWEST_ALIGNED = 1024  # rows that are worth to begin with a cache line
 
 
@@ -113,12 +110,10 @@ cdef inline void process_in_registers(
             if task.out.data != NULL:
                 few.out = task.out.data + row_offset(task, &task.out, i)
                 few.out_pitch = pitch_of(task, &task.out, <const char*>few.out, n, like)
-        few.ahead = ROWS_AHEAD if few.x_pitch == 0 else PLANE_AHEAD
         if few.x_pitch < 0:
             load_rows(task, i, n, scratch, pitch)
             few.x = scratch
             few.x_pitch = pitch
-            few.ahead = 0
         few.upstream = NULL
         if task.out.data != NULL and few.out_pitch < 0:
             few.out = scratch

@@ -18,6 +18,7 @@ from fastce._cpu.lanes cimport TILE
 from fastce._cpu.layout.convert cimport NATIVE, load_array, magnitude, size_of, store_array
 from fastce._cpu.layout.transpose cimport transpose, transpose_from, transpose_to
 from fastce._cpu.math cimport real
+from fastce._cpu.platform cimport not_inlined
 from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.task cimport Matrix, Task, row_offset
 
@@ -58,7 +59,7 @@ cdef inline Py_ssize_t rows_to_line(const Task* task, Py_ssize_t start, Py_ssize
     return n_bytes // size
 
 
-cdef inline void load_rows(
+cdef inline void load_any_rows(
     const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, Py_ssize_t pitch
 ) noexcept nogil:
     """Load n rows; `pitch` numbers lead from class to class."""
@@ -81,6 +82,18 @@ cdef inline void load_rows(
             for k in range(task.n_classes):
                 load_array(first + k * x.class_stride, x.format, row_stride, m, scratch + k * pitch + i)
         i += m
+
+
+ctypedef void (*load_t)(const Task*, Py_ssize_t, Py_ssize_t, real*, Py_ssize_t) noexcept nogil
+ctypedef void (*store_t)(const Task*, Py_ssize_t, Py_ssize_t, const real*, Py_ssize_t) noexcept nogil
+
+
+cdef inline void load_rows(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, real* scratch, Py_ssize_t pitch
+) noexcept nogil:
+    """Load n rows, by a call: inlined, that is most of a kernel."""
+    cdef load_t load = load_any_rows
+    (<load_t>not_inlined(<void*>load))(task, start, n, scratch, pitch)
 
 
 cdef inline Prefetcher begin_prefetch(const Task* task, Py_ssize_t start, Py_ssize_t group, real like) noexcept nogil:
@@ -147,7 +160,7 @@ cdef inline void plan_prefetch(
         prefetcher.logits = chunk_cursor(first, n * row_stride // (TILE * <Py_ssize_t>sizeof(real)), 1, 0, like)
 
 
-cdef inline void store_rows(
+cdef inline void store_any_rows(
     const Task* task, Py_ssize_t start, Py_ssize_t n, const real* scratch, Py_ssize_t pitch
 ) noexcept nogil:
     """Write n rows."""
@@ -172,3 +185,11 @@ cdef inline void store_rows(
                 store_array(
                     scratch + k * pitch + i, <real>1, True, m, first + k * out.class_stride, out.format, row_stride)
         i += m
+
+
+cdef inline void store_rows(
+    const Task* task, Py_ssize_t start, Py_ssize_t n, const real* scratch, Py_ssize_t pitch
+) noexcept nogil:
+    """Write n rows, by a call."""
+    cdef store_t store = store_any_rows
+    (<store_t>not_inlined(<void*>store))(task, start, n, scratch, pitch)

@@ -1,17 +1,14 @@
-/* The loops of the kernel of few classes over a tile of 64 rows, class by class.
+/* The loops of the kernel of few classes, more than 16, over a tile of 64 rows, class by class.
 
    Design
    ------
    1. What is multiplied or compared row by row stays in registers: a few vectors of rows at a time, all classes of
       them.
    2. The gradients of the targets are put in by comparing each class with them: GCC would make scatter instructions
-      of indexed stores, which are slow. The targets' logits are picked likewise, unless the classes are many.
-   3. Of two classes, one is the largest and the other what remains: one exponential does, and one gradient is the other's
-      negative.
-   4. The scalars of rows are vectors of the logits' own type, and nothing is divided that need not be: with 10 classes
-      they are a quarter of all work. They take several loops, for a core looks only so many instructions ahead: a loop
-      that did all of it for one vector after the other took a fifth longer with AVX2.
-   5. The next rows' logits are fetched piece by piece while exponentials are computed; see `kernel/few_rows.pxd`. */
+      of indexed stores, which are slow.
+   3. The scalars of rows take several loops, for a core looks only so many instructions ahead: a loop that did all of
+      it for one vector after the other took a fifth longer with AVX2.
+   4. The next rows' logits are fetched piece by piece while exponentials are computed; see `kernel/few_rows.pxd`. */
 #ifndef FASTCE_FEW_H
 #define FASTCE_FEW_H
 

@@ -2,20 +2,23 @@
 
    Design
    ------
-   1. The number of classes is a constant of the code: it is written once and compiled for each number. Numbers do not
-      leave the registers between loading and storing; where there are too few, the compiler puts some on the stack.
-   2. Rows whose classes lie side by side are transposed on the way, 16 bytes of each row at a time: parts of several rows
-      fill a vector, and instructions that stay within 16 bytes do the rest. Of an odd number of classes the last 16 bytes
-      overlap those before. Planes need nothing of that. There is one copy of the arithmetic, between two ways in and
-      two ways out, so that a row has the same bits whatever way it takes.
-   3. Fewer rows than a vector are copied to where others, that are skipped, fill it up. Anything else, numbers of 16 bits or other
-      strides, is copied by the caller to planes.
-   4. A target is only compared with, never an index: it need not be checked again. One comparison finds rows that are
-      skipped, see `fastce_has_plain_ignore_index`.
-   5. The logarithm waits until some vectors of rows are there: it is a chain of instructions, nothing but the loss
-      depends on it, and it need not be compiled for each number of classes.
+   1. The number of classes is a constant of the code, which is written once and compiled for each number. Logits stay
+      in registers until they are exponentials; where these are too few, the compiler puts some on the stack.
+   2. Tiles of 64 rows take three loops: exponentials and sums, what follows from the sums, gradients. Scalars are a
+      chain of a hundred cycles: in one loop, everything after it stands in the way of the next vector of rows, and 10
+      classes took 1.15 times as long. And what follows from the sums is not compiled for each number of classes.
+   3. Rows whose classes lie side by side are transposed between memory and registers, 16 bytes of each row at a time:
+      parts of several rows fill a vector, and instructions that stay within 16 bytes do the rest. The last 16 bytes of
+      a row may overlap those before. One copy of the arithmetic stands between two ways in and two ways out, so that a
+      row has the same bits whichever it takes.
+   4. The rows that do not fill a vector are copied to where rows that are skipped fill it up.
+   5. Targets are compared with classes and are never an index, so they need not be checked again.
    6. Of two classes one is the largest and the other what remains: one exponential does, log(1 + x) has an x of at most
-      1, and one gradient is the other's negative. */
+      1, and one gradient is the other's negative.
+
+   Of 10 floats with AVX-512 on Zen 4, a third of the time goes to exponentials, a third to transposition, an eighth to
+   what follows from the sums. The units that multiply and shuffle are busy, and memory is not what is waited for: rows
+   in L2 take nine tenths of the time. */
 #ifndef FASTCE_FEW_REGISTERS_H
 #define FASTCE_FEW_REGISTERS_H
 
@@ -30,13 +33,10 @@
 #include "simd/simd.h"
 
 #define FASTCE_MOST_IN_REGISTERS 16
-/* Rows whose logarithms are computed together. */
-#ifndef FASTCE_FEW_TILE
-#define FASTCE_FEW_TILE 64
-#endif
+#define FASTCE_FEW_TILE 64 /* rows */
 
-/* What is done to n rows. A pitch is the distance of a row's classes, in numbers, where the rows lie side by side; 0 where
-   the classes do, and the rows follow each other. */
+/* What is done to some rows. A pitch is the distance of a row's classes, in numbers, where the rows lie side by side; 0
+   where the classes do, and the rows follow each other. */
 typedef struct {
     const void* x;
     void* out; /* where gradients go; may be x; NULL: they are not asked for */
@@ -44,10 +44,12 @@ typedef struct {
     const int64_t* target;
     const void* upstream; /* a factor for each row's gradient, or NULL */
     void* loss;
-    double scale, factor;
-    int64_t ignore_index;
-    ptrdiff_t ahead; /* bytes of one class, or of all where they lie side by side, to what is asked for; 0: nothing is */
+    double scale, factor; /* of the logits, at least 1, and of the gradient */
+    int64_t ignore_index; /* the lower half of it must be no class, unless it is that class */
 } fastce_few_task;
+
+/* Bytes from what is loaded to what is asked for: rows whose classes lie side by side, and each plane. */
+enum { FASTCE_FEW_ROWS_AHEAD = 4096, FASTCE_FEW_PLANES_AHEAD = 1024 };
 
 #define FASTCE_TEMPLATE "simd/few_registers.h"
 #include "simd/for_types.h"
@@ -69,6 +71,21 @@ FASTCE_INLINE int F(any)(MASK mask) {
     int any = 0;
     for (int j = 0; j < WIDTH; j++) any |= mask[j] != 0;
     return any;
+#endif
+}
+
+FASTCE_INLINE MASK F(equal)(INTS x, INTS y) {
+#if WIDTH > 1 && FASTCE_VECTOR_BYTES == 64
+    return FASTCE_NAME(_mm512_cmpeq, EPI, _mask)((__m512i)x, (__m512i)y);
+#else
+    return x == y;
+#endif
+}
+FASTCE_INLINE INTS F(fill_ints)(INT value) {
+#if WIDTH == 1
+    return value;
+#else
+    return value - (INTS){0};
 #endif
 }
 
@@ -183,7 +200,60 @@ FASTCE_INLINE void F(transpose_square)(VEC* x) {
 #endif
 }
 
-#if IS_FLOAT
+#if IS_FLOAT && FASTCE_VECTOR_BYTES == 64
+/* Up to 4 classes of 16 rows fill as many vectors, and instructions that take any number of two vectors are as fast as
+   those that stay within 16 bytes. */
+#define FEWEST_PARTS 5
+static const int32_t fastce_triples[48] = {/* row + 16 * class, as they lie in memory */
+    0, 16, 32, 1, 17, 33, 2, 18, 34, 3, 19, 35, 4, 20, 36, 5, 21, 37, 6, 22, 38, 7, 23, 39, 8, 24, 40, 9, 25, 41, 10,
+    26, 42, 11, 27, 43, 12, 28, 44, 13, 29, 45, 14, 30, 46, 15, 31, 47};
+
+FASTCE_INLINE void F(split_few)(const int n_classes, VEC* x) {
+    const __m512i row = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    const VEC a = x[0], b = x[1], c = x[n_classes - 1];
+    if (n_classes == 4) {
+        const __m512i swapped = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        F(transpose_square)(x);
+        FASTCE_UNROLL
+        for (int k = 0; k < 4; k++) x[k] = _mm512_permutexvar_ps(swapped, x[k]);
+    } else if (n_classes == 3) {
+        const __m512i place = (__m512i)((INTS)row * 3);
+        FASTCE_UNROLL
+        for (int k = 0; k < 3; k++) {
+            const __m512i at = (__m512i)((INTS)place + k);
+            x[k] = _mm512_mask_permutexvar_ps(
+                _mm512_permutex2var_ps(a, at, b), k < 2 ? 0xF800 : 0xFC00, at, c); /* the last are in c */
+        }
+    } else {
+        const __m512i place = (__m512i)((INTS)row * 2);
+        x[0] = _mm512_permutex2var_ps(a, place, b);
+        x[1] = _mm512_permutex2var_ps(a, (__m512i)((INTS)place + 1), b);
+    }
+}
+
+FASTCE_INLINE void F(join_few)(const int n_classes, VEC* x) {
+    const VEC a = x[0], b = x[1], c = x[n_classes - 1];
+    if (n_classes == 4) {
+        const __m512i swapped = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+        FASTCE_UNROLL
+        for (int k = 0; k < 4; k++) x[k] = _mm512_permutexvar_ps(swapped, x[k]);
+        F(transpose_square)(x);
+    } else if (n_classes == 3) {
+        FASTCE_UNROLL
+        for (int k = 0; k < 3; k++) {
+            const __m512i from = _mm512_loadu_si512(fastce_triples + 16 * k);
+            const __mmask16 are_last = k == 0 ? 0x4924 : k == 1 ? 0x2492 : 0x9249; /* of class 2 */
+            x[k] = _mm512_mask_permutexvar_ps(_mm512_permutex2var_ps(a, from, b), are_last, from, c);
+        }
+    } else {
+        const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+        x[0] = _mm512_permutex2var_ps(a, low, b);
+        x[1] = _mm512_permutex2var_ps(a, (__m512i)((INTS)low + 8), b);
+    }
+}
+
+#elif IS_FLOAT
+#define FEWEST_PARTS 4
 /* Pairs and triples of 4 rows are taken apart and put together; they fill 2 and 3 times 16 bytes. */
 FASTCE_INLINE void F(split_few)(const int n_classes, VEC* x) {
     const VEC a = x[0], b = x[1], c = x[n_classes - 1];
@@ -211,8 +281,24 @@ FASTCE_INLINE void F(join_few)(const int n_classes, VEC* x) {
         x[2] = PICK(r, q, 1, 3, 1, 3);
     }
 }
+#else
+#define FEWEST_PARTS 2
+FASTCE_INLINE void F(split_few)(const int n_classes, VEC* x) { (void)n_classes, (void)x; }
+FASTCE_INLINE void F(join_few)(const int n_classes, VEC* x) { (void)n_classes, (void)x; }
 #endif
 #undef PICK
+
+/* The k-th vector of few classes as they lie in memory: parts of 16 bytes of different rows, or as it is. */
+FASTCE_INLINE VEC F(load_mixed)(const int n_classes, const REAL* rows, int k) {
+    if (FEWEST_PARTS > SIDE) return F(load)(rows + k * WIDTH);
+    return F(load_parts)(rows + SIDE * k, (ptrdiff_t)SIDE * n_classes);
+}
+FASTCE_INLINE void F(store_mixed)(const int n_classes, REAL* rows, int k, VEC x) {
+    if (FEWEST_PARTS > SIDE)
+        F(store)(rows + k * WIDTH, x);
+    else
+        F(store_parts)(rows + SIDE * k, (ptrdiff_t)SIDE * n_classes, x);
+}
 #endif
 
 /* A vector of rows whose classes lie side by side, and back: x has a vector for each class. */
@@ -220,12 +306,10 @@ FASTCE_INLINE void F(load_few)(const int n_classes, const REAL* rows, VEC* x) {
 #if WIDTH == 1
     for (int k = 0; k < n_classes; k++) x[k] = rows[k];
 #else
-    if (n_classes < SIDE) {
-#if IS_FLOAT
+    if (n_classes < FEWEST_PARTS) {
         FASTCE_UNROLL
-        for (int k = 0; k < n_classes; k++) x[k] = F(load_parts)(rows + SIDE * k, SIDE * n_classes);
+        for (int k = 0; k < n_classes; k++) x[k] = F(load_mixed)(n_classes, rows, k);
         F(split_few)(n_classes, x);
-#endif
         return;
     }
     FASTCE_UNROLL
@@ -246,12 +330,10 @@ FASTCE_INLINE void F(store_few)(const int n_classes, VEC* x, REAL* rows) {
 #if WIDTH == 1
     for (int k = 0; k < n_classes; k++) rows[k] = x[k];
 #else
-    if (n_classes < SIDE) {
-#if IS_FLOAT
+    if (n_classes < FEWEST_PARTS) {
         F(join_few)(n_classes, x);
         FASTCE_UNROLL
-        for (int k = 0; k < n_classes; k++) F(store_parts)(rows + SIDE * k, SIDE * n_classes, x[k]);
-#endif
+        for (int k = 0; k < n_classes; k++) F(store_mixed)(n_classes, rows, k, x[k]);
         return;
     }
     FASTCE_UNROLL
@@ -270,7 +352,8 @@ FASTCE_INLINE void F(store_few)(const int n_classes, VEC* x, REAL* rows) {
 
 /* ---- the arithmetic ---- */
 
-/* Up to 64 rows, whole vectors of them: what passes from one loop to the next. */
+/* What passes from one loop over a tile to the next. Of pairs, `d` is the distance from the other class, and `target_e`
+   the smaller term. */
 typedef struct {
     REAL e[FASTCE_MOST_IN_REGISTERS * FASTCE_FEW_TILE]; /* exponentials: of a vector of rows class by class */
     REAL d[FASTCE_FEW_TILE];           /* the target's distance from the largest logit */
@@ -287,7 +370,7 @@ FASTCE_INLINE INTS F(load_own_ints)(const INT* source) {
     return x;
 }
 
-/* The largest of a few vectors, and the sum, by halves: short chains. x is overwritten. */
+/* The largest of a few vectors, by halves, for short chains; x is overwritten. */
 FASTCE_INLINE VEC F(max_of_few)(const int n, VEC* x) {
     FASTCE_UNROLL
     for (int step = 1; step < 16; step *= 2) {
@@ -297,13 +380,15 @@ FASTCE_INLINE VEC F(max_of_few)(const int n, VEC* x) {
     return x[0];
 }
 
-/* Exponentials of a vector of rows, and their sums. */
-FASTCE_INLINE void F(exp_few)(const int n_classes, VEC* x, INTS ignored, REAL scale, F(few_tile)* tile, int at) {
+/* Exponentials of a vector of rows, and their sums; returns whether any row is skipped. */
+FASTCE_INLINE int F(exp_few)(
+    const int n_classes, VEC* x, INTS y, INTS ignored, REAL scale, F(few_tile)* tile, int at) {
     const VEC zero = F(fill)(0);
-    const INTS y = F(load_own_ints)(tile->y + at);
-    VEC m[FASTCE_MOST_IN_REGISTERS], d = zero, target_e = zero, excl_target[4] = {zero, zero, zero, zero};
+    VEC m[FASTCE_MOST_IN_REGISTERS], d = zero, target_e = zero;
+    VEC excl_target[4] = {zero, zero, zero, zero}; /* for short chains */
     const MASK skipped = F(equal)(y, ignored);
-    if (F(any)(skipped)) {
+    const int has_skipped = F(any)(skipped);
+    if (has_skipped) { /* whatever is there, NaN included */
         FASTCE_UNROLL
         for (int k = 0; k < n_classes; k++) x[k] = F(select)(skipped, zero, x[k]);
     }
@@ -327,44 +412,59 @@ FASTCE_INLINE void F(exp_few)(const int n_classes, VEC* x, INTS ignored, REAL sc
     F(store)(tile->d + at, d);
     F(store)(tile->target_e + at, target_e);
     F(store)(tile->excl_target + at, (excl_target[0] + excl_target[1]) + (excl_target[2] + excl_target[3]));
+    return has_skipped;
 }
 
-/* From sums to losses and what makes gradients of exponentials. */
-FASTCE_NOINLINE void F(finish_few)(F(few_tile)* tile, int n, INTS ignored, VEC unscaled, REAL* loss) {
-    const VEC zero = F(fill)(0);
+/* From sums to losses and what makes gradients of exponentials: two loops, for a core looks only so many instructions
+   ahead. */
+FASTCE_NOINLINE void F(finish_few)(F(few_tile)* tile, int n, VEC unscaled, REAL* loss) {
     const REAL unit = 1 / EXP_UNIT;
-    for (int i = 0; i < n; i += WIDTH) {
+    VEC excl_max[FASTCE_FEW_TILE / WIDTH], inverse[FASTCE_FEW_TILE / WIDTH];
+    for (int i = 0, v = 0; i < n; i += WIDTH, v++) {
         const VEC excl_target = F(load)(tile->excl_target + i), e = F(load)(tile->target_e + i);
-        const VEC excl_max = F(sumexp_excl)(excl_target, e, F(fill)(EXP_UNIT)) * unit;
-        const VEC whole = (excl_target + e) * unit, inverse = F(inverse)(whole);
-        const MASK skipped = F(equal)(F(load_own_ints)(tile->y + i), ignored);
-        const VEC l = F(loss)(F(load)(tile->d + i), excl_max, inverse);
-        F(store)(loss + i, F(select)(skipped, zero, l));
-        F(store)(tile->alpha + i, F(select)(skipped, zero, F(grad_alpha)(unscaled, F(fill)(1), inverse)));
-        F(store)(tile->patch + i,
-            F(select)(skipped, zero, F(gradient_of_target)(excl_target, whole, inverse, unscaled)));
+        const VEC whole = (excl_target + e) * unit;
+        excl_max[v] = F(sumexp_excl)(excl_target, e, F(fill)(EXP_UNIT)) * unit;
+        inverse[v] = F(inverse)(whole);
+        F(store)(tile->alpha + i, F(grad_alpha)(unscaled, F(fill)(1), inverse[v]));
+        F(store)(tile->patch + i, F(gradient_of_target)(excl_target, whole, inverse[v], unscaled));
+    }
+    for (int i = 0, v = 0; i < n; i += WIDTH, v++)
+        F(store)(loss + i, F(loss)(F(load)(tile->d + i), excl_max[v], inverse[v]));
+}
+
+/* Changes the sign of the second class's. */
+FASTCE_INLINE VEC F(of_first)(INTS y, VEC x) { return F(of_bits)(F(bits_of)(x) ^ (BITS)y << (8 * sizeof(REAL) - 1)); }
+
+/* Rows of two classes: the target's distance from the other class, and the exponential of its negative size. */
+FASTCE_INLINE void F(exp_pair)(const VEC* x, INTS y, REAL scale, F(few_tile)* tile, int at) {
+    const VEC z = scale * F(of_first)(y, x[0] - x[1]);
+    /* Infinite logits give NaN unless they are negative. */
+    const VEC infinite = F(nan_unless_finite)(F(max_or_nan)(x[0], x[1]));
+    F(store)(tile->d + at, z);
+    F(store)(tile->target_e + at, F(exp)(F(negative)(z)) + infinite);
+}
+
+/* From there to losses and gradients of the first class. */
+FASTCE_NOINLINE void F(finish_pairs)(F(few_tile)* tile, int n, VEC unscaled, REAL* loss) {
+    const VEC zero = F(fill)(0);
+    for (int i = 0; i < n; i += WIDTH) {
+        const VEC z = F(load)(tile->d + i), smaller = F(load)(tile->target_e + i), e = smaller * (1 / EXP_UNIT);
+        const VEC excl_target = F(select)(F(is_greater)(zero, z), F(fill)(EXP_UNIT), smaller), whole = 1 + e;
+        const VEC g = F(gradient_of_target)(excl_target, whole, F(inverse)(whole), unscaled);
+        F(store)(tile->alpha + i, F(of_first)(F(load_own_ints)(tile->y + i), g));
+        F(store)(loss + i, F(log1p_of_fraction)(e, F(inverse)(2 + e)) + F(max_or_nan)(zero, -z));
     }
 }
 
-/* Rows of two classes. */
-FASTCE_INLINE void F(do_pair)(
-    VEC* x, INTS y, INTS ignored, REAL scale, VEC unscaled, int with_grad, REAL* loss) {
+/* Of rows that are skipped nothing is left. */
+FASTCE_NOINLINE void F(clear_few)(F(few_tile)* tile, int n, INTS ignored, REAL* loss) {
     const VEC zero = F(fill)(0);
-    const REAL unit = 1 / EXP_UNIT;
-    const MASK skipped = F(equal)(y, ignored), is_first = F(is)(y, 0);
-    const VEC z = scale * (F(select)(is_first, x[0], x[1]) - F(select)(is_first, x[1], x[0])); /* from other to target */
-    /* Infinite logits give NaN unless they are negative. */
-    const VEC largest = F(max_or_nan)(x[0], x[1]);
-    const VEC term = F(exp)(F(negative)(z)) + F(nan_unless_finite)(largest); /* of the smaller one */
-    const VEC excl_target = F(select)(F(is_greater)(zero, z), F(fill)(EXP_UNIT), term);
-    const VEC e = term * unit, whole = 1 + e;
-    VEC l = F(log1p_of_fraction)(e, F(inverse)(2 + e)) + F(max_or_nan)(zero, -z);
-    F(store)(loss, F(select)(skipped, zero, l));
-    if (!with_grad) return;
-    VEC g = F(gradient_of_target)(excl_target, whole, F(inverse)(whole), unscaled);
-    g = F(select)(skipped, zero, F(select)(is_first, g, -g));
-    x[0] = g;
-    x[1] = -g;
+    for (int i = 0; i < n; i += WIDTH) {
+        const MASK skipped = F(equal)(F(load_own_ints)(tile->y + i), ignored);
+        F(store)(loss + i, F(select)(skipped, zero, F(load)(loss + i)));
+        F(store)(tile->alpha + i, F(select)(skipped, zero, F(load)(tile->alpha + i)));
+        F(store)(tile->patch + i, F(select)(skipped, zero, F(load)(tile->patch + i)));
+    }
 }
 
 /* n rows, whole vectors of them. */
@@ -374,7 +474,7 @@ FASTCE_INLINE void F(few_rows)(const int n_classes, const fastce_few_task* task,
     const REAL scale = (REAL)task->scale;
     const VEC unscaled = F(fill)((REAL)(task->factor * (1 / EXP_UNIT))); /* the gradient's factor, freed of EXP_UNIT */
     const INTS ignored = F(fill_ints)((INT)task->ignore_index);
-    const ptrdiff_t x_pitch = task->x_pitch, out_pitch = task->out_pitch, ahead = task->ahead;
+    const ptrdiff_t x_pitch = task->x_pitch, out_pitch = task->out_pitch;
     const ptrdiff_t x_step = x_pitch ? 1 : n_classes, out_step = out_pitch ? 1 : n_classes;
     const int64_t* target = task->target;
     const REAL* upstream = task->upstream;
@@ -382,38 +482,45 @@ FASTCE_INLINE void F(few_rows)(const int n_classes, const fastce_few_task* task,
     F(few_tile) tile;
     for (; n > 0; n -= FASTCE_FEW_TILE) {
         const int rows = n < FASTCE_FEW_TILE ? (int)n : FASTCE_FEW_TILE;
+        int has_skipped = 0;
         for (int i = 0; i < rows; i += WIDTH) {
             VEC classes[FASTCE_MOST_IN_REGISTERS];
             const INTS y = F(load_targets)(target + i);
             memcpy(tile.y + i, &y, sizeof(y));
             if (x_pitch == 0) {
                 F(load_few)(n_classes, x + i * n_classes, classes);
-                if (ahead)
-                    for (int k = 0; k < n_classes * WIDTH * (int)sizeof(REAL); k += 64)
-                        FASTCE_PREFETCH_L1((const char*)(x + i * n_classes) + ahead + k);
+                for (int k = 0; k < n_classes * WIDTH * (int)sizeof(REAL); k += 64)
+                    FASTCE_PREFETCH_L1((const char*)(x + i * n_classes) + FASTCE_FEW_ROWS_AHEAD + k);
             } else {
                 FASTCE_UNROLL
-                for (int k = 0; k < n_classes; k++) classes[k] = F(load)(x + k * x_pitch + i);
-                if (ahead)
-                    for (int k = 0; k < n_classes; k++) FASTCE_PREFETCH_L1((const char*)(x + k * x_pitch + i) + ahead);
+                for (int k = 0; k < n_classes; k++) {
+                    FASTCE_PREFETCH_L1((const char*)(x + k * x_pitch + i) + FASTCE_FEW_PLANES_AHEAD);
+                    classes[k] = F(load)(x + k * x_pitch + i);
+                }
             }
             if (n_classes == 2) {
-                F(do_pair)(classes, y, ignored, scale, unscaled, out != NULL, loss + i);
-                F(store)(tile.e + 2 * i, classes[0]);
-                F(store)(tile.e + 2 * i + WIDTH, classes[1]);
+                F(exp_pair)(classes, y, scale, &tile, i);
+                has_skipped |= F(any)(F(equal)(y, ignored));
             } else
-                F(exp_few)(n_classes, classes, ignored, scale, &tile, i);
+                has_skipped |= F(exp_few)(n_classes, classes, y, ignored, scale, &tile, i);
         }
-        if (n_classes > 2) F(finish_few)(&tile, rows, ignored, unscaled, loss);
+        if (n_classes == 2)
+            F(finish_pairs)(&tile, rows, unscaled, loss);
+        else
+            F(finish_few)(&tile, rows, unscaled, loss);
+        if (has_skipped) F(clear_few)(&tile, rows, ignored, loss);
         for (int i = 0; i < rows && out != NULL; i += WIDTH) {
             VEC classes[FASTCE_MOST_IN_REGISTERS];
             const INTS y = F(load_own_ints)(tile.y + i);
-            FASTCE_UNROLL
-            for (int k = 0; k < n_classes; k++) classes[k] = F(load)(tile.e + i * n_classes + k * WIDTH);
-            if (n_classes > 2) {
-                const VEC alpha = F(load)(tile.alpha + i), patch = F(load)(tile.patch + i);
+            const VEC alpha = F(load)(tile.alpha + i);
+            if (n_classes == 2) {
+                classes[0] = alpha;
+                classes[1] = -alpha;
+            } else {
+                const VEC patch = F(load)(tile.patch + i);
                 FASTCE_UNROLL
-                for (int k = 0; k < n_classes; k++) classes[k] = F(select)(F(is)(y, k), patch, classes[k] * alpha);
+                for (int k = 0; k < n_classes; k++)
+                    classes[k] = F(select)(F(is)(y, k), patch, F(load)(tile.e + i * n_classes + k * WIDTH) * alpha);
             }
             if (upstream != NULL) {
                 const VEC factor =
@@ -464,8 +571,9 @@ FASTCE_INLINE void F(few_vectors)(const fastce_few_task* task, ptrdiff_t n, int 
     kernels[n_classes - 2](task, n);
 }
 
-/* n rows to another place, which has room for a vector of rows: planes, or rows whose classes lie side by side. */
-FASTCE_INLINE void F(copy_few)(const REAL* from, ptrdiff_t from_pitch, ptrdiff_t n, int n_classes, REAL* to, ptrdiff_t to_pitch) {
+/* n rows to another place; both pitches are 0, or neither is. */
+FASTCE_INLINE void F(copy_few)(
+    const REAL* from, ptrdiff_t from_pitch, ptrdiff_t n, int n_classes, REAL* to, ptrdiff_t to_pitch) {
     if (from_pitch == 0)
         memcpy(to, from, n * n_classes * sizeof(REAL));
     else
@@ -483,7 +591,6 @@ FASTCE_NOINLINE void F(do_few_rows)(const fastce_few_task* task, ptrdiff_t n, in
         fastce_few_task part = *task;
         part.x = x;
         part.x_pitch = task->x_pitch ? WIDTH : 0;
-        part.ahead = 0;
         part.target = target;
         part.loss = loss;
         F(copy_few)(first, task->x_pitch, rest, n_classes, x, part.x_pitch);
@@ -504,4 +611,5 @@ FASTCE_NOINLINE void F(do_few_rows)(const fastce_few_task* task, ptrdiff_t n, in
     }
 }
 #undef SIDE
+#undef FEWEST_PARTS
 #endif
