@@ -24,7 +24,7 @@ from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
     FEW_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
-    L1_BYTES = 6144  # 12288 was no better for planes; 64 rows for any classes took a fifteenth longer for 3
+    L1_BYTES = 6144  # 12288 was no better for planes
     MAX_ROWS = 512
     FEWEST_TRANSPOSED = 4  # classes; 2 reversed ones took twice as long through rows in a buffer
     FEWEST_GROUPS = 16

@@ -23,6 +23,10 @@
 #include "simd/sums.h"
 
 #define FASTCE_PIECE 64
+/* Bytes from rows that are asked for into L1 to those that are asked for into L2: L1 can wait for few lines at a time,
+   and what comes from memory takes long. 400000 x 32 took 0.8 of the time that it took without, and 1.15 times as long
+   where L1 alone was asked for 8 KiB earlier; 32 KiB were no better. */
+#define FASTCE_FEW_FAR 16384
 
 /* A way through memory in pieces: 64 numbers of a class. */
 typedef struct {
@@ -52,6 +56,15 @@ FASTCE_INLINE int fastce_step(fastce_chunk_cursor* cursor, ptrdiff_t n_bytes) {
     return 1;
 }
 
+/* Asks for a piece; a function of its own, for loops that fetch planes must not run out of registers. */
+FASTCE_NOINLINE void fastce_ask_for_piece(fastce_chunk_cursor* cursor, ptrdiff_t n_bytes) {
+    for (ptrdiff_t j = 0; j < n_bytes; j += 64) {
+        FASTCE_PREFETCH_L1(cursor->at + j);
+        FASTCE_PREFETCH_L2(cursor->at + j + FASTCE_FEW_FAR);
+    }
+    fastce_step(cursor, n_bytes);
+}
+
 /* Fetches 64 numbers of so many bytes. */
 FASTCE_INLINE void fastce_fetch_piece(fastce_prefetcher* prefetcher, ptrdiff_t size) {
     const ptrdiff_t n_bytes = FASTCE_PIECE * size;
@@ -61,8 +74,7 @@ FASTCE_INLINE void fastce_fetch_piece(fastce_prefetcher* prefetcher, ptrdiff_t s
     }
     if (prefetcher->logits.n_left == 0) return;
     if (prefetcher->target == NULL) {
-        for (ptrdiff_t j = 0; j < n_bytes; j += 64) FASTCE_PREFETCH_L1(prefetcher->logits.at + j);
-        fastce_step(&prefetcher->logits, n_bytes);
+        fastce_ask_for_piece(&prefetcher->logits, n_bytes);
         return;
     }
     memcpy(prefetcher->target, prefetcher->logits.at, n_bytes);
