@@ -357,11 +357,11 @@ FASTCE_INLINE void F(store_few)(const int n_classes, VEC* x, REAL* rows) {
    the smaller term. */
 typedef struct {
     REAL e[FASTCE_MOST_IN_REGISTERS * FASTCE_FEW_TILE]; /* exponentials: of a vector of rows class by class */
-    REAL d[FASTCE_FEW_TILE];           /* the target's distance from the largest logit */
-    REAL excl_target[FASTCE_FEW_TILE]; /* the sum of all terms but the target's */
-    REAL target_e[FASTCE_FEW_TILE];    /* that term */
+    REAL d[FASTCE_FEW_TILE];                            /* the target's distance from the largest logit */
+    REAL excl_target[FASTCE_FEW_TILE];                  /* the sum of all terms but the target's */
+    REAL target_e[FASTCE_FEW_TILE];                     /* that term */
     INT y[FASTCE_FEW_TILE];
-    REAL alpha[FASTCE_FEW_TILE]; /* the gradient's factors */
+    REAL alpha[FASTCE_FEW_TILE]; /* of other classes the gradient, from exponentials; of pairs that of the first */
     REAL patch[FASTCE_FEW_TILE]; /* the gradient of the target */
 } F(few_tile);
 
@@ -468,79 +468,84 @@ FASTCE_NOINLINE void F(clear_few)(F(few_tile)* tile, int n, INTS ignored, REAL* 
     }
 }
 
+/* A vector of rows: from logits to exponentials and sums; returns whether any row is skipped. */
+FASTCE_INLINE int F(read_few)(const int n_classes, const REAL* x, ptrdiff_t pitch, const int64_t* target, INTS ignored,
+    REAL scale, F(few_tile)* tile, int at) {
+    VEC classes[FASTCE_MOST_IN_REGISTERS];
+    const INTS y = F(load_targets)(target);
+    memcpy(tile->y + at, &y, sizeof(y));
+    if (pitch == 0) {
+        F(load_few)(n_classes, x, classes);
+        for (int k = 0; k < n_classes * WIDTH * (int)sizeof(REAL); k += 64)
+            FASTCE_PREFETCH_L1((const char*)x + FASTCE_FEW_ROWS_AHEAD + k);
+    } else {
+        FASTCE_UNROLL
+        for (int k = 0; k < n_classes; k++) {
+            FASTCE_PREFETCH_L1((const char*)(x + k * pitch) + FASTCE_FEW_PLANES_AHEAD);
+            classes[k] = F(load)(x + k * pitch);
+        }
+    }
+    if (n_classes > 2) return F(exp_few)(n_classes, classes, y, ignored, scale, tile, at);
+    F(exp_pair)(classes, y, scale, tile, at);
+    return F(any)(F(equal)(y, ignored));
+}
+
+/* A vector of rows: from exponentials to gradients. */
+FASTCE_INLINE void F(write_few)(const int n_classes, const F(few_tile)* tile, int at, INTS ignored,
+    const REAL* upstream, REAL* out, ptrdiff_t pitch) {
+    VEC classes[FASTCE_MOST_IN_REGISTERS];
+    const INTS y = F(load_own_ints)(tile->y + at);
+    const VEC alpha = F(load)(tile->alpha + at);
+    if (n_classes == 2) {
+        classes[0] = alpha;
+        classes[1] = -alpha;
+    } else {
+        const VEC patch = F(load)(tile->patch + at);
+        FASTCE_UNROLL
+        for (int k = 0; k < n_classes; k++)
+            classes[k] = F(select)(F(is)(y, k), patch, F(load)(tile->e + at * n_classes + k * WIDTH) * alpha);
+    }
+    /* Not before: tiny ones, freed of EXP_UNIT, would be no normal numbers. */
+    if (upstream != NULL) {
+        const VEC factor = F(select)(F(equal)(y, ignored), F(fill)(0), F(load)(upstream));
+        FASTCE_UNROLL
+        for (int k = 0; k < n_classes; k++) classes[k] = classes[k] * factor;
+    }
+    if (pitch == 0)
+        F(store_few)(n_classes, classes, out);
+    else {
+        FASTCE_UNROLL
+        for (int k = 0; k < n_classes; k++) F(store)(out + k * pitch, classes[k]);
+    }
+}
+
 /* n rows, whole vectors of them. */
 FASTCE_INLINE void F(few_rows)(const int n_classes, const fastce_few_task* task, ptrdiff_t n) {
-    const REAL* x = task->x;
-    REAL* out = task->out;
+    const REAL* const x = task->x;
+    REAL* const out = task->out;
+    REAL* const loss = task->loss;
+    const REAL* const upstream = task->upstream;
+    const int64_t* const target = task->target;
+    const ptrdiff_t x_pitch = task->x_pitch, out_pitch = task->out_pitch;
+    const ptrdiff_t x_step = x_pitch ? 1 : n_classes, out_step = out_pitch ? 1 : n_classes; /* from row to row */
     const REAL scale = (REAL)task->scale;
     const VEC unscaled = F(fill)((REAL)(task->factor * (1 / EXP_UNIT))); /* the gradient's factor, freed of EXP_UNIT */
     const INTS ignored = F(fill_ints)((INT)task->ignore_index);
-    const ptrdiff_t x_pitch = task->x_pitch, out_pitch = task->out_pitch;
-    const ptrdiff_t x_step = x_pitch ? 1 : n_classes, out_step = out_pitch ? 1 : n_classes;
-    const int64_t* target = task->target;
-    const REAL* upstream = task->upstream;
-    REAL* loss = task->loss;
     F(few_tile) tile;
-    for (; n > 0; n -= FASTCE_FEW_TILE) {
-        const int rows = n < FASTCE_FEW_TILE ? (int)n : FASTCE_FEW_TILE;
+    for (ptrdiff_t start = 0; start < n; start += FASTCE_FEW_TILE) {
+        const int rows = n - start < FASTCE_FEW_TILE ? (int)(n - start) : FASTCE_FEW_TILE;
         int has_skipped = 0;
-        for (int i = 0; i < rows; i += WIDTH) {
-            VEC classes[FASTCE_MOST_IN_REGISTERS];
-            const INTS y = F(load_targets)(target + i);
-            memcpy(tile.y + i, &y, sizeof(y));
-            if (x_pitch == 0) {
-                F(load_few)(n_classes, x + i * n_classes, classes);
-                for (int k = 0; k < n_classes * WIDTH * (int)sizeof(REAL); k += 64)
-                    FASTCE_PREFETCH_L1((const char*)(x + i * n_classes) + FASTCE_FEW_ROWS_AHEAD + k);
-            } else {
-                FASTCE_UNROLL
-                for (int k = 0; k < n_classes; k++) {
-                    FASTCE_PREFETCH_L1((const char*)(x + k * x_pitch + i) + FASTCE_FEW_PLANES_AHEAD);
-                    classes[k] = F(load)(x + k * x_pitch + i);
-                }
-            }
-            if (n_classes == 2) {
-                F(exp_pair)(classes, y, scale, &tile, i);
-                has_skipped |= F(any)(F(equal)(y, ignored));
-            } else
-                has_skipped |= F(exp_few)(n_classes, classes, y, ignored, scale, &tile, i);
-        }
+        for (int i = 0; i < rows; i += WIDTH)
+            has_skipped |= F(read_few)(
+                n_classes, x + (start + i) * x_step, x_pitch, target + start + i, ignored, scale, &tile, i);
         if (n_classes == 2)
-            F(finish_pairs)(&tile, rows, unscaled, loss);
+            F(finish_pairs)(&tile, rows, unscaled, loss + start);
         else
-            F(finish_few)(&tile, rows, unscaled, loss);
-        if (has_skipped) F(clear_few)(&tile, rows, ignored, loss);
-        for (int i = 0; i < rows && out != NULL; i += WIDTH) {
-            VEC classes[FASTCE_MOST_IN_REGISTERS];
-            const INTS y = F(load_own_ints)(tile.y + i);
-            const VEC alpha = F(load)(tile.alpha + i);
-            if (n_classes == 2) {
-                classes[0] = alpha;
-                classes[1] = -alpha;
-            } else {
-                const VEC patch = F(load)(tile.patch + i);
-                FASTCE_UNROLL
-                for (int k = 0; k < n_classes; k++)
-                    classes[k] = F(select)(F(is)(y, k), patch, F(load)(tile.e + i * n_classes + k * WIDTH) * alpha);
-            }
-            if (upstream != NULL) {
-                const VEC factor =
-                    F(select)(F(equal)(y, ignored), F(fill)(0), F(load)(upstream + i));
-                FASTCE_UNROLL
-                for (int k = 0; k < n_classes; k++) classes[k] = classes[k] * factor;
-            }
-            if (out_pitch == 0)
-                F(store_few)(n_classes, classes, out + i * n_classes);
-            else {
-                FASTCE_UNROLL
-                for (int k = 0; k < n_classes; k++) F(store)(out + k * out_pitch + i, classes[k]);
-            }
-        }
-        x += FASTCE_FEW_TILE * x_step;
-        if (out != NULL) out += FASTCE_FEW_TILE * out_step;
-        if (upstream != NULL) upstream += FASTCE_FEW_TILE;
-        target += FASTCE_FEW_TILE;
-        loss += FASTCE_FEW_TILE;
+            F(finish_few)(&tile, rows, unscaled, loss + start);
+        if (has_skipped) F(clear_few)(&tile, rows, ignored, loss + start);
+        for (int i = 0; i < rows && out != NULL; i += WIDTH)
+            F(write_few)(n_classes, &tile, i, ignored, upstream == NULL ? NULL : upstream + start + i,
+                out + (start + i) * out_step, out_pitch);
     }
 }
 
