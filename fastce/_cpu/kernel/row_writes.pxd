@@ -85,7 +85,9 @@ cdef inline void write_row(
         k += n
 
 
-cdef inline void write_patch(const Task* task, const Scalars* rows, Py_ssize_t lane, char* result, real like) noexcept nogil:
+cdef inline void write_patch(
+    const Task* task, const Scalars* rows, Py_ssize_t lane, char* result, real like
+) noexcept nogil:
     """Write the gradient that is stored by itself, if the row has one."""
     cdef const Task* holder = task.source if task.stores_rows else task
     if rows.patch_class[lane] >= 0:

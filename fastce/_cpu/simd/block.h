@@ -126,14 +126,12 @@ FASTCE_INLINE void F(sum_lanes_of)(int sums_entropy, fastce_block* b, const REAL
     for (k = 0; k + 64 <= n; k += 64)
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++) {
             F(load_groups)(given, k + j, x);
-            F(exp_groups)(
-                x, 4, m[v], half, scale, e + k + j, &all[v], &excl_max[v], sums_entropy ? sums + j : NULL);
+            F(exp_groups)(x, 4, m[v], half, scale, e + k + j, &all[v], &excl_max[v], sums_entropy ? sums + j : NULL);
         }
     for (; k < n; k += 16)
         for (int j = 0, v = 0; j < 16; j += WIDTH, v++) {
             x[0] = F(load)(given + k + j);
-            F(exp_groups)(
-                x, 1, m[v], half, scale, e + k + j, &all[v], &excl_max[v], sums_entropy ? sums + j : NULL);
+            F(exp_groups)(x, 1, m[v], half, scale, e + k + j, &all[v], &excl_max[v], sums_entropy ? sums + j : NULL);
         }
     F(store_lanes)(all, lanes);
     F(widen)(lanes, b->sums[FASTCE_ALL]);

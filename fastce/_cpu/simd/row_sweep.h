@@ -174,9 +174,7 @@ FASTCE_NOINLINE ptrdiff_t F(find)(const REAL* x, ptrdiff_t n, REAL value) {
 /* ---- lines ---- */
 
 /* How many numbers the first line has before the one at `x`. */
-FASTCE_INLINE int F(lane_of)(const void* x) {
-    return FASTCE_BY_LINES ? (int)((uintptr_t)x / sizeof(REAL) % WIDTH) : 0;
-}
+FASTCE_INLINE int F(lane_of)(const void* x) { return FASTCE_BY_LINES ? (int)((uintptr_t)x / sizeof(REAL) % WIDTH) : 0; }
 
 #if FASTCE_BY_LINES
 FASTCE_INLINE MASK F(lanes_between)(int first, int stop) { return (MASK)((1u << stop) - (1u << first)); }
@@ -400,9 +398,9 @@ FASTCE_INLINE void F(sweep_of)(
 
 /* Each set of constants has a function of its own: a choice within the loop took a tenth of the time with AVX2, and as
    much as many loops in one function, whose constants then had no registers. */
-#define SWEEP(name, format, sums_entropy, multiplies, scale_of)                     \
-    FASTCE_NOINLINE void F(name)(fastce_block * b, REAL row_max, REAL scale) {      \
-        F(sweep_of)(format, sums_entropy, multiplies, b, row_max, scale_of);        \
+#define SWEEP(name, format, sums_entropy, multiplies, scale_of)                \
+    FASTCE_NOINLINE void F(name)(fastce_block * b, REAL row_max, REAL scale) { \
+        F(sweep_of)(format, sums_entropy, multiplies, b, row_max, scale_of);   \
     }
 #if IS_FLOAT && FASTCE_SWEEPS_16_BITS
 SWEEP(sweep_half, FASTCE_HALF, 0, 0, ((void)scale, 1))
@@ -417,8 +415,7 @@ SWEEP(sweep_entropy, FASTCE_NATIVE, 1, 1, scale)
 /* Sums up the exponentials of a block of a row, and leaves them in e. Terms that are 1 are not left out, see
    `sum_excl_max`. */
 FASTCE_INLINE void F(sweep)(fastce_block* b, REAL row_max, REAL scale) {
-    if (b->sums_entropy)
-        F(sweep_entropy)(b, row_max, scale);
+    if (b->sums_entropy) F(sweep_entropy)(b, row_max, scale);
 #if IS_FLOAT && FASTCE_SWEEPS_16_BITS
     else if (b->format == FASTCE_HALF)
         F(sweep_half)(b, row_max, scale);

@@ -20,7 +20,7 @@ FASTCE_INLINE void fastce_end_streams(void) {}
 #define FASTCE_TEMPLATE "simd/stream.h"
 #include "simd/for_types.h"
 
-#define fastce_stream_product(e, n, factor, patch, value, out)                             \
+#define fastce_stream_product(e, n, factor, patch, value, out)                 \
     FASTCE_OF_VECTORS(stream_product, *(out))(e, n, factor, patch, value, out)
 
 #elif defined(REAL)
@@ -33,7 +33,8 @@ enum { F(line) = 64 / sizeof(REAL) };
 FASTCE_INLINE void F(stream_lines)(const REAL* e, ptrdiff_t k, ptrdiff_t stop, VEC f, REAL* out) {
     for (; k < stop; k += LINE) {
         FASTCE_UNROLL
-        for (int j = 0; j < LINE; j += WIDTH) FASTCE_NAME(FASTCE_X86(stream), PS, )(out + k + j, F(load)(e + k + j) * f);
+        for (int j = 0; j < LINE; j += WIDTH)
+            FASTCE_NAME(FASTCE_X86(stream), PS, )(out + k + j, F(load)(e + k + j) * f);
     }
 }
 #endif
