@@ -18,6 +18,7 @@ cdef inline cnp.ndarray new_result(Operand* result, const Operand* like):
     else:
         array = PyArray_NewLikeArray(view_of(like), cnp.NPY_KEEPORDER, NULL, 0)
     read_array(result, array)
+    result.is_new = True
     return array
 
 

@@ -43,6 +43,7 @@ cdef struct Operand:
     bint is_contiguous   # aligned, in native byte order, in C order
     bint is_dense        # the same, but in C or Fortran order
     bint is_writable
+    bint is_new          # made for this call: nobody has touched its memory yet
     int n_dims
     Py_ssize_t itemsize
     cnp.npy_intp shape[MAX_DIMS]
@@ -74,6 +75,7 @@ cdef inline int read_array(Operand* operand, cnp.ndarray array) except -1:
     operand.is_contiguous = cnp.PyArray_ISCARRAY_RO(array)
     operand.is_dense = operand.is_contiguous or cnp.PyArray_ISFARRAY_RO(array)
     operand.is_writable = cnp.PyArray_ISWRITEABLE(array)
+    operand.is_new = False
     operand.n_dims = cnp.PyArray_NDIM(array)
     operand.itemsize = cnp.PyArray_ITEMSIZE(array)
     operand.start = operand.data

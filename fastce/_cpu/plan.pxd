@@ -89,6 +89,7 @@ cdef inline void describe(Task* task, const Call* call, bint with_results) noexc
     set_matrix(&task.logits, logits, call, kept, task.n_dims)
     set_matrix(&task.prob, prob, call, kept, task.n_dims)
     set_matrix(&task.out, out, call, kept, task.n_dims)
+    task.out_is_new = out != NULL and out.is_new
     set_matrix(&task.v, v, call, kept, task.n_dims)
     set_matrix(&task.hess, hess, call, kept, task.n_dims)
     task.n_dims = max(task.n_dims, 1)

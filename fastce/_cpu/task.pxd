@@ -77,6 +77,7 @@ cdef struct Task:
     bint copies_out
     bint stores_rows       # from the copies, one by one
     bint streams           # past the caches
+    bint out_is_new        # nobody has touched its memory yet
     Py_ssize_t block       # how many classes of a row the kernel does at once, see `block_size`
     # options
     int64_t ignore_index

@@ -39,6 +39,7 @@ cdef extern from "simd/sums.h" nogil:
         bint sums_entropy
 
 cdef extern from "simd/row_sweep.h" nogil:
+    const bint BY_LINES "FASTCE_BY_LINES"  # whether rows are swept by whole lines
     # of a row; the type is that of `like`
     double find_row_max "fastce_row_max"(Format format, const void* x, Py_ssize_t n, double like)
     Py_ssize_t find "fastce_find"(const void* x, Py_ssize_t n, double value)

@@ -17,7 +17,7 @@ Design
 """
 from libc.math cimport NAN
 
-from fastce._cpu.kernel.blocks cimport Block, cap, find
+from fastce._cpu.kernel.blocks cimport BY_LINES, Block, cap, find
 from fastce._cpu.kernel.row_view cimport (
     RowView, given_by_caller, locate_row, prob_block, scratch_size, start_of_row
 )
@@ -40,10 +40,11 @@ from fastce._cpu.layout.copied_rows cimport (
 from fastce._cpu.math cimport exp_unit, real
 from fastce._cpu.platform cimport not_inlined
 from fastce._cpu.prefetch cimport CACHE_LINE
-from fastce._cpu.task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, block_size
+from fastce._cpu.task cimport GRADIENT, LOG_SOFTMAX, Matrix, Task, block_size, is_curvature
 
 cdef enum:
     BLOCK_BYTES = 8192   # this block of logits, the next, and as much of class probabilities fit into L1
+    # Of rows of several blocks, where a block costs little besides: AVX2 took 1.03 of the time with it.
     LONG_BLOCK_BYTES = 4096
     # How far ahead memory is asked for: beyond the next block to L1, and farther to L2. Half of either was too late.
     L1_AHEAD_BYTES = 12288
@@ -65,7 +66,8 @@ cdef inline Py_ssize_t row_block(const Task* task, real like) noexcept nogil:
     """Return how many of the caller's classes make a block."""
     cdef bint narrow = is_16_bit(task.logits.format) and sweeps_16_bits(task, like)
     cdef Py_ssize_t size = 2 if narrow else <Py_ssize_t>sizeof(real)
-    return (BLOCK_BYTES if task.n_classes * size <= BLOCK_BYTES else LONG_BLOCK_BYTES) // size
+    cdef bint is_light = BY_LINES and not is_curvature(task)
+    return (LONG_BLOCK_BYTES if is_light and task.n_classes * size > BLOCK_BYTES else BLOCK_BYTES) // size
 
 
 cdef inline Py_ssize_t row_group(const Task* task, real like) noexcept nogil:
@@ -191,8 +193,8 @@ cdef inline void sweep_block(
     if row.prob != NULL:
         b.t = prob_block(task, row.prob, k, scratch + 2 * scratch_size(task))
         b.ahead_t = ahead_of(task, &task.prob, i, k, AHEAD_BYTES // b.ahead_t_size)
-    b.next = NULL
-    if next_row != NULL and next_row.format == row.format:
+    b.next = NULL  # is looked at by itself
+    if next_row != NULL and next_row.format == row.format and (BY_LINES or row.format == NATIVE):
         b.next = next_row.x
         b.n_next = next_row.n
     if not task.normalized:

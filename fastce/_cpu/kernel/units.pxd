@@ -134,7 +134,8 @@ cdef inline void locate_unit(const Task* task, Py_ssize_t i, Py_ssize_t u, real*
             unit.hess = place_row(task, &task.hess, i, unit.hess, arrays[0])
     unit.capped = scratch[CAPPED] if is_capped else unit.x
     unit.w = unit.v
-    unit.next_x = unit.ahead_x = unit.x
+    unit.next_x = unit.x + 2048  # of a long row, which is in L2
+    unit.ahead_x = unit.x
     unit.ahead_v = unit.v
     # The next of the longest rows would push this one out of L2: 32000 floats took 1.3 times as long.
     if task.by_rows and task.unit_size * <Py_ssize_t>sizeof(real) <= GROUP_BYTES:

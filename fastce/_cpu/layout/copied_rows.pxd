@@ -14,7 +14,8 @@ Design
    one number at a time would be written to every cache line, and a call took 30 times as long.
 4. Into another array that exceeds the caches the gradient is copied too, though its rows are contiguous: from the copy
    it goes past the caches, see `simd/stream.h`, and its lines need not be read. That took 0.8 of the time with two
-   threads and 0.65 with one; within the caches it would take 1.2.
+   threads and 0.65 with one; within the caches it would take 1.2. New memory is in the caches, for the system has just
+   cleared it: there it took up to 1.15.
 """
 from fastce._cpu.lanes cimport LANES
 from fastce._cpu.layout.convert cimport NATIVE, Format, load_array, store_array
@@ -59,8 +60,8 @@ cdef inline bint streams_out(const Task* task, real like) noexcept nogil:
     """Return True if the gradient is to go past the caches."""
     cdef Py_ssize_t n_bytes = task.n_rows * row_bytes(task, like)
     return (
-        STREAMS and task.out.data != NULL and task.out.data != task.logits.data and n_bytes >= cache_bytes()
-        and is_contiguous(task, &task.out, like))
+        STREAMS and task.out.data != NULL and not task.out_is_new and task.out.data != task.logits.data
+        and n_bytes >= cache_bytes() and is_contiguous(task, &task.out, like))
 
 
 cdef inline bint copies_out(const Task* task, real like) noexcept nogil:

@@ -11,7 +11,8 @@
       whole lines of the exponentials, and masks cut its ends. So a class may be in any lane, depending on where the
       row lies in memory, but the bits of the sums do not depend on it: numbers so many vectors apart are added up in
       order, whichever lane they have, and these partial sums in a tree that is the same when they are rotated.
-   3. Elsewhere the last vector of a row overlaps the one before. In place it is loaded before anything is stored: a
+   3. Numbers of 16 bits are compared as integers, which AVX2 does faster in a loop of its own.
+   4. Elsewhere the last vector of a row overlaps the one before. In place it is loaded before anything is stored: a
       load from lines that were just stored in pieces waits for them, which cost 25 ns a row, and filling it up piece
       by piece 50. */
 #ifndef FASTCE_ROW_SWEEP_H
@@ -284,7 +285,7 @@ FASTCE_INLINE void F(sweep_of)(
     const VEC f = F(fill)(factor);
     const ptrdiff_t n = b->n, size = b->ahead_size, n_done = multiplies ? b->n_done : 0;
     ptrdiff_t k = 0, i = 0, n_next = 0, w = 0;
-#if IS_FLOAT && FASTCE_IS_WIDE
+#if IS_FLOAT && FASTCE_BY_LINES
     fastce_largest_words words; /* of the next block */
     fastce_begin_words(&words);
 #endif
@@ -293,7 +294,7 @@ FASTCE_INLINE void F(sweep_of)(
     if (n_done > 0) w = F(multiply_first)(done, factor);
     if (next != NULL) {
         n_next = b->n_next;
-#if IS_FLOAT && FASTCE_IS_WIDE
+#if IS_FLOAT && FASTCE_BY_LINES
         if (format != FASTCE_NATIVE) fastce_take_words(&words, (const uint16_t*)next + n_next - 64);
 #endif
         largest[0] = F(max)(F(load_as)(format, next, 0), largest[0]);
@@ -333,7 +334,7 @@ FASTCE_INLINE void F(sweep_of)(
             F(add_exps)(d, y, 4, FASTCE_BY_LINES ? 0 : v, sums_entropy, all, ed);
         }
         if (i + STEP <= n_next) {
-#if IS_FLOAT && FASTCE_IS_WIDE
+#if IS_FLOAT && FASTCE_BY_LINES
             if (format != FASTCE_NATIVE)
                 fastce_take_words(&words, (const uint16_t*)next + i);
             else
@@ -383,7 +384,7 @@ FASTCE_INLINE void F(sweep_of)(
     b->sums[FASTCE_ALL][0] = F(sum_of_parts)(all);
     if (sums_entropy) b->sums[FASTCE_E_D][0] = F(sum_of_parts)(ed);
     if (next == NULL) return;
-#if IS_FLOAT && FASTCE_IS_WIDE
+#if IS_FLOAT && FASTCE_BY_LINES
     if (format != FASTCE_NATIVE) {
         for (; i + 64 <= n_next; i += 64) fastce_take_words(&words, (const uint16_t*)next + i);
         b->next_max = fastce_end_words(&words, format, (const uint16_t*)next, n_next);
