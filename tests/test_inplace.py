@@ -5,6 +5,7 @@ import pytest
 
 import fastce
 from cases import LAYOUTS, OPTION_SETS, make_logits, make_target, options_for, row_shape
+from guard import before_a_guard, behind_a_guard
 from oracle import assert_equal
 
 SHAPES = [(70,), (20, 7), (40, 64), (5, 300), (2, 5000), (3, 5, 18), (2, 3, 2, 5)]
@@ -134,3 +135,40 @@ def test_softmax_works_in_place(dtype, name, layout, rng):
             assert_equal(other, expected)
             assert function(x, axis=axis, out=x) is x
             assert_equal(x, expected)
+
+
+@pytest.mark.every_isa
+@pytest.mark.parametrize("place", [behind_a_guard, before_a_guard])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize(
+    ("shape", "float_type"),
+    [((10_000, 1001), "f4"), ((80_000, 129), "f4"), ((300, 35_001), "f4"), ((5000, 1003), "f8")],
+)
+def test_large_gradients_go_past_the_caches(shape, float_type, smoothing, place, rng):
+    """More than 32 MB, which many caches hold, into an array between guards; rows begin anywhere in a cache line."""
+    logits = 3 * rng.standard_normal(shape, float_type)
+    target = rng.integers(shape[1], size=shape[0])
+    target[::7] = -100
+    target[:4] = [0, shape[1] - 1, 15, 16]  # at the ends of lines
+    out = place(np.full(shape, np.nan, float_type))
+    loss, grad = fastce.cross_entropy_with_grad(
+        logits,
+        target,
+        out=out,
+        reduction="none",
+        label_smoothing=smoothing,
+        grad_output=np.full(shape[0], 0.5, float_type),
+    )
+    assert grad is out
+    spread = 1 + np.log(shape[1])
+    few_eps = 8 * np.finfo(float_type).eps * spread
+    for rows in np.array_split(np.arange(shape[0]), 20):
+        shifted = logits[rows] - logits[rows].max(axis=1, keepdims=True).astype(np.float64)
+        log_p = shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
+        kept = target[rows] >= 0
+        q = np.full(log_p.shape, smoothing / shape[1])
+        q[np.arange(len(rows))[kept], target[rows][kept]] += 1 - smoothing
+        expected = 0.5 * kept[:, None] * (np.exp(log_p) - q)
+        # p and q are off by a few eps each, p by one more for each unit of its logarithm.
+        np.testing.assert_array_less(abs(grad[rows] - expected), few_eps * (np.exp(log_p) * (1 - log_p) + q) + 1e-300)
+        np.testing.assert_allclose(loss[rows], -(q * log_p).sum(axis=1) * kept, rtol=few_eps, atol=few_eps)
