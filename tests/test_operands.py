@@ -5,11 +5,12 @@ import itertools
 import ml_dtypes
 import numpy as np
 import pytest
+from numpy.testing import assert_allclose
 
 import fastce
-from cases import LAYOUTS, class_axis, make_logits, make_target, row_shape
+from cases import LAYOUTS, class_axis, finfo, make_logits, make_target, row_shape
 from fastce import _reference
-from oracle import Bounds, assert_curvatures, assert_matches_reference, assert_within
+from oracle import Bounds, arithmetic, assert_curvatures, assert_matches_reference, assert_within
 
 REALS = ["f2", "f4", "f8", "g", ">f4", ">f8", "i1", "u1", "i4", ">i4", "u8", ml_dtypes.bfloat16]
 INTEGERS = ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "longlong", ">i2", ">i8", ">u8"]
@@ -141,3 +142,33 @@ def test_options_of_other_types_mean_their_numbers(rng, dtype):
 def test_any_number_of_threads_is_a_limit(rng, dtype, n_threads):
     logits, target = make_logits(rng, (32, 10), dtype), make_target(rng, "index", (32, 10))
     assert fastce.cross_entropy(logits, target, n_threads=n_threads) == fastce.cross_entropy(logits, target)
+
+
+@pytest.mark.every_isa(by_default=True)
+@pytest.mark.parametrize("layout", ["C", "step", "reversed", "unaligned"])
+@pytest.mark.parametrize("block", [512, 1024, 2048, 4096])
+def test_copies_of_long_rows_keep_each_block(block, layout, dtype, rng):
+    """A row is copied block by block, and its last block, up to 63 classes longer, must leave the one before alone."""
+    for n_classes in (n * block + rest for n in (2, 3, 4, 5) for rest in (0, 1, 30, 63, 64)):
+        x = np.zeros((4, n_classes), dtype)
+        # The largest logit at the beginning of a block, and the second largest at the end of the row.
+        for row, k in enumerate((0, block + 5, (n_classes // block - 1) * block + 5, n_classes - 70)):
+            x[row, k], x[row, -5] = 20, 18
+        target = rng.integers(n_classes, size=len(x))
+        logits = LAYOUTS[layout](x)
+        wide = x.astype(np.float64)
+        lse = 20 + np.log(np.exp(wide - 20).sum(axis=1))
+        expected = lse - wide[range(len(x)), target]
+        per_row = {"reduction": "none"}
+        few = {"rtol": 100 * np.finfo(arithmetic(dtype)).eps, "atol": 1e-7}
+        rounded = {"rtol": max(few["rtol"], float(finfo(dtype).eps)), "atol": 1e-7}
+        assert_allclose(fastce.cross_entropy(logits, target, **per_row), expected, **few)
+        assert_allclose(fastce.cross_entropy_stats(logits, target).lse, lse, **few)
+        assert_allclose(fastce.logsumexp(logits, axis=1).astype(np.float64), lse, **rounded)
+        smooth = fastce.cross_entropy(logits, target, label_smoothing=0.1, **per_row)
+        assert_allclose(smooth, 0.9 * expected + 0.1 * (lse - wide.mean(axis=1)), **few)
+        loss, grad = fastce.cross_entropy_with_grad(logits, target, out=np.empty(x.shape, dtype), **per_row)
+        assert_allclose(loss, expected, **few)
+        truth = np.exp(wide - lse[:, None])
+        truth[range(len(x)), target] -= 1
+        assert_allclose(grad.astype(np.float64), truth, **rounded)

@@ -35,7 +35,7 @@ from fastce._cpu.task cimport GRADIENT, Matrix, Task, row_offset, vector_item
 
 
 cdef inline bint has_no_options(const Task* task) noexcept nogil:
-    """Return True if this file can do a call: no options but a scale, and factors whose products do not overflow."""
+    """Return True if a kernel of few classes can do a call: no options but a scale, no products that overflow."""
     return (
         task.target != NULL and not task.has_option_sums and not task.normalized and task.weight == NULL
         and task.sample_weight.data == NULL and task.z_loss == 0

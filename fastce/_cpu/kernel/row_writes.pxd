@@ -54,7 +54,7 @@ cdef inline void write_row(
     cdef real* probs = scratch + 2 * scratch_size(task)
     cdef Py_ssize_t n, k = 0
     cdef const double* row_max
-    cdef double alpha, factor
+    cdef double alpha, factor, patch
     cdef bint may_be_nan = task.has_option_sums or task.softcap != 0 or task.out_kind == LOG_SOFTMAX
     while k < task.n_classes:
         n = block_size(task, k)
@@ -75,8 +75,8 @@ cdef inline void write_row(
             factor = write_gradient(
                 task, True, rows, lane, &alpha, k, n, out, prob_block(task, row.prob, k, probs))
         if task.streams:
-            stream_block(
-                <real*>row.out, <real>factor, rows.patch_class[lane], <real>rows.grad_patch[lane], k, n, target)
+            patch = rows.grad_patch[lane] if rows.patch_class[lane] >= 0 else 0
+            stream_block(<real*>row.out, <real>factor, rows.patch_class[lane], <real>patch, k, n, target)
         elif target != NULL:
             # An exponential that is NaN makes the row's factor NaN.
             store_block(task.source, <real*>row.out, <real>factor, may_be_nan or factor != factor, k, n, target)
@@ -130,7 +130,10 @@ cdef struct WaitingRows:
 
 
 cdef inline bint can_wait(const Task* task) noexcept nogil:
-    """Return True if the second pass multiplies each block by a factor, and nothing else."""
+    """Return True if the second pass multiplies each block by a factor, and nothing else.
+
+    Gradients of 16 bits are also rounded and stored, so the sweep of logits of 16 bits never meets a block that waits.
+    """
     return (
         task.out.data != NULL and task.out_kind == GRADIENT and task.softcap == 0
         and not (task.sum_weight or task.sum_prob or task.stores_rows))

@@ -2,9 +2,9 @@
 
 Design
 ------
-1. A row is swept in blocks of 8 KiB, which stay in L1: maximum, then exp relative to the largest so far. So a row of
-   any length is read from memory once by the sweep; a row-wide maximum first would read a long row twice. A second pass
-   turns exponentials into the gradient, with one factor per block. (Relative to each block's own maximum, two
+1. A row is swept in blocks of 4 or 8 KiB, which stay in L1: maximum, then exp relative to the largest so far. So a row
+   of any length is read from memory once by the sweep; a row-wide maximum first would read a long row twice. A second
+   pass turns exponentials into the gradient, with one factor per block. (Relative to each block's own maximum, two
    exponentials of scalars per block took a tenth of the time.) The maximum of the block that comes next, of this row or
    the next one, is found while this one's exponentials are computed, see `simd/row_sweep.h`.
 2. The exponentials wait in `out`, which may be the logits themselves: no N x C memory besides. Under a softcap, whose
@@ -102,8 +102,11 @@ cdef inline void begin_block(const Task* task, RowView* row, Py_ssize_t start, r
         row.format = given.format
     elif task.copies_logits:
         if not task.copies_out and task.softcap == 0 and task.out_kind == GRADIENT:
-            # Nothing comes back to these logits: each block may overwrite the one before the last.
-            row.x = x = <real*>row.logits + start // task.block % 2 * task.block
+            # Nothing comes back to these logits: a block may overwrite the last but one. The row's last block may be
+            # longer than the others, and has its own place.
+            if start + n < task.n_classes:
+                x = <real*>row.logits + start // task.block % 2 * task.block
+            row.x = x
         load_block(first, given.format, given.class_stride, n, x)
     if task.softcap != 0:
         cap(x, n, task.cap_factor, capped)
@@ -184,7 +187,7 @@ cdef inline void sweep_block(
     b.format = row.format
     b.e = <real*>row.capped
     if task.softcap == 0:
-        # Without a place for them as far from a line as the logits: see `row_sweep.h`.
+        # Scratch memory begins as far from a cache line as the logits do, for loads and stores of whole lines.
         b.e = scratch + <size_t>row.x % CACHE_LINE // sizeof(real)
         if task.out.data != NULL and task.out_kind == GRADIENT:
             b.e = <real*>row.out + k

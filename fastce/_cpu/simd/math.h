@@ -8,8 +8,9 @@
    3. The polynomials are Chebyshev fits (mpmath.chebyfit, 40 digits) on the reduced range; each states its own error.
    4. exp returns its result times EXP_UNIT, 2^32 (float) or 2^64 (double). Results too small for a normal number
       thereby keep their digits at no cost, and the factor disappears into the row's scalars.
-   5. With AVX2 and AVX-512, floats look numbers up in a register, and doubles with AVX-512 in two: e^x = 2^n (1 + fraction) with n in quarters or
-      sixteenths, and a fraction so small that half of the polynomial does, which took 0.9 and 0.8 of the time.
+   5. With AVX2 and AVX-512, floats look numbers up in a register, and doubles with AVX-512 in two: e^x =
+      2^n (1 + fraction) with n in quarters or sixteenths, and a fraction so small that half of the polynomial does,
+      which took 0.9 and 0.8 of the time.
       Eighths with AVX2 took 1.1 times as long as the polynomial: only within 4 floats does it look numbers up in one
       instruction. That is no way to e^x - 1, though: the numbers looked up are rounded. */
 #ifndef FASTCE_MATH_H
