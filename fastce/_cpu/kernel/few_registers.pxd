@@ -12,7 +12,7 @@ from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memcpy
 
 from fastce._cpu.kernel.columns cimport column_block
-from fastce._cpu.kernel.few_rows cimport load_rows, run_length, store_rows
+from fastce._cpu.kernel.few_rows cimport GAP, load_rows, run_length, store_rows
 from fastce._cpu.kernel.few_scalars cimport sum_losses
 from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec
 from fastce._cpu.lanes cimport TILE
@@ -40,7 +40,6 @@ cdef extern from "simd/few_registers.h" nogil:
 
 cdef enum:
     GROUP = 512         # rows
-    GAP = 16            # a cache line of floats, so that planes a power of two apart do not evict each other
     FEWEST_ALIGNED = 1024  # rows that are worth to begin with a cache line
 
 

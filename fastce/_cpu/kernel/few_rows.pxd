@@ -28,7 +28,7 @@ cdef enum:
     MAX_ROWS = 512
     FEWEST_TRANSPOSED = 4  # classes; 2 reversed ones took twice as long through rows in a buffer
     FEWEST_GROUPS = 16
-    GAP = 16             # a cache line of floats
+    GAP = 16             # a cache line of floats, so that planes a power of two apart do not evict each other
     STRIP_BYTES = 2048   # of each class
     AHEAD_BYTES = 131072  # of all classes; a part of any L2 cache
 
