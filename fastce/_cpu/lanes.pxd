@@ -22,6 +22,7 @@ cdef extern from "simd/sums.h" nogil:
     void widen "fastce_widen"(const void* lanes, double* wide)
     void narrow "fastce_narrow"(const double* wide, void* lanes)
     double wide_lane_sum "fastce_wide_lane_sum"(const double* lanes)
+    bint is_less_than_twice "fastce_needs_excl_max"(double all_terms, double unit)
     # Which sums label smoothing and class probabilities ask for.
     ctypedef struct AskedSums "fastce_asked_sums":
         bint w_d
@@ -32,7 +33,7 @@ cdef extern from "simd/sums.h" nogil:
 
 cdef inline bint needs_excl_max(double all_terms, real like) noexcept nogil:
     """Return True if a sum of exponentials is less than twice its largest term: only there does 1 - p cancel."""
-    return <int>(exp_unit(like) <= all_terms) & <int>(all_terms < 2 * exp_unit(like))  # `and` would be a jump
+    return is_less_than_twice(all_terms, exp_unit(like))
 
 
 cdef inline double choose_excl_max(double all_terms, double excl_max, real like) noexcept nogil:

@@ -4,7 +4,7 @@ See `simd/row_sweep.h`, `simd/block.h` and `simd/curvature.h`.
 
 Arrays are of the arithmetic's type, which C knows by their pointers' types.
 """
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 
 from fastce._cpu.lanes cimport LANES, AskedSums
 from fastce._cpu.layout.convert cimport Format
@@ -40,6 +40,24 @@ cdef extern from "simd/sums.h" nogil:
 
 cdef extern from "simd/row_sweep.h" nogil:
     const bint BY_LINES "FASTCE_BY_LINES"  # whether rows are swept by whole lines
+    # Rows that are one block each, swept one after the other.
+    ctypedef struct SweptRows "fastce_swept_rows":
+        int n_rows
+        int n_done
+        Py_ssize_t n_classes
+        Py_ssize_t ahead_l1  # bytes from a row to what is asked for meanwhile
+        Py_ssize_t ahead_l2
+        const void* x[LANES]
+        void* e[LANES]       # where exponentials go; may be x; may be the same memory for all rows
+        int64_t target[LANES]  # a class whose logit is wanted, or -1
+        void* done[LANES]    # earlier rows of exponentials, multiplied by their factors meanwhile
+        double factor[LANES]
+        # results
+        double row_max[LANES]
+        double x_target[LANES]
+        double all_terms[LANES]  # sums of exponentials
+        double excl_max[LANES]  # without those that are 1, where that is needed
+    void sweep_one_by_one "fastce_sweep_rows"(SweptRows* rows, double scale, double like)
     # of a row; the type is that of `like`
     double find_row_max "fastce_row_max"(Format format, const void* x, Py_ssize_t n, double like)
     Py_ssize_t find "fastce_find"(const void* x, Py_ssize_t n, double value)

@@ -17,12 +17,12 @@ Design
 """
 from libc.math cimport NAN
 
-from fastce._cpu.kernel.blocks cimport BY_LINES, Block, cap, find
+from fastce._cpu.kernel.blocks cimport BY_LINES, Block, SweptRows, cap, find, sweep_one_by_one
 from fastce._cpu.kernel.row_view cimport (
     RowView, given_by_caller, locate_row, prob_block, scratch_size, start_of_row
 )
 from fastce._cpu.kernel.row_writes cimport (
-    WaitingRows, begin_waiting, can_wait, end_waiting_block, finish_waiting, take_waiting_block, write_lane
+    WaitingRows, begin_waiting, can_wait, end_waiting_block, finish_waiting, take_waiting_block, write_lane, write_patch
 )
 from fastce._cpu.kernel.scalars cimport (
     Scalars, add, begin, cap_patch_logits, describe_argmax_patches, finish, merge, next_kept,
@@ -32,7 +32,7 @@ from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec, process_t
 from fastce._cpu.kernel.sums cimport (
     Totals, add_piece, begin_totals, describe_block, find_argmax, find_maxima, narrow_maxima, take_totals
 )
-from fastce._cpu.lanes cimport LANES
+from fastce._cpu.lanes cimport LANES, choose_excl_max
 from fastce._cpu.layout.convert cimport NATIVE, SWEEPS_16_BITS, is_16_bit, is_array, size_of
 from fastce._cpu.layout.copied_rows cimport (
     end_streams, place_copies, load_block, needs_copies, row_bytes, copied_group, store_columns, task_of_copies
@@ -253,6 +253,66 @@ cdef inline void sweep_rows(
             rows.patch_class[lane] = find_argmax_patch(task, rows, lane, &row, block_max, <real*>row.capped)
 
 
+cdef inline bint are_single_blocks(const Task* task) noexcept nogil:
+    """Return True if rows are arrays of the arithmetic's type, one block each, and nothing is asked of them but a sum."""
+    return (
+        task.n_classes <= task.block and not task.copies_logits and task.softcap == 0 and not task.has_option_sums
+        and not task.normalized and not task.needs_argmax_patch)
+
+
+cdef inline void sweep_single_blocks(
+    const Task* task, Scalars* rows, WaitingRows* waiting, real* scratch
+) noexcept nogil:
+    """Do the first pass over all rows that are not skipped, and the second over as many that wait."""
+    cdef const Task* given = given_by_caller(task)
+    cdef SweptRows swept
+    cdef Block b
+    cdef Py_ssize_t lanes[LANES]
+    cdef Py_ssize_t done_lanes[LANES]
+    cdef Py_ssize_t row_stride = given.logits.row_strides[task.n_dims - 1]
+    cdef Py_ssize_t n_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
+    cdef Py_ssize_t lane
+    cdef bint in_out = task.out.data != NULL and task.out_kind == GRADIENT
+    cdef int i
+    swept.n_rows = swept.n_done = 0
+    swept.n_classes = task.n_classes
+    swept.ahead_l1 = (L1_AHEAD_BYTES // n_bytes + 1) * row_stride
+    swept.ahead_l2 = (L2_AHEAD_BYTES // n_bytes + 1) * row_stride
+    for lane in range(rows.n):
+        if rows.kept[lane] == 0:
+            continue
+        i = swept.n_rows
+        lanes[i] = lane
+        swept.x[i] = start_of_row(task, &task.logits, rows.start + lane)
+        if in_out:
+            swept.e[i] = start_of_row(task, &task.out, rows.start + lane)
+        else:
+            # Scratch memory begins as far from a cache line as the logits do, for loads and stores of whole lines.
+            swept.e[i] = scratch + <size_t>swept.x[i] % CACHE_LINE // sizeof(real)
+        swept.target[i] = rows.patch_class[lane]
+        swept.n_rows += 1
+    if swept.n_rows == 0:
+        return
+    while waiting.lane < waiting.rows.n and swept.n_done < swept.n_rows:
+        take_waiting_block(task, waiting, &b, scratch[0])
+        i = swept.n_done
+        swept.done[i] = b.done
+        swept.factor[i] = b.factor
+        done_lanes[i] = waiting.lane
+        waiting.lane = next_kept(&waiting.rows, waiting.lane + 1)
+        swept.n_done += 1
+    sweep_one_by_one(&swept, task.scale, scratch[0])
+    for i in range(swept.n_rows):
+        lane = lanes[i]
+        rows.row_max[lane] = swept.row_max[i]
+        rows.x_patch[lane] = swept.x_target[i] if swept.target[i] >= 0 else 0
+        rows.sumexp_excl_max[lane] = choose_excl_max(swept.all_terms[i], swept.excl_max[i], <real>task.scale)
+    for i in range(swept.n_done):
+        write_patch(
+            task, &waiting.rows, done_lanes[i], start_of_row(task, &task.out, waiting.rows.start + done_lanes[i]),
+            scratch[0])
+
+
 cdef inline void process_rows(
     const Task* task, Py_ssize_t start, Py_ssize_t n, WaitingRows* before, WaitingRows* group, real* scratch
 ) noexcept nogil:
@@ -261,7 +321,9 @@ cdef inline void process_rows(
     cdef Py_ssize_t lane
     begin(task, rows, start, n, scratch[0])
     group.lane = n
-    if task.has_option_sums or not task.normalized:
+    if are_single_blocks(task):
+        sweep_single_blocks(task, rows, before, scratch)
+    elif task.has_option_sums or not task.normalized:
         sweep_rows(task, rows, before, scratch, group.block_max)
     elif task.target != NULL:
         read_patch_logits(task, rows, scratch[0])

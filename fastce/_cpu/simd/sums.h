@@ -52,6 +52,11 @@ typedef struct {
     int t_d;        /* and T, besides WT and WT_D */
 } fastce_asked_sums;
 
+/* Whether a sum of exponentials times `unit` is less than twice its largest term: only there does 1 - p cancel. */
+FASTCE_INLINE int fastce_needs_excl_max(double all_terms, double unit) {
+    return (unit <= all_terms) & (all_terms < 2 * unit); /* && would be a jump */
+}
+
 /* A block of classes, of one row or of 16 rows side by side, and what is asked of it. */
 typedef struct {
     int by_rows;   /* of one row */
