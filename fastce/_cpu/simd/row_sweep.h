@@ -239,17 +239,26 @@ FASTCE_INLINE void F(store_part)(REAL* x, MASK lanes, VEC y) { FASTCE_NAME(_mm51
 
 /* ---- products: e becomes e * f ---- */
 
-/* What comes before whole lines; returns how much that was. */
-FASTCE_INLINE ptrdiff_t F(multiply_first)(REAL* e, REAL factor) {
+/* The numbers of x that go before whole lines of e. */
+FASTCE_INLINE VEC F(load_head)(fastce_format format, const void* x, const void* e) {
 #if FASTCE_BY_LINES
-    const VEC f = F(fill)(factor);
     const int first = F(lane_of)(e);
-    const MASK lanes = F(lanes_between)(first, WIDTH);
+    return F(load_part)(format, x, -first, first == 0 ? 0 : F(lanes_between)(first, WIDTH));
+#else
+    (void)format, (void)x, (void)e;
+    return F(fill)(0);
+#endif
+}
+
+/* Stores that; returns how much it was. */
+FASTCE_INLINE ptrdiff_t F(store_head)(REAL* e, VEC y) {
+#if FASTCE_BY_LINES
+    const int first = F(lane_of)(e);
     if (first == 0) return 0;
-    F(store_part)(e - first, lanes, F(load_part)(FASTCE_NATIVE, e, -first, lanes) * f);
+    F(store_part)(e - first, F(lanes_between)(first, WIDTH), y);
     return WIDTH - first;
 #else
-    (void)e, (void)factor;
+    (void)e, (void)y;
     return 0;
 #endif
 }
@@ -296,20 +305,28 @@ FASTCE_INLINE void F(add_exps)(const VEC* d, const VEC* y, int n, int part, int 
     F(add_parts)(z, n, part, ed);
 }
 
-/* The sum of all parts. */
+/* The sum of all parts, in the order of `wide_lane_sum`. */
 FASTCE_INLINE double F(sum_of_parts)(const VEC* parts) {
-    REAL lanes[16];
 #if FASTCE_BY_LINES
-    for (int j = WIDTH; j < 16; j++) lanes[j] = 0;
-    F(store)(lanes, (parts[0] + parts[2]) + (parts[1] + parts[3]));
+    const VEC sum = (parts[0] + parts[2]) + (parts[1] + parts[3]);
+#if IS_FLOAT
+    const __m512d wide =
+        _mm512_cvtps_pd(_mm512_castps512_ps256(sum)) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum, 1));
 #else
-    for (int v = 0; v < N_PARTS; v++) F(store)(lanes + v * WIDTH, parts[v]);
+    const __m512d wide = sum;
 #endif
+    const __m256d four = _mm512_castpd512_pd256(wide) + _mm512_extractf64x4_pd(wide, 1);
+    const __m128d two = _mm256_castpd256_pd128(four) + _mm256_extractf128_pd(four, 1);
+    return _mm_cvtsd_f64(two) + _mm_cvtsd_f64(_mm_unpackhi_pd(two, two));
+#else
+    REAL lanes[16];
+    for (int v = 0; v < N_PARTS; v++) F(store)(lanes + v * WIDTH, parts[v]);
     return F(lane_sum)(lanes);
+#endif
 }
 
-FASTCE_INLINE void F(sweep_of)(
-    fastce_format format, int sums_entropy, int multiplies, fastce_block* b, REAL row_max, REAL scale) {
+FASTCE_INLINE void F(sweep_of)(fastce_format format, int sums_entropy, int multiplies, fastce_block* b, VEC head,
+    VEC done_head, REAL row_max, REAL scale) {
     VEC all[N_PARTS], ed[N_PARTS], largest[4], x[4], d[4], y[4];
     /* Copies, for compilers must assume that stores to e change the block. */
     const void* const given = b->x;
@@ -330,7 +347,7 @@ FASTCE_INLINE void F(sweep_of)(
 #endif
     for (int v = 0; v < N_PARTS; v++) all[v] = ed[v] = F(fill)(0);
     for (int g = 0; g < 4; g++) largest[g] = F(fill)(-INFINITY);
-    if (n_done > 0) w = F(multiply_first)(done, factor);
+    if (n_done > 0) w = F(store_head)(done, done_head * f);
     if (next != NULL) {
         n_next = b->n_next;
 #if IS_FLOAT && FASTCE_BY_LINES
@@ -345,12 +362,10 @@ FASTCE_INLINE void F(sweep_of)(
         /* The line before those that the loop takes has the last partial sum, as every fourth one. */
         const int first = F(lane_of)(e);
         const MASK lanes = F(lanes_between)(first, WIDTH);
-        x[0] = F(load_part)(format, given, -first, lanes);
-        F(exps)(x, 1, m, half, scale, d, y);
-        F(store_part)(e - first, lanes, y[0]);
+        F(exps)(&head, 1, m, half, scale, d, y);
+        k = F(store_head)(e, y[0]);
         y[0] = F(keep)(lanes, y[0]);
         F(add_exps)(d, y, 1, 3, sums_entropy, all, ed);
-        k = WIDTH - first;
     }
 #else
     const VEC last = F(load_as)(format, given, n - WIDTH); /* before stores to e, which may be x */
@@ -440,7 +455,9 @@ FASTCE_INLINE void F(sweep_of)(
    much as many loops in one function, whose constants then had no registers. */
 #define SWEEP(name, format, sums_entropy, multiplies, scale_of)                \
     FASTCE_NOINLINE void F(name)(fastce_block * b, REAL row_max, REAL scale) { \
-        F(sweep_of)(format, sums_entropy, multiplies, b, row_max, scale_of);   \
+        const VEC head = F(load_head)(format, b->x, b->e);                     \
+        const VEC done_head = F(load_head)(FASTCE_NATIVE, b->done, b->done);   \
+        F(sweep_of)(format, sums_entropy, multiplies, b, head, done_head, row_max, scale_of); \
     }
 #if IS_FLOAT && FASTCE_SWEEPS_16_BITS
 SWEEP(sweep_half, FASTCE_HALF, 0, 0, ((void)scale, 1))
@@ -489,7 +506,8 @@ FASTCE_NOINLINE double F(sum_excl_max)(const REAL* e, ptrdiff_t n) {
 }
 
 FASTCE_NOINLINE void F(multiply)(REAL* e, ptrdiff_t n, REAL factor) {
-    F(multiply_rest)(e, F(multiply_first)(e, factor), n, factor);
+    const VEC head = F(load_head)(FASTCE_NATIVE, e, e) * F(fill)(factor);
+    F(multiply_rest)(e, F(store_head)(e, head), n, factor);
 }
 
 /* ---- rows that are one block each ---- */
@@ -497,8 +515,10 @@ FASTCE_NOINLINE void F(multiply)(REAL* e, ptrdiff_t n, REAL factor) {
 FASTCE_INLINE void F(sweep_rows_of)(int multiplies, fastce_swept_rows* rows, REAL scale) {
     fastce_block b;
     REAL largest = F(row_max)(FASTCE_NATIVE, rows->x[0], rows->n_classes);
+    VEC head = F(load_head)(FASTCE_NATIVE, rows->x[0], rows->e[0]), done_head = F(fill)(0);
     b.n = b.n_next = rows->n_classes;
     b.ahead_size = sizeof(REAL);
+    if (rows->n_done > 0) done_head = F(load_head)(FASTCE_NATIVE, rows->done[0], rows->done[0]);
     for (int i = 0; i < rows->n_rows; i++) {
         const REAL* const x = rows->x[i];
         const int is_last = i + 1 == rows->n_rows;
@@ -514,7 +534,13 @@ FASTCE_INLINE void F(sweep_rows_of)(int multiplies, fastce_swept_rows* rows, REA
         b.factor = rows->factor[i];
         rows->row_max[i] = largest;
         if (target >= 0) rows->x_target[i] = x[target];
-        F(sweep_of)(FASTCE_NATIVE, 0, multiplies, &b, largest == -INFINITY ? 0 : largest, scale);
+        /* Before this row's last line is stored: the next row may begin in it, and a load would wait for the store. */
+        const VEC this_head = head, this_done_head = done_head;
+        if (!is_last) head = F(load_head)(FASTCE_NATIVE, rows->x[i + 1], rows->e[i + 1]);
+        if (multiplies && i + 1 < rows->n_done)
+            done_head = F(load_head)(FASTCE_NATIVE, rows->done[i + 1], rows->done[i + 1]);
+        F(sweep_of)(FASTCE_NATIVE, 0, multiplies, &b, this_head, this_done_head, largest == -INFINITY ? 0 : largest,
+            scale);
         largest = (REAL)b.next_max;
         all = rows->all_terms[i] = b.sums[FASTCE_ALL][0];
         if (fastce_needs_excl_max(all, EXP_UNIT)) rows->excl_max[i] = F(sum_excl_max)((const REAL*)b.e, b.n);
