@@ -32,6 +32,7 @@
 #include "simd/math.h"
 #include "simd/prefetch.h"
 #include "simd/simd.h"
+#include "simd/sums.h"
 
 #define FASTCE_MOST_IN_REGISTERS 16
 #define FASTCE_FEW_TILE 64 /* rows */
@@ -87,19 +88,6 @@ FASTCE_INLINE INTS F(fill_ints)(INT value) {
     return value;
 #else
     return value - (INTS){0};
-#endif
-}
-
-/* sum + x, but sum where the mask holds. */
-FASTCE_INLINE VEC F(add_unless)(VEC sum, MASK mask, VEC x) {
-#if WIDTH > 1 && FASTCE_VECTOR_BYTES == 64
-    return FASTCE_NAME(_mm512_mask_add, PS, )(sum, (MASK)~mask, sum, x);
-#elif WIDTH > 1 && FASTCE_VECTOR_BYTES == 32
-    return sum + FASTCE_NAME(_mm256_andnot, PS, )((VEC)mask, x);
-#elif WIDTH > 1
-    return sum + F(of_bits)(~(BITS)mask & F(bits_of)(x));
-#else
-    return mask ? sum : sum + x;
 #endif
 }
 
@@ -385,8 +373,7 @@ FASTCE_INLINE VEC F(max_of_few)(const int n, VEC* x) {
 FASTCE_INLINE int F(exp_few)(
     const int n_classes, VEC* x, INTS y, INTS ignored, REAL scale, F(few_tile) * tile, int at) {
     const VEC zero = F(fill)(0);
-    VEC m[FASTCE_MOST_IN_REGISTERS], d = zero, target_e = zero;
-    VEC excl_target[4] = {zero, zero, zero, zero}; /* for short chains */
+    VEC m[FASTCE_MOST_IN_REGISTERS], e[FASTCE_MOST_IN_REGISTERS], d = zero, target_e = zero, excl_target = zero;
     const MASK skipped = F(equal)(y, ignored);
     const int has_skipped = F(any)(skipped);
     if (has_skipped) { /* whatever is there, NaN included */
@@ -404,15 +391,21 @@ FASTCE_INLINE int F(exp_few)(
     FASTCE_UNROLL
     for (int k = 0; k < n_classes; k++) {
         const MASK is_target = F(is)(y, k);
-        const VEC shifted = x[k] - m[0], e = F(exp)(shifted);
+        const VEC shifted = x[k] - m[0];
+        e[k] = F(exp)(shifted);
         d = F(select)(is_target, shifted, d);
-        target_e = F(select)(is_target, e, target_e);
-        excl_target[k % 4] = F(add_unless)(excl_target[k % 4], is_target, e);
-        F(store)(tile->e + at * n_classes + k * WIDTH, e);
+        target_e = F(select)(is_target, e[k], target_e);
+        F(store)(tile->e + at * n_classes + k * WIDTH, e[k]);
+        e[k] = F(unless)(y, k, e[k]);
     }
+    /* In the order of few.h, by which some planes go: a row has the same bits in all. */
+    FASTCE_UNROLL
+    for (int k = 0; k + 4 <= n_classes; k += 4) excl_target = excl_target + F(total)(e + k, 4);
+    if (n_classes % 4 >= 2) excl_target = excl_target + F(total)(e + n_classes / 4 * 4, 2);
+    if (n_classes % 2 == 1) excl_target = excl_target + e[n_classes - 1];
     F(store)(tile->d + at, d);
     F(store)(tile->target_e + at, target_e);
-    F(store)(tile->excl_target + at, (excl_target[0] + excl_target[1]) + (excl_target[2] + excl_target[3]));
+    F(store)(tile->excl_target + at, excl_target);
     return has_skipped;
 }
 
