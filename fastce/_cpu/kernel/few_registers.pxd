@@ -13,13 +13,12 @@ from libc.string cimport memcpy
 
 from fastce._cpu.kernel.blocks cimport BY_LINES
 from fastce._cpu.kernel.columns cimport column_block
-from fastce._cpu.kernel.few_rows cimport GAP, load_rows, run_length, store_rows
+from fastce._cpu.kernel.few_rows cimport GAP, load_rows, rows_to_line, run_length, store_rows
 from fastce._cpu.kernel.few_scalars cimport sum_losses
 from fastce._cpu.kernel.spec cimport KernelSpec, align, make_spec
 from fastce._cpu.lanes cimport TILE
 from fastce._cpu.layout.convert cimport NATIVE
 from fastce._cpu.math cimport real
-from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.task cimport Matrix, Task, row_offset, vector_item
 
 cdef extern from "simd/few_registers.h" nogil:
@@ -76,17 +75,6 @@ cdef inline Py_ssize_t pitch_of(
     return -1
 
 
-cdef inline Py_ssize_t rows_to_line(const Task* task, Py_ssize_t start, real like) noexcept nogil:
-    """Return how many rows to do first, so that the others begin with a cache line; 0 if none can."""
-    cdef const Matrix* matrix = &task.logits if task.out.data == NULL else &task.out
-    cdef const char* first = matrix.data + row_offset(task, matrix, start)
-    cdef Py_ssize_t n
-    for n in range(CACHE_LINE):
-        if <size_t>(first + n * matrix.row_strides[task.n_dims - 1]) % CACHE_LINE == 0:
-            return n
-    return 0
-
-
 cdef inline void process_in_registers(
     const Task* task, Py_ssize_t start, Py_ssize_t stop, char* workspace, real like
 ) noexcept nogil:
@@ -102,7 +90,7 @@ cdef inline void process_in_registers(
     few.factor = task.factor * task.logit_scale
     few.ignore_index = task.ignore_index
     if stop - start >= FEWEST_ALIGNED:
-        n_first = rows_to_line(task, start, like)
+        n_first = rows_to_line(task, start)
     while i < stop:
         n = min(stop - i, <Py_ssize_t>GROUP if n_first == 0 else n_first)
         n_first = 0

@@ -2,9 +2,8 @@
 
 Design
 ------
-1. Rows are copied class by class, as many as fit into L1 twice beside what is read and written. Planes need that
-   too: a power of two apart they share the same few cache sets, and would evict each other between the passes. For the
-   same reason a class is followed by a gap of one cache line.
+1. 64 rows are copied class by class. Planes need that too: a power of two apart they share the same few cache sets, and
+   would evict each other between the passes. For the same reason a class is followed by a gap of one cache line.
 2. The logits of the next rows are fetched piece by piece while the exponentials of these are computed, which takes
    memory no time of its own: reading planes is waiting for memory, and it was half of the time of 21 planes.
 3. Each line is asked for long before it is fetched, in strips: 2 KiB of one plane after the other, in which memory and
@@ -23,24 +22,11 @@ from fastce._cpu.prefetch cimport CACHE_LINE
 from fastce._cpu.task cimport Matrix, Task, row_offset
 
 cdef enum:
-    FEW_BYTES = 163840  # fits into any L2 cache; 64 rows of 512 floats
-    L1_BYTES = 6144  # 12288 was no better for planes
-    MAX_ROWS = 512
+    STRIPS_BYTES = 163840  # of all classes, fits into any L2 cache
     FEWEST_TRANSPOSED = 4  # classes; 2 reversed ones took twice as long through rows in a buffer
-    FEWEST_GROUPS = 16
     GAP = 16             # a cache line of floats, so that planes a power of two apart do not evict each other
     STRIP_BYTES = 2048   # of each class
     AHEAD_BYTES = 131072  # of all classes; a part of any L2 cache
-
-
-cdef inline Py_ssize_t few_group(const Task* task, real like) noexcept nogil:
-    """Return how many rows are copied at once; 0 if not even 64 fit."""
-    cdef Py_ssize_t class_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
-    cdef Py_ssize_t most = FEW_BYTES // class_bytes - GAP
-    most = min(most, max(<Py_ssize_t>TILE, L1_BYTES // class_bytes - GAP))
-    # Threads share groups, so there must be some.
-    most = min(most, max(<Py_ssize_t>TILE, task.n_rows // FEWEST_GROUPS))
-    return min(<Py_ssize_t>MAX_ROWS, most // TILE * TILE)
 
 
 cdef inline Py_ssize_t run_length(const Task* task, Py_ssize_t start, Py_ssize_t n) noexcept nogil:
@@ -49,14 +35,15 @@ cdef inline Py_ssize_t run_length(const Task* task, Py_ssize_t start, Py_ssize_t
     return n if task.n_dims == 1 else min(n, last - start % last)
 
 
-cdef inline Py_ssize_t rows_to_line(const Task* task, Py_ssize_t start, Py_ssize_t group, real like) noexcept nogil:
-    """Return how many rows to do first, so that the others begin with a cache line: a whole group where none can."""
+cdef inline Py_ssize_t rows_to_line(const Task* task, Py_ssize_t start) noexcept nogil:
+    """Return how many rows to do first, so that the others begin with a cache line; 0 if they do, or none can."""
     cdef const Matrix* matrix = &task.logits if task.out.data == NULL else &task.out
-    cdef Py_ssize_t size = size_of(matrix.format, like)
-    cdef Py_ssize_t n_bytes = -<Py_ssize_t>(matrix.data + row_offset(task, matrix, start)) & (CACHE_LINE - 1)
-    if matrix.row_strides[task.n_dims - 1] != size or n_bytes % size != 0 or n_bytes == 0:
-        return group
-    return n_bytes // size
+    cdef const char* first = matrix.data + row_offset(task, matrix, start)
+    cdef Py_ssize_t n
+    for n in range(CACHE_LINE):
+        if <size_t>(first + n * matrix.row_strides[task.n_dims - 1]) % CACHE_LINE == 0:
+            return n
+    return 0
 
 
 cdef inline void load_any_rows(
@@ -96,16 +83,16 @@ cdef inline void load_rows(
     (<load_t>not_inlined(<void*>load))(task, start, n, scratch, pitch)
 
 
-cdef inline Prefetcher begin_prefetch(const Task* task, Py_ssize_t start, Py_ssize_t group, real like) noexcept nogil:
-    """Return what fetches nothing yet; groups of so many rows are to be fetched from row `start` on."""
+cdef inline Prefetcher begin_prefetch(const Task* task, Py_ssize_t start, real like) noexcept nogil:
+    """Return what fetches nothing yet; tiles of rows are to be fetched from row `start` on."""
     cdef Prefetcher prefetcher
     cdef Py_ssize_t row_bytes = task.n_classes * <Py_ssize_t>sizeof(real)
     cdef Py_ssize_t last = task.row_shape[task.n_dims - 1]
     memset(&prefetcher, 0, sizeof(prefetcher))
-    prefetcher.strip = min(<Py_ssize_t>STRIP_BYTES // <Py_ssize_t>sizeof(real), FEW_BYTES // row_bytes)
+    prefetcher.strip = min(<Py_ssize_t>STRIP_BYTES // <Py_ssize_t>sizeof(real), STRIPS_BYTES // row_bytes)
     if task.n_dims > 1:
         prefetcher.strip = min(prefetcher.strip, last // 4)  # strips end where a plane ends
-    prefetcher.strip = max(<Py_ssize_t>1, prefetcher.strip // group) * group
+    prefetcher.strip = max(<Py_ssize_t>1, prefetcher.strip // TILE) * TILE
     prefetcher.ahead = max(<Py_ssize_t>1, AHEAD_BYTES // (prefetcher.strip * row_bytes)) * prefetcher.strip
     prefetcher.next_strip_start = start
     return prefetcher

@@ -155,7 +155,9 @@ cdef inline void take_waiting_block(const Task* task, WaitingRows* waiting, Bloc
     cdef const double* row_max
     cdef double alpha
     cdef real* out
+    b.done = NULL
     b.n_done = 0
+    b.factor = 1
     if lane >= waiting.rows.n:
         return
     out = <real*>start_of_row(task, &task.out, waiting.rows.start + lane) + k

@@ -517,6 +517,7 @@ FASTCE_INLINE void F(sweep_rows_of)(int multiplies, fastce_swept_rows* rows, REA
     REAL largest = F(row_max)(FASTCE_NATIVE, rows->x[0], rows->n_classes);
     VEC head = F(load_head)(FASTCE_NATIVE, rows->x[0], rows->e[0]), done_head = F(fill)(0);
     b.n = b.n_next = rows->n_classes;
+    b.next_max = 0;
     b.ahead_size = sizeof(REAL);
     if (rows->n_done > 0) done_head = F(load_head)(FASTCE_NATIVE, rows->done[0], rows->done[0]);
     for (int i = 0; i < rows->n_rows; i++) {

@@ -3,7 +3,7 @@
 
    Intrinsics stand only where operators do not always lead to the instruction: the maximum, multiplication and addition
    with one rounding, masks and `select` with AVX2 and AVX-512, numbers of 16 bits (convert.h), the lookup in a
-   register (math.h), parts of vectors (row_sweep.h), transposition (few_registers.h) and stores past the caches
+   register (math.h), parts of vectors (row_sweep.h), transposition (transpose_few.h) and stores past the caches
    (stream.h). Vectors wider than the registers were 10 to 20 times slower. */
 #ifndef FASTCE_SIMD_H
 #define FASTCE_SIMD_H
