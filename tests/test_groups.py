@@ -1,8 +1,8 @@
 """Rows come and go in groups: planes, strides and remainders must not show, down to the last bit.
 
-The kernel for calls without options copies 64 to 512 rows, fetches the next ones meanwhile and works on 64 at a time.
-Where planes allow it, rows begin with a cache line. Whatever the layout, the result for a row is the one it has when a
-few rows are all there are.
+The kernels of few classes work on 64 rows at a time, which they copy, or up to 512 where they lie; the next ones are
+fetched meanwhile. Where planes allow it, rows begin with a cache line. Whatever the layout, the result for a row is the
+one it has when a few rows are all there are.
 """
 
 import ml_dtypes
@@ -20,6 +20,7 @@ ROWS = (
     65,
     511,  # around a group
     513,
+    1024,  # planes 4 KiB apart, which are copied if they are many
     1100,  # the first groups fetch the next ones
     9000,  # groups of full size: 16 or more
 )
@@ -60,7 +61,7 @@ def layouts(logits, rng):
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=lambda d: np.dtype(d).name)
 @pytest.mark.parametrize("n_rows", ROWS)
-@pytest.mark.parametrize("n_classes", [1, 2, 3, 4, 7, 8, 10, 17, 40, 127])
+@pytest.mark.parametrize("n_classes", [1, 2, 3, 4, 7, 8, 10, 13, 16, 17, 40, 127])
 def test_no_layout_shows(rng, dtype, n_rows, n_classes):
     logits = (3 * rng.standard_normal((n_rows, n_classes))).astype(dtype)
     target = rng.integers(0, n_classes, n_rows)

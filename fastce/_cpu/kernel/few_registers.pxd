@@ -48,10 +48,11 @@ cdef enum:
 cdef inline bint fits_registers(const Task* task) noexcept nogil:
     """Return True if this kernel can do a task, if it has no options, and is the faster one.
 
-    Of targets of 64 bits some look at the lower half: it tells whether a row is skipped. More planes than L1 has ways, a
-    multiple of 4 KiB apart, push each other's lines out of it, which matters less where each is loaded once: copies of
-    them, which the other kernel makes, took 0.9 (AVX-512) and 0.75 (AVX2) of the time of 16 floats. Both have the same
-    bits.
+    Of targets of 64 bits some look at the lower half: it tells whether a row is skipped.
+
+    More planes than L1 has ways, a multiple of 4 KiB apart, push each other's lines out of it, which matters less where
+    each is loaded once. `few_classes` makes copies, which took 0.9 (AVX-512) and 0.75 (AVX2) of the time of 16 floats.
+    A row has the same bits either way.
     """
     cdef int64_t low = <int32_t>task.ignore_index
     cdef Py_ssize_t most = WAYS + WAYS // 2 if BY_LINES else WAYS

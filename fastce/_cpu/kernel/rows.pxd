@@ -10,7 +10,9 @@ Design
 2. The exponentials wait in `out`, which may be the logits themselves: no N x C memory besides. Under a softcap, whose
    slope needs the logit again, they go into scratch memory, and the second pass computes them anew.
 3. Up to 16 short rows go through the first pass, the scalars and the second pass together: the scalars of one row are a
-   chain of 300 cycles, those of 16 rows hide each other's.
+   chain of 300 cycles, those of 16 rows hide each other's. If each is one block, and nothing is asked for but the sum of
+   exponentials, C does the first pass over all of them: what a row costs besides its classes fell by half, and 128
+   floats took 0.7 of the time with AVX-512.
 4. Every block is an array of the arithmetic's type when C gets it: it lies there, or was copied (see `copied_rows`), or
    the softcap was applied to it on the way into scratch memory. Only the loop for rows of 16 bits without options reads
    them as they are.
@@ -254,7 +256,7 @@ cdef inline void sweep_rows(
 
 
 cdef inline bint are_single_blocks(const Task* task) noexcept nogil:
-    """Return True if rows are arrays of the arithmetic's type, one block each, and nothing is asked of them but a sum."""
+    """Return True if rows are arrays of the arithmetic's type, one block each, and need the plain sum only."""
     return (
         task.n_classes <= task.block and not task.copies_logits and task.softcap == 0 and not task.has_option_sums
         and not task.normalized and not task.needs_argmax_patch)

@@ -265,7 +265,7 @@ FASTCE_INLINE void F(write_few)(const int n_classes, const F(few_tile) * tile, i
     const VEC alpha = F(load)(tile->alpha + at);
     if (n_classes == 2) {
         classes[0] = alpha;
-        classes[1] = F(fill)(0) - alpha; /* 0 of rows that are skipped */
+        classes[1] = -alpha;
     } else {
         const VEC patch = F(load)(tile->patch + at);
         FASTCE_UNROLL

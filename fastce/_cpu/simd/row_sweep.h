@@ -12,6 +12,8 @@
       row lies in memory, but the bits of the sums do not depend on it: numbers so many vectors apart are added up in
       order, whichever lane they have, and these partial sums in a tree that is the same when they are rotated.
    3. Numbers of 16 bits are compared as integers, which AVX2 does faster in a loop of its own.
+      Where rows follow each other, one ends in the line in which the next begins. That beginning is loaded before this
+      end is stored, for a load would wait for the store.
    4. Elsewhere the last vector of a row overlaps the one before. In place it is loaded before anything is stored: a
       load from lines that were just stored in pieces waits for them, which cost 25 ns a row, and filling it up piece
       by piece 50. */
@@ -85,7 +87,7 @@ typedef struct {
     ptrdiff_t n_classes;
     ptrdiff_t ahead_l1, ahead_l2; /* bytes from a row to what is asked for meanwhile */
     const void* x[FASTCE_LANES];
-    void* e[FASTCE_LANES]; /* where exponentials go; may be x; may be the same memory for all rows */
+    void* e[FASTCE_LANES];        /* where exponentials go; may be x; may be the same memory for all rows */
     int64_t target[FASTCE_LANES]; /* a class whose logit is wanted, or -1 */
     void* done[FASTCE_LANES];
     double factor[FASTCE_LANES];
@@ -310,8 +312,7 @@ FASTCE_INLINE double F(sum_of_parts)(const VEC* parts) {
 #if FASTCE_BY_LINES
     const VEC sum = (parts[0] + parts[2]) + (parts[1] + parts[3]);
 #if IS_FLOAT
-    const __m512d wide =
-        _mm512_cvtps_pd(_mm512_castps512_ps256(sum)) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum, 1));
+    const __m512d wide = _mm512_cvtps_pd(_mm512_castps512_ps256(sum)) + _mm512_cvtps_pd(_mm512_extractf32x8_ps(sum, 1));
 #else
     const __m512d wide = sum;
 #endif
@@ -368,6 +369,7 @@ FASTCE_INLINE void F(sweep_of)(fastce_format format, int sums_entropy, int multi
         F(add_exps)(d, y, 1, 3, sums_entropy, all, ed);
     }
 #else
+    (void)head;
     const VEC last = F(load_as)(format, given, n - WIDTH); /* before stores to e, which may be x */
 #endif
     for (; k + STEP <= n; k += STEP) {
@@ -453,10 +455,10 @@ FASTCE_INLINE void F(sweep_of)(fastce_format format, int sums_entropy, int multi
 
 /* Each set of constants has a function of its own: a choice within the loop took a tenth of the time with AVX2, and as
    much as many loops in one function, whose constants then had no registers. */
-#define SWEEP(name, format, sums_entropy, multiplies, scale_of)                \
-    FASTCE_NOINLINE void F(name)(fastce_block * b, REAL row_max, REAL scale) { \
-        const VEC head = F(load_head)(format, b->x, b->e);                     \
-        const VEC done_head = F(load_head)(FASTCE_NATIVE, b->done, b->done);   \
+#define SWEEP(name, format, sums_entropy, multiplies, scale_of)                               \
+    FASTCE_NOINLINE void F(name)(fastce_block * b, REAL row_max, REAL scale) {                \
+        const VEC head = F(load_head)(format, b->x, b->e);                                    \
+        const VEC done_head = F(load_head)(FASTCE_NATIVE, b->done, b->done);                  \
         F(sweep_of)(format, sums_entropy, multiplies, b, head, done_head, row_max, scale_of); \
     }
 #if IS_FLOAT && FASTCE_SWEEPS_16_BITS
@@ -540,8 +542,8 @@ FASTCE_INLINE void F(sweep_rows_of)(int multiplies, fastce_swept_rows* rows, REA
         if (!is_last) head = F(load_head)(FASTCE_NATIVE, rows->x[i + 1], rows->e[i + 1]);
         if (multiplies && i + 1 < rows->n_done)
             done_head = F(load_head)(FASTCE_NATIVE, rows->done[i + 1], rows->done[i + 1]);
-        F(sweep_of)(FASTCE_NATIVE, 0, multiplies, &b, this_head, this_done_head, largest == -INFINITY ? 0 : largest,
-            scale);
+        F(sweep_of)(
+            FASTCE_NATIVE, 0, multiplies, &b, this_head, this_done_head, largest == -INFINITY ? 0 : largest, scale);
         largest = (REAL)b.next_max;
         all = rows->all_terms[i] = b.sums[FASTCE_ALL][0];
         if (fastce_needs_excl_max(all, EXP_UNIT)) rows->excl_max[i] = F(sum_excl_max)((const REAL*)b.e, b.n);
