@@ -12,8 +12,6 @@
       row lies in memory, but the bits of the sums do not depend on it: numbers so many vectors apart are added up in
       order, whichever lane they have, and these partial sums in a tree that is the same when they are rotated.
    3. Numbers of 16 bits are compared as integers, which AVX2 does faster in a loop of its own.
-      Where rows follow each other, one ends in the line in which the next begins. That beginning is loaded before this
-      end is stored, for a load would wait for the store.
    4. Elsewhere the last vector of a row overlaps the one before. In place it is loaded before anything is stored: a
       load from lines that were just stored in pieces waits for them, which cost 25 ns a row, and filling it up piece
       by piece 50. */
@@ -241,26 +239,17 @@ FASTCE_INLINE void F(store_part)(REAL* x, MASK lanes, VEC y) { FASTCE_NAME(_mm51
 
 /* ---- products: e becomes e * f ---- */
 
-/* The numbers of x that go before whole lines of e. */
-FASTCE_INLINE VEC F(load_head)(fastce_format format, const void* x, const void* e) {
+/* What comes before whole lines; returns how much that was. */
+FASTCE_INLINE ptrdiff_t F(multiply_first)(REAL* e, REAL factor) {
 #if FASTCE_BY_LINES
+    const VEC f = F(fill)(factor);
     const int first = F(lane_of)(e);
-    return F(load_part)(format, x, -first, first == 0 ? 0 : F(lanes_between)(first, WIDTH));
-#else
-    (void)format, (void)x, (void)e;
-    return F(fill)(0);
-#endif
-}
-
-/* Stores that; returns how much it was. */
-FASTCE_INLINE ptrdiff_t F(store_head)(REAL* e, VEC y) {
-#if FASTCE_BY_LINES
-    const int first = F(lane_of)(e);
+    const MASK lanes = F(lanes_between)(first, WIDTH);
     if (first == 0) return 0;
-    F(store_part)(e - first, F(lanes_between)(first, WIDTH), y);
+    F(store_part)(e - first, lanes, F(load_part)(FASTCE_NATIVE, e, -first, lanes) * f);
     return WIDTH - first;
 #else
-    (void)e, (void)y;
+    (void)e, (void)factor;
     return 0;
 #endif
 }
@@ -326,8 +315,8 @@ FASTCE_INLINE double F(sum_of_parts)(const VEC* parts) {
 #endif
 }
 
-FASTCE_INLINE void F(sweep_of)(fastce_format format, int sums_entropy, int multiplies, fastce_block* b, VEC head,
-    VEC done_head, REAL row_max, REAL scale) {
+FASTCE_INLINE void F(sweep_of)(
+    fastce_format format, int sums_entropy, int multiplies, fastce_block* b, REAL row_max, REAL scale) {
     VEC all[N_PARTS], ed[N_PARTS], largest[4], x[4], d[4], y[4];
     /* Copies, for compilers must assume that stores to e change the block. */
     const void* const given = b->x;
@@ -348,7 +337,7 @@ FASTCE_INLINE void F(sweep_of)(fastce_format format, int sums_entropy, int multi
 #endif
     for (int v = 0; v < N_PARTS; v++) all[v] = ed[v] = F(fill)(0);
     for (int g = 0; g < 4; g++) largest[g] = F(fill)(-INFINITY);
-    if (n_done > 0) w = F(store_head)(done, done_head * f);
+    if (n_done > 0) w = F(multiply_first)(done, factor);
     if (next != NULL) {
         n_next = b->n_next;
 #if IS_FLOAT && FASTCE_BY_LINES
@@ -363,13 +352,14 @@ FASTCE_INLINE void F(sweep_of)(fastce_format format, int sums_entropy, int multi
         /* The line before those that the loop takes has the last partial sum, as every fourth one. */
         const int first = F(lane_of)(e);
         const MASK lanes = F(lanes_between)(first, WIDTH);
-        F(exps)(&head, 1, m, half, scale, d, y);
-        k = F(store_head)(e, y[0]);
+        x[0] = F(load_part)(format, given, -first, lanes);
+        F(exps)(x, 1, m, half, scale, d, y);
+        F(store_part)(e - first, lanes, y[0]);
         y[0] = F(keep)(lanes, y[0]);
         F(add_exps)(d, y, 1, 3, sums_entropy, all, ed);
+        k = WIDTH - first;
     }
 #else
-    (void)head;
     const VEC last = F(load_as)(format, given, n - WIDTH); /* before stores to e, which may be x */
 #endif
     for (; k + STEP <= n; k += STEP) {
@@ -455,11 +445,9 @@ FASTCE_INLINE void F(sweep_of)(fastce_format format, int sums_entropy, int multi
 
 /* Each set of constants has a function of its own: a choice within the loop took a tenth of the time with AVX2, and as
    much as many loops in one function, whose constants then had no registers. */
-#define SWEEP(name, format, sums_entropy, multiplies, scale_of)                               \
-    FASTCE_NOINLINE void F(name)(fastce_block * b, REAL row_max, REAL scale) {                \
-        const VEC head = F(load_head)(format, b->x, b->e);                                    \
-        const VEC done_head = F(load_head)(FASTCE_NATIVE, b->done, b->done);                  \
-        F(sweep_of)(format, sums_entropy, multiplies, b, head, done_head, row_max, scale_of); \
+#define SWEEP(name, format, sums_entropy, multiplies, scale_of)                \
+    FASTCE_NOINLINE void F(name)(fastce_block * b, REAL row_max, REAL scale) { \
+        F(sweep_of)(format, sums_entropy, multiplies, b, row_max, scale_of);   \
     }
 #if IS_FLOAT && FASTCE_SWEEPS_16_BITS
 SWEEP(sweep_half, FASTCE_HALF, 0, 0, ((void)scale, 1))
@@ -508,8 +496,7 @@ FASTCE_NOINLINE double F(sum_excl_max)(const REAL* e, ptrdiff_t n) {
 }
 
 FASTCE_NOINLINE void F(multiply)(REAL* e, ptrdiff_t n, REAL factor) {
-    const VEC head = F(load_head)(FASTCE_NATIVE, e, e) * F(fill)(factor);
-    F(multiply_rest)(e, F(store_head)(e, head), n, factor);
+    F(multiply_rest)(e, F(multiply_first)(e, factor), n, factor);
 }
 
 /* ---- rows that are one block each ---- */
@@ -517,11 +504,9 @@ FASTCE_NOINLINE void F(multiply)(REAL* e, ptrdiff_t n, REAL factor) {
 FASTCE_INLINE void F(sweep_rows_of)(int multiplies, fastce_swept_rows* rows, REAL scale) {
     fastce_block b;
     REAL largest = F(row_max)(FASTCE_NATIVE, rows->x[0], rows->n_classes);
-    VEC head = F(load_head)(FASTCE_NATIVE, rows->x[0], rows->e[0]), done_head = F(fill)(0);
     b.n = b.n_next = rows->n_classes;
     b.next_max = 0;
     b.ahead_size = sizeof(REAL);
-    if (rows->n_done > 0) done_head = F(load_head)(FASTCE_NATIVE, rows->done[0], rows->done[0]);
     for (int i = 0; i < rows->n_rows; i++) {
         const REAL* const x = rows->x[i];
         const int is_last = i + 1 == rows->n_rows;
@@ -537,13 +522,7 @@ FASTCE_INLINE void F(sweep_rows_of)(int multiplies, fastce_swept_rows* rows, REA
         b.factor = rows->factor[i];
         rows->row_max[i] = largest;
         if (target >= 0) rows->x_target[i] = x[target];
-        /* Before this row's last line is stored: the next row may begin in it, and a load would wait for the store. */
-        const VEC this_head = head, this_done_head = done_head;
-        if (!is_last) head = F(load_head)(FASTCE_NATIVE, rows->x[i + 1], rows->e[i + 1]);
-        if (multiplies && i + 1 < rows->n_done)
-            done_head = F(load_head)(FASTCE_NATIVE, rows->done[i + 1], rows->done[i + 1]);
-        F(sweep_of)(
-            FASTCE_NATIVE, 0, multiplies, &b, this_head, this_done_head, largest == -INFINITY ? 0 : largest, scale);
+        F(sweep_of)(FASTCE_NATIVE, 0, multiplies, &b, largest == -INFINITY ? 0 : largest, scale);
         largest = (REAL)b.next_max;
         all = rows->all_terms[i] = b.sums[FASTCE_ALL][0];
         if (fastce_needs_excl_max(all, EXP_UNIT)) rows->excl_max[i] = F(sum_excl_max)((const REAL*)b.e, b.n);
