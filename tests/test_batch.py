@@ -13,7 +13,8 @@ from oracle import assert_equal
 
 N_ROWS = 100  # more than the 64 that go together
 PARTS = [(0, 1), (3, 4), (7, 10), (0, 3), (1, 16), (60, 100), (99, 100)]
-CLASSES = [1, 2, 3, 10, 63, 64, 65, 127, 128, 200, 1000, 2049, 5000]  # around tiles, the choice of a kernel and blocks
+# Around tiles, the choice of a kernel, by bytes of a row and by options, and blocks.
+CLASSES = [1, 2, 3, 10, 63, 64, 65, 111, 127, 128, 200, 224, 1000, 2049, 5000]
 OPTIONS = [
     {},
     {"label_smoothing": 0.1},

@@ -12,19 +12,27 @@ from fastce._cpu.math cimport real
 from fastce._cpu.task cimport GRADIENT, Task, is_curvature
 
 cdef enum:
-    # Rows with contiguous classes are faster in a column kernel, 16 of them to a vector, while they do not fill the row
-    # kernel's vectors: 100 floats take 0.46 (AVX-512) and 0.86 (AVX2) of the row kernel's time, with options 0.67 and
-    # 0.93; 128 take 0.78 and 1.39, with options 1.10 and 1.45. Doubles: 0.77 and 0.75, then 1.16 and 1.14.
-    FEW_CLASSES = 127
+    # Rows with contiguous classes are faster in a column kernel, a vector of them at a time, while what a row costs
+    # besides its classes weighs more than transposition. Of the row kernel's time with AVX-512 and AVX2 took, without
+    # options, 127 floats 0.84 and 0.98, 160 floats 1.02 and 1.12, 64 doubles 0.88 and 0.98, 80 doubles 1.03 and 1.06.
+    COLUMN_BYTES = 512
+    # The same where several sums or second derivatives are asked for: 200 floats took 0.83 and 0.93 with smoothing,
+    # 0.88 and 0.91 with statistics, 0.79 and 0.86 for Hessian products; 256 floats 0.95 and 1.10. Under class
+    # probabilities, which are transposed as well, it was 1.08 and 1.15.
+    COLUMN_BYTES_OF_SUMS = 896
 
 
-cdef inline bint goes_by_rows(const Task* task, Py_ssize_t itemsize) noexcept nogil:
+cdef inline bint goes_by_rows(const Task* task, real like) noexcept nogil:
     """Return True if the row kernel is to do a task: choose between rows and columns.
 
-    By classes, whether they lie side by side, and the type alone: a row must have the same bits in every batch. Classes
-    two numbers apart would be faster by rows, but so lie those of two rows in Fortran order.
+    By classes, whether they lie side by side, the type and the options alone: a row must have the same bits in every
+    batch. Classes two numbers apart would be faster by rows, but so lie those of two rows in Fortran order.
     """
-    return task.n_classes > FEW_CLASSES and magnitude(task.logits.class_stride) == itemsize
+    cdef bint has_sums = is_curvature(task) or (task.has_option_sums and not task.sum_prob)
+    cdef Py_ssize_t most = COLUMN_BYTES_OF_SUMS if has_sums else COLUMN_BYTES
+    return (
+        task.n_classes * <Py_ssize_t>sizeof(real) >= most
+        and magnitude(task.logits.class_stride) == size_of(task.logits.format, like))
 
 
 cdef inline bint has_no_options(const Task* task) noexcept nogil:
@@ -39,7 +47,7 @@ cdef inline bint has_no_options(const Task* task) noexcept nogil:
 
 cdef inline KernelSpec choose_kernel(Task* task, real like) noexcept nogil:
     """Choose the kernel for a task, and plan the task for it."""
-    cdef bint by_rows = goes_by_rows(task, size_of(task.logits.format, like))
+    cdef bint by_rows = goes_by_rows(task, like)
     if is_curvature(task):
         return plan_curvature(task, by_rows, like)
     if by_rows:
