@@ -21,41 +21,9 @@ LOGITS_DTYPES = [np.dtype(t) for t in (np.float32, np.float64, np.float16, ml_dt
 FLOATS = [*LOGITS_DTYPES, np.dtype(np.longdouble)]
 INTEGERS = [np.dtype(t) for t in ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", ">i2", ">i4", ">u8")]
 
-# Around a vector, half a tile, a tile and several; around the choice between
-# kernels at 512 and 896 bytes; around blocks.
-CLASSES = [
-    1,
-    2,
-    3,
-    4,
-    5,
-    7,
-    8,
-    10,
-    15,
-    16,
-    17,
-    24,
-    31,
-    32,
-    33,
-    48,
-    63,
-    64,
-    65,
-    100,
-    111,
-    112,
-    126,
-    127,
-    128,
-    129,
-    130,
-    190,
-    223,
-    224,
-    257,
-]
+# Around a vector, half a tile, a tile and several; the choice between kernels at 512 and 896 bytes; around blocks.
+FEW_CLASSES = [1, 2, 3, 4, 5, 7, 8, 10, 15, 16, 17, 24, 31, 32, 33, 48, 63, 64, 65, 100, 111, 112]
+CLASSES = [*FEW_CLASSES, 126, 127, 128, 129, 130, 190, 223, 224, 257]
 MANY_CLASSES = [1000, 1023, 1024, 1025, 2047, 2048, 2049, 2100, 3000, 4095, 4096, 4097, 5000, 8193, 9000]
 ROWS = [0, 1, 1, 2, 3, 4, 5, 8, 15, 16, 17, 20, 31, 33]
 MANY_ROWS = [47, 63, 64, 65, 66, 80, 100, 127, 128, 129, 130, 150, 192, 200]
