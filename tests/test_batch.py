@@ -113,3 +113,21 @@ def test_sums_over_integers_have_the_same_bits_in_every_batch(rng):
     for part in (np.s_[:, :, 11:12, :1], np.s_[2:3, :], np.s_[:, :, :, 1:2]):
         rows = (part[0], *part[2:])
         assert_equal(fastce.logsumexp(x[part], axis=1), whole[rows])
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("options", [{}, {"return_stats": True}, {"z_loss": 1e-3}, {"softcap": 200.0}], ids=str)
+@pytest.mark.parametrize("n_classes", [5, 40, 100, 160, 300])
+def test_tiny_factors_of_other_rows_do_not_show(n_classes, options, dtype, rng):
+    """A tiny factor is taken out of its own row's exponentials, of which the small ones then lose digits."""
+    tiny = np.finfo(dtype).smallest_normal
+    logits = np.linspace(np.log(tiny) - 8, np.log(tiny) + 3, n_classes).astype(dtype) * np.ones((20, 1), dtype)
+    logits[:, 0] = 0
+    target = rng.integers(1, n_classes, 20)
+    grad_output = np.full(20, 0.7, dtype)
+    _, alone, *_ = fastce.cross_entropy_with_grad(
+        logits[:1], target[:1], grad_output=grad_output[:1], reduction="none", **options
+    )
+    grad_output[1::2] = 8 * tiny
+    _, grad, *_ = fastce.cross_entropy_with_grad(logits, target, grad_output=grad_output, reduction="none", **options)
+    assert_equal(grad[:1], alone)

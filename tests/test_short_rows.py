@@ -11,8 +11,8 @@ from oracle import assert_equal, assert_matches_reference
 
 pytestmark = pytest.mark.every_isa
 
-# Around vectors and steps of 64; the longest that are one block of floats are 2047.
-CLASSES = (128, 129, 143, 191, 192, 193, 255, 300, 1000, 1023, 1500, 2047, 2048)
+# Around vectors and steps of 64; rows of 2048 floats or 1024 doubles are one block.
+CLASSES = (128, 129, 143, 191, 192, 193, 255, 300, 1000, 1023, 1024, 1025, 1500, 2047, 2048, 2049)
 ROWS = (1, 2, 15, 16, 17, 33, 70)
 
 

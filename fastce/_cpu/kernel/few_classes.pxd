@@ -1,4 +1,6 @@
-"""The kernel of few classes, but more than fit into registers: class indices without options, 64 rows at a time.
+"""The kernel of few classes in copies of 64 rows: more than fit into registers, class indices without options.
+
+Some planes of fewer classes go by it as well, see `few_registers.fits_registers`.
 
 Design
 ------
@@ -34,9 +36,9 @@ from fastce._cpu.task cimport Matrix, Task, row_offset, vector_item
 
 
 cdef enum:
-    PITCH = TILE + GAP   # numbers from class to class in scratch memory
-    # Of it: fits into any L2 cache. The copies of all threads begin so far apart, for next to each other they took 1.1
-    # times as long with two threads: what asks for memory ahead does not know where one of them ends.
+    PITCH = TILE + GAP   # numbers from class to class of a copy
+    # Of a copy, which must fit into any L2 cache. All copies begin so far apart, also those of different threads: next
+    # to each other they took 1.1 times as long with two threads.
     MOST_BYTES = 163840
 
 

@@ -1,4 +1,4 @@
-"""The kernel of up to 16 classes: class indices without options, a vector of rows at a time.
+"""The kernel of up to 16 classes in registers: class indices without options, a vector of rows at a time.
 
 Design
 ------
@@ -40,7 +40,7 @@ cdef extern from "simd/few_registers.h" nogil:
 
 cdef enum:
     GROUP = 512         # rows
-    WAYS = 8  # of L1 in most processors; addresses so many bytes apart share them
+    WAYS = 8  # of L1 in most processors: so many lines it holds of those that are a multiple of 4 KiB apart
     WAY_BYTES = 4096
     FEWEST_ALIGNED = 1024  # rows that are worth to begin with a cache line
 
@@ -50,9 +50,9 @@ cdef inline bint fits_registers(const Task* task) noexcept nogil:
 
     Of targets of 64 bits some look at the lower half: it tells whether a row is skipped.
 
-    More planes than L1 has ways, a multiple of 4 KiB apart, push each other's lines out of it, which matters less where
-    each is loaded once. `few_classes` makes copies, which took 0.9 (AVX-512) and 0.75 (AVX2) of the time of 16 floats.
-    A row has the same bits either way.
+    More planes than L1 has ways, a multiple of 4 KiB apart, push each other's lines out of it. 12 still do no harm
+    where a vector is a whole line, which is loaded once. `few_classes` makes copies, which took 0.9 (AVX-512) and 0.75
+    (AVX2) of the time of 16 floats. A row has the same bits either way.
     """
     cdef int64_t low = <int32_t>task.ignore_index
     cdef Py_ssize_t most = WAYS + WAYS // 2 if BY_LINES else WAYS

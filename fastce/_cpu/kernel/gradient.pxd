@@ -35,6 +35,24 @@ cdef inline void find_alpha(
             alpha[j] *= unscaled_exp(difference(block_max[j], rows.row_max[lane + j], task.scale))
 
 
+cdef inline void free_tiny(
+    bint by_rows, const double* alpha, double least, double unit, Py_ssize_t n, real* e, double* left
+) noexcept nogil:
+    """Free exponentials of `exp_unit` where alpha, freed of it, would be subnormal: those of that row, of 16, alone."""
+    cdef real units[LANES]
+    cdef Py_ssize_t j
+    if by_rows:
+        multiply(e, n, unit)
+        left[0] = 1
+        return
+    for j in range(LANES):
+        units[j] = 1
+        if fabs(alpha[j]) < least and alpha[j] != 0:
+            units[j] = <real>unit
+            left[j] = 1
+    multiply_by(e, NULL, n, units, e)
+
+
 cdef inline double write_gradient(
     const Task* task, bint by_rows, const Scalars* rows, Py_ssize_t lane, const double* alpha, Py_ssize_t start,
     Py_ssize_t n, real* e, const real* t
@@ -47,19 +65,19 @@ cdef inline double write_gradient(
     cdef real beta[LANES]
     cdef real gamma[LANES]
     cdef double unit = 1 / <double>exp_unit(e[0])
+    cdef double left[LANES]  # to multiply alpha by
     cdef double least = FLT_MIN if real is float else DBL_MIN
     cdef Py_ssize_t j
     cdef int64_t is_tiny = False
     for j in range(1 if by_rows else LANES):
         is_tiny |= <int64_t>(fabs(alpha[j]) * unit < least) & <int64_t>(alpha[j] != 0)
+    fill(left, 0, LANES, unit)
     if is_tiny:
-        # Freed of `exp_unit` a factor would be subnormal; the exponentials are, instead.
-        multiply(e, n, unit)
-        unit = 1
+        free_tiny(by_rows, alpha, least / unit, unit, n, e, left)
     if by_rows and not (task.sum_weight or task.sum_prob):
-        return alpha[0] * unit
+        return alpha[0] * left[0]
     for j in range(LANES):
-        a[j] = <real>(alpha[0 if by_rows else j] * unit)
+        a[j] = <real>(alpha[0 if by_rows else j] * left[0 if by_rows else j])
     if not (task.sum_weight or task.sum_prob):
         multiply_by(e, NULL, n, a, e)
         return 1

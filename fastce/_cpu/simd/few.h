@@ -1,4 +1,4 @@
-/* The loops of the kernel of few classes, more than 16, over a tile of 64 rows, class by class.
+/* The loops of the kernel of few classes that copies them: over a tile of 64 rows, class by class.
 
    Design
    ------

@@ -78,8 +78,8 @@ FASTCE_INLINE uint16_t fastce_max_word(fastce_words x) {
 }
 #endif
 
-/* Rows that are one block each, swept one after the other: what they have in common with earlier rows, which are
-   multiplied by their factors meanwhile, is the number of classes. */
+/* Rows that are one block each and are swept one after the other, and earlier rows of as many classes, which are
+   multiplied by their factors meanwhile. */
 typedef struct {
     int n_rows, n_done;
     ptrdiff_t n_classes;
@@ -87,9 +87,9 @@ typedef struct {
     const void* x[FASTCE_LANES];
     void* e[FASTCE_LANES];        /* where exponentials go; may be x; may be the same memory for all rows */
     int64_t target[FASTCE_LANES]; /* a class whose logit is wanted, or -1 */
-    void* done[FASTCE_LANES];
+    void* done[FASTCE_LANES];     /* exponentials of the earlier rows */
     double factor[FASTCE_LANES];
-    /* results */
+    /* results, of the rows that are swept */
     double row_max[FASTCE_LANES], x_target[FASTCE_LANES];
     double all_terms[FASTCE_LANES]; /* sums of exponentials */
     double excl_max[FASTCE_LANES];  /* without those that are 1, where that is needed */
@@ -506,6 +506,8 @@ FASTCE_INLINE void F(sweep_rows_of)(int multiplies, fastce_swept_rows* rows, REA
     REAL largest = F(row_max)(FASTCE_NATIVE, rows->x[0], rows->n_classes);
     b.n = b.n_next = rows->n_classes;
     b.next_max = 0;
+    b.done = NULL;
+    b.factor = 1;
     b.ahead_size = sizeof(REAL);
     for (int i = 0; i < rows->n_rows; i++) {
         const REAL* const x = rows->x[i];
@@ -517,9 +519,11 @@ FASTCE_INLINE void F(sweep_rows_of)(int multiplies, fastce_swept_rows* rows, REA
         b.next = is_last ? NULL : rows->x[i + 1];
         b.ahead_l1 = (const char*)x + rows->ahead_l1;
         b.ahead_l2 = (const char*)x + rows->ahead_l2;
-        b.done = rows->done[i];
         b.n_done = i < rows->n_done ? rows->n_classes : 0;
-        b.factor = rows->factor[i];
+        if (b.n_done > 0) {
+            b.done = rows->done[i];
+            b.factor = rows->factor[i];
+        }
         rows->row_max[i] = largest;
         if (target >= 0) rows->x_target[i] = x[target];
         F(sweep_of)(FASTCE_NATIVE, 0, multiplies, &b, largest == -INFINITY ? 0 : largest, scale);
