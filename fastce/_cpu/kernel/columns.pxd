@@ -3,8 +3,8 @@
 Design
 ------
 1. It serves class axes that are not contiguous, (N, C, d1, ...) and Fortran order, and rows of few classes, see
-   `choice.pxd`. The logits of 16 rows are copied class by class to scratch memory,
-   transposed on the way if need be; the loops over them share the row kernel's sums.
+   `choice.pxd`. The logits of 16 rows are copied class by class to scratch memory, transposed on the way if need be;
+   the loops over them share the row kernel's sums.
 2. Up to 2048 classes (float32) stay there from the first read to the last write. More go block by block, and
    their exponentials wait in `out`, as in the row kernel; where that has 16 bits, they are computed twice.
 3. The copy is not only for transposition: planes a power of two apart share the same few cache sets, and would evict
